@@ -1,0 +1,131 @@
+"""Images from disk, one by one and in batches."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.sample import Sample
+from datasets.transforms import ImageTransform
+from errors import DataError
+
+
+class Batch(NamedTuple):
+    """images float32 [B, 3, H, W], normalised; masks bool [B, H, W], all False for normal images."""
+
+    images: Tensor
+    masks: Tensor
+
+
+class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Samples as (image, mask) pairs.
+
+    Args:
+        samples: what to read.
+        transform: brings image and mask to [3, H, W] and [H, W].
+    """
+
+    def __init__(self, samples: Sequence[Sample], transform: ImageTransform) -> None:
+        self.samples = list(samples)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image and mask at an index.
+
+        Raises:
+            DataError: a file that cannot be read, or a mask of another size than its image.
+        """
+        sample = self.samples[index]
+        image = _open(sample.image_path, "RGB")
+        pixels = self.transform.image(image)
+        if sample.mask_path is None:
+            return pixels, torch.zeros(pixels.shape[-2:], dtype=torch.bool)
+        mask = _open(sample.mask_path, "L")
+        if mask.size != image.size:
+            raise DataError(
+                f"mask '{sample.mask_path}' is {mask.size[0]} x {mask.size[1]} pixels, "
+                f"but its image '{sample.image_path}' is {image.size[0]} x {image.size[1]}"
+            )
+        return pixels, self.transform.mask(mask)
+
+
+class BatchLoader:
+    """Batches of a dataset, read by worker processes; may be iterated any number of times.
+
+    Args:
+        dataset: where images come from.
+        batch_size: images per batch; the last one may be smaller.
+        num_workers: processes that read and transform; 0 reads in this one.
+        shuffle_seed: seeds a new order at every pass; None keeps the dataset's order.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, shuffle_seed: int | None = None
+    ) -> None:
+        generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
+        self._loader = DataLoader(
+            _ErrorsAsItems(dataset),
+            batch_size,
+            shuffle=generator is not None,
+            num_workers=min(num_workers, len(dataset)),
+            collate_fn=_collate,
+            generator=generator,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order.
+
+        Raises:
+            DataError: an image or mask that cannot be used.
+        """
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsItems(Dataset[tuple[Tensor, Tensor] | DataError]):
+    """A dataset whose DataErrors are items: raised in a worker they would reach the user as a traceback."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return error
+
+
+def _collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataError:
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    images, masks = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(masks))
+
+
+def _open(path: Path, mode: str) -> Image.Image:
+    """The decoded image in a Pillow mode."""
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except UnidentifiedImageError as error:
+        raise DataError(f"'{path}' is not an image that Pillow can read") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from error

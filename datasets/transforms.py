@@ -1,0 +1,89 @@
+"""From an image file's pixels to the network's input, and the same geometry for masks."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class RandomTransform:
+    """Random changes of training images, all off by default.
+
+    Attributes:
+        rotate_degrees: rotation drawn from -r to r degrees.
+        translate: shift drawn up to this share of width and height.
+        scale: zoom drawn from 1-s to 1+s.
+        brightness, contrast, saturation: torchvision.ColorJitter's factors.
+        gray, hflip, vflip: probabilities of greyscale, and of horizontal and vertical flips.
+    """
+
+    rotate_degrees: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    gray: float = 0.0
+    hflip: float = 0.0
+    vflip: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        return self == RandomTransform()
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize the shorter side to `resize` (bilinear), change at random, crop the centre, normalise as ImageNet.
+
+    Attributes:
+        resize: pixels of the shorter side.
+        imagesize: side of the square crop, at most resize.
+        random: changes between resizing and cropping, as in the original.
+    """
+
+    resize: int
+    imagesize: int
+    random: RandomTransform = RandomTransform()
+
+    def image(self, image: Image.Image) -> Tensor:
+        """An RGB image as float32 [3, imagesize, imagesize], normalised."""
+        image = T.functional.resize(image, [self.resize], InterpolationMode.BILINEAR)
+        if not self.random.is_identity:
+            image = self._random(image)
+        image = T.functional.center_crop(image, [self.imagesize])
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
+        return T.functional.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+
+    def mask(self, mask: Image.Image) -> Tensor:
+        """A mask as bool [imagesize, imagesize]: nearest neighbour, so that it stays binary; non-zero is defective."""
+        mask = T.functional.resize(mask, [self.resize], InterpolationMode.NEAREST)
+        mask = T.functional.center_crop(mask, [self.imagesize])
+        return torch.from_numpy(np.asarray(mask) > 0)
+
+    @cached_property
+    def _random(self) -> T.Transform:
+        r = self.random
+        return T.Compose(
+            [
+                T.ColorJitter(r.brightness, r.contrast, r.saturation),
+                T.RandomHorizontalFlip(r.hflip),
+                T.RandomVerticalFlip(r.vflip),
+                T.RandomGrayscale(r.gray),
+                T.RandomAffine(
+                    r.rotate_degrees,
+                    (r.translate, r.translate),
+                    (1 - r.scale, 1 + r.scale),
+                    interpolation=InterpolationMode.BILINEAR,
+                ),
+            ]
+        )

@@ -1,0 +1,41 @@
+"""Scores, maps and metrics of a detector on the test images of one class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import metrics
+from datasets import BatchLoader, Sample
+from simplenet import SimpleNet
+
+METRICS = ("image_auroc", "pixel_auroc", "pro")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Image scores [N] in the order of the samples, and the value of every metric of METRICS (NaN: does not exist)."""
+
+    scores: NDArray[np.float32]
+    metrics: dict[str, float]
+
+
+def evaluate(detector: SimpleNet, loader: BatchLoader, samples: Sequence[Sample], bar: tqdm) -> Evaluation:
+    """Predict every test image and compare with the labels and, where the dataset has masks, the masks."""
+    has_masks = any(sample.mask_path is not None for sample in samples)
+    scores, maps, masks = [], [], []
+    for batch in loader:
+        prediction = detector.predict(batch.images)
+        scores.append(prediction.scores.cpu().numpy())
+        if has_masks:
+            maps.append(prediction.maps.cpu().numpy())
+            masks.append(batch.masks.numpy())
+        bar.update()
+    all_scores = np.concatenate(scores)
+    values = {"image_auroc": metrics.auroc([sample.anomalous for sample in samples], all_scores)}
+    if has_masks:
+        pixels = metrics.pixel_metrics(np.concatenate(masks), np.concatenate(maps))
+        values |= {"pixel_auroc": pixels["auroc"], "pro": pixels["pro"]}
+    return Evaluation(all_scores, {name: values.get(name, float("nan")) for name in METRICS})

@@ -1,0 +1,154 @@
+"""A run: all classes and backbones of one command line, in order, with results written after every one."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+
+import backbones
+from datasets import DATASETS, ClassSamples
+from errors import DataError, UsageError
+from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig
+from experiment.evaluation import METRICS
+from experiment.job import Job, run_job
+from experiment.results import create_directory, write_config, write_csv, write_results
+
+
+def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
+    """Run every job, write the results and print the table.
+
+    All flags, folders and layers are checked before anything is written or downloaded.
+
+    Returns:
+        The table of results.csv.
+
+    Raises:
+        UsageError, DataError: what main.py shows the user.
+    """
+    root, classes = find_classes(data)
+    samples = {name: hold_out(DATASETS[data.name].read_class(root, name), data.train_val_split) for name in classes}
+    extractors = [load_backbone(backbone, detector, run.seed, data.imagesize) for backbone in detector.backbones]
+    device = choose_device(run.gpu)
+    create_directory(run.directory)
+    click.echo(f"Results go to {run.directory}", err=True)
+
+    rows: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+    table = pd.DataFrame()
+    for name in classes:
+        for i, (backbone, extractor) in enumerate(zip(detector.backbones, extractors, strict=True)):
+            title = f"{data.name}_{name}"
+            job = Job(
+                title=f"{title} ({backbone.label})" if len(detector.backbones) > 1 else title,
+                folder=run.directory / "models" / str(i) / title,
+                samples=samples[name],
+                backbone=backbone,
+                extractor=extractor,
+                seed=run.seed if backbone.seed is None else backbone.seed,
+            )
+            result = run_job(job, detector, data, root, device)
+            rows.append(result.row)
+            history.extend(result.history)
+            write_config(run.directory / "config.json", run, detector, data, classes, device)
+            write_csv(run.directory / "history.csv", pd.DataFrame(history))
+            table = write_results(run.directory / "results.csv", rows)
+    click.echo(format_table(table))
+    click.echo(f"Results are in {run.directory}", err=True)
+    return table
+
+
+def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
+    """The dataset's root folder and the classes to run: those asked for, else all.
+
+    Raises:
+        UsageError: an unknown dataset or class, a path that is left out or missing, or a size that cannot be cropped.
+    """
+    if data.name not in DATASETS:
+        raise UsageError(f"unknown dataset '{data.name}'{_nearest(data.name, list(DATASETS))}")
+    if data.resize < data.imagesize:
+        raise UsageError(
+            f"--resize {data.resize} is smaller than --imagesize {data.imagesize}, which is cropped from it"
+        )
+    reader = DATASETS[data.name]
+    if data.data_path is None and reader.default_root is None:
+        raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} PATH")
+    root = data.data_path if data.data_path is not None else reader.default_root()
+    if not root.is_dir():
+        raise UsageError(f"DATA_PATH '{root}' is not a folder")
+    classes = list(dict.fromkeys(data.subdatasets))
+    if not classes:
+        return root, reader.find_classes(root)
+    known = reader.find_classes(root)
+    for name in classes:
+        if name not in known and not (root / name).is_dir():
+            raise UsageError(f"dataset '{data.name}' has no class '{name}' in '{root}'{_nearest(name, known)}")
+    return root, classes
+
+
+def hold_out(samples: ClassSamples, train_val_split: float) -> ClassSamples:
+    """Train on the first share of the normal images only, as the original does.
+
+    Raises:
+        DataError: no image would be left.
+    """
+    kept = int(len(samples.train) * train_val_split)
+    if kept < 1:
+        raise DataError(f"--train_val_split {train_val_split} leaves none of {len(samples.train)} images to train on")
+    return ClassSamples(samples.train[:kept], samples.test)
+
+
+def load_backbone(
+    backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
+) -> backbones.FeatureExtractor:
+    """A backbone whose layers are known to exist and to give maps; says what they are.
+
+    Raises:
+        UsageError: an unknown backbone or layer, or no layer.
+    """
+    extractor = backbones.load(backbone.name, config.backbone_weights, seed if backbone.seed is None else backbone.seed)
+    if not backbone.layers:
+        raise UsageError(
+            f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
+        )
+    infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
+    shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
+    click.echo(f"{backbone.label}: {shown}", err=True)
+    return extractor
+
+
+def choose_device(gpu: tuple[int, ...]) -> torch.device:
+    """The first GPU asked for, or the CPU where there is no CUDA device.
+
+    Raises:
+        UsageError: a GPU that does not exist; those that do are listed.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        click.echo(f"No CUDA device found: using the CPU with {torch.get_num_threads()} threads", err=True)
+        return torch.device("cpu")
+    for index in gpu:
+        if index >= count:
+            found = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+            raise UsageError(f"--gpu {index} does not exist: this machine has {found}")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda", gpu[0])
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """The table of results.csv for a terminal; a dash where a metric does not exist."""
+    shown = table.copy()
+    for name in METRICS:
+        shown[name] = [f"{value:.4f}" if value == value else "-" for value in table[name].astype(float)]
+    width = max(map(len, shown["class"]))
+    shown["class"] = shown["class"].str.ljust(width)
+    return shown.to_string(index=False, justify="right")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}? It has {', '.join(known)}" if near else f": known are {', '.join(known)}"

@@ -1,0 +1,202 @@
+"""Train and evaluate detectors of industrial anomalies from the command line.
+
+python main.py [run options] net [model options] dataset [data options] NAME [DATA_PATH]
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from errors import DataError, UsageError
+
+if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
+    from experiment import DatasetConfig, DetectorConfig
+
+INTERRUPTED = 130
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; NaN and infinity compare as they like, so they are refused first."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+COUNT = click.IntRange(min=1)
+WHOLE = click.IntRange(min=0)
+SHARE = Number(0, 1)
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+
+
+@click.group(chain=True, context_settings=SETTINGS)
+@click.option("--results_path", type=click.Path(path_type=Path), default="results", help="Folder for results.")
+@click.option("--gpu", type=WHOLE, multiple=True, default=[0], help="CUDA device; the CPU is used where there is none.")
+@click.option("--seed", type=WHOLE, default=0, help="Seeds weights, noise and image order.")
+@click.option("--log_group", default="group", help="Results go to RESULTS_PATH/LOG_PROJECT/LOG_GROUP/RUN_NAME.")
+@click.option("--log_project", default="project", help="See --log_group.")
+@click.option("--run_name", default="test", help="See --log_group.")
+def main(**_: Any) -> None:
+    """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
+
+    \b
+    One command line is a chain: run options, then net with its options, then dataset with its options.
+      python main.py --run_name demo \\
+        net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
+        dataset --resize 256 --imagesize 256 elpv
+    See "net --help" and "dataset --help". Exit codes: 0 done, 1 bad data, 2 bad usage, 130 interrupted.
+    """
+
+
+@main.command(short_help="SimpleNet on one or more backbones.", context_settings=SETTINGS)
+@click.option(
+    "--backbone_names",
+    "-b",
+    multiple=True,
+    help="wideresnet50, resnet18, efficientnet_lite0, any timm name; "
+    "NAME.seed-7 seeds one backbone. Repeatable: one model each.",
+)
+@click.option(
+    "--layers_to_extract_from",
+    "-le",
+    multiple=True,
+    help="Layer to read, repeatable; the first gives the patch grid. "
+    "With several backbones INDEX.LAYER, such as 0.layer2.",
+)
+@click.option(
+    "--backbone_weights", default="pretrained", help="pretrained, random, or a .pth or .safetensors state dict."
+)
+@click.option("--pretrain_embed_dimension", type=COUNT, default=1024, help="Values per patch and layer.")
+@click.option("--target_embed_dimension", type=COUNT, default=1024, help="Values per patch, all layers together.")
+@click.option("--patchsize", type=COUNT, default=3, help="Side of a patch's neighbourhood, in cells of a layer map.")
+@click.option("--embedding_size", type=COUNT, default=1024, help="No effect; accepted because the original has it.")
+@click.option("--meta_epochs", type=COUNT, default=1, help="Evaluations; each comes after --gan_epochs passes.")
+@click.option("--aed_meta_epochs", type=WHOLE, default=1, help="Meta epochs that --cos_lr does not count.")
+@click.option("--gan_epochs", type=COUNT, default=1, help="Passes over the training images per meta epoch.")
+@click.option("--dsc_layers", type=COUNT, default=2, help="Linear layers of the discriminator.")
+@click.option("--dsc_hidden", type=COUNT, help="Hidden width of the discriminator; unset: each block divides by 1.5.")
+@click.option("--noise_std", type=Number(0), default=0.05, help="Standard deviation of the noise on features.")
+@click.option("--dsc_margin", type=Number(0), default=0.8, help="Margin of the loss.")
+@click.option("--dsc_lr", type=Number(0, min_open=True), default=0.0002, help="The discriminator's learning rate.")
+@click.option(
+    "--auto_noise",
+    type=Number(0),
+    default=0,
+    help="Above 0: noise of this share of every feature's own standard deviation, in place of --noise_std.",
+)
+@click.option("--train_backbone", is_flag=True, help="Train the backbone too.")
+@click.option("--cos_lr", is_flag=True, help="Cosine schedule of the discriminator's learning rate.")
+@click.option("--pre_proj", type=WHOLE, default=0, help="Linear layers of the feature adaptor; 0 is none.")
+@click.option("--proj_layer_type", type=WHOLE, default=0, help="Above 1: LeakyReLU between the adaptor's layers.")
+@click.option("--mix_noise", type=COUNT, default=1, help="Noise scales; scale k is 1.1^k times --noise_std.")
+def net(
+    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
+) -> "DetectorConfig":
+    """SimpleNet: a discriminator of patch features and their noisy copies."""
+    from experiment import DetectorConfig, parse_backbones
+
+    del options["embedding_size"]
+    if options["cos_lr"] and options["meta_epochs"] <= options["aed_meta_epochs"]:
+        counts = f"{options['meta_epochs']} and {options['aed_meta_epochs']}"
+        raise UsageError(f"--cos_lr needs more --meta_epochs than --aed_meta_epochs, not {counts}")
+    return DetectorConfig(parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+
+
+# What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
+AUGMENT = {"rotate_degrees": 5.0, "translate": 0.02, "scale": 0.05, "brightness": 0.1, "contrast": 0.1}
+
+
+def random_option(name: str, kind: click.ParamType, text: str) -> Any:
+    """A random change of training images: off, unless given or set by --augment."""
+    default = f"0; with --augment {AUGMENT[name]:g}" if name in AUGMENT else "0"
+    return click.option(f"--{name}", type=kind, show_default=default, help=text)
+
+
+@main.command(short_help="Images to train and test on.", context_settings=SETTINGS)
+@click.argument("name")
+@click.argument("data_path", required=False, type=click.Path(path_type=Path))
+@click.option("--subdatasets", "-d", multiple=True, help="Class, repeatable; none: all classes found.")
+@click.option(
+    "--train_val_split",
+    type=Number(0, 1, min_open=True),
+    default=1,
+    help="Share of the training images that is trained on; the rest is held out.",
+)
+@click.option("--batch_size", type=COUNT, default=2, help="Images per step.")
+@click.option("--num_workers", type=WHOLE, default=2, help="Processes that read images; 0 reads in the main one.")
+@click.option("--resize", type=COUNT, default=256, help="Pixels of the shorter side after resizing.")
+@click.option("--imagesize", type=COUNT, default=224, help="Side of the square cropped from the centre.")
+@random_option("rotate_degrees", Number(0, 180), "Rotate training images by up to this angle.")
+@random_option("translate", SHARE, "Shift them by up to this share of their size.")
+@random_option("scale", Number(0, 1, max_open=True), "Zoom them by up to this share.")
+@random_option("brightness", Number(0), "Change their brightness by up to this factor.")
+@random_option("contrast", Number(0), "Change their contrast by up to this factor.")
+@random_option("saturation", Number(0), "Change their saturation by up to this factor.")
+@random_option("gray", SHARE, "Probability of turning them grey.")
+@random_option("hflip", SHARE, "Probability of flipping them left to right.")
+@random_option("vflip", SHARE, "Probability of flipping them upside down.")
+@click.option(
+    "--augment", is_flag=True, help="Small random rotations, shifts, zooms and changes of light; see their flags."
+)
+def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
+    """Images of dataset NAME under DATA_PATH; options stand before NAME.
+
+    \b
+    mvtec   MVTec AD and data in its layout: DATA_PATH/CLASS/train/good, test/TYPE, ground_truth/TYPE
+    elpv    solar cells, classes mono and poly; without DATA_PATH those of the installed elpv-dataset package
+
+    Random changes apply to training images only.
+    """
+    from datasets import RandomTransform
+    from experiment import DatasetConfig
+
+    given = {field: options.pop(field) for field in RandomTransform.__dataclass_fields__}
+    changes = {field: value for field, value in given.items() if value is not None}
+    return DatasetConfig(name=name, random=RandomTransform(**{**(AUGMENT if augment else {}), **changes}), **options)
+
+
+@main.result_callback()
+def execute(configs: list[Any], **run_options: Any) -> None:
+    """Hand the configurations of the chain over."""
+    import experiment
+
+    detectors = [config for config in configs if isinstance(config, experiment.DetectorConfig)]
+    data = [config for config in configs if isinstance(config, experiment.DatasetConfig)]
+    if len(detectors) != 1 or len(data) != 1:
+        raise UsageError(
+            f"a run needs one net and one dataset, not {len(detectors)} and {len(data)}: "
+            "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
+        )
+    experiment.run(experiment.RunConfig(**run_options), detectors[0], data[0])
+
+
+def cli() -> int:
+    """Run the command line; a user's mistake is one line on standard error and an exit code."""
+    try:
+        return main(standalone_mode=False) or 0
+    except click.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        message, code = error.format_message(), error.exit_code
+    except UsageError as error:
+        message, code = str(error), 2
+    except DataError as error:
+        message, code = str(error), 1
+    except OSError as error:
+        message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
+    except (click.Abort, KeyboardInterrupt):
+        message, code = "interrupted; the results of finished classes are kept", INTERRUPTED
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

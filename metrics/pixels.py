@@ -1,0 +1,121 @@
+"""Pixel-level metrics of anomaly maps: AUROC, average precision, max-F1, PRO and sPRO."""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metrics.ranking import best_f1, crossings, precision_sum, roc_area
+
+
+def pixel_metrics(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> dict[str, float]:
+    """All pixel metrics from one sort of the pixel scores.
+
+    Args:
+        masks: [N, H, W], non-zero where defective.
+        maps: finite float [N, H, W], higher is more anomalous.
+        max_fpr: false-positive rate up to which PRO is integrated, in (0, 1].
+
+    Returns:
+        {"auroc", "ap", "f1_max", "pro"}, each in [0, 1]; NaN where no pixel or every pixel is defective.
+
+    Raises:
+        ValueError: shapes that differ, maps that are not finite, or max_fpr out of range.
+    """
+    defective, scores = _checked(masks, maps, max_fpr)
+    if defective.all() or not defective.any():
+        return dict.fromkeys(("auroc", "ap", "f1_max", "pro"), float("nan"))
+    ranked = crossings(scores[~defective], scores[defective])
+    return {
+        "auroc": roc_area(ranked),
+        "ap": precision_sum(ranked),
+        "f1_max": best_f1(ranked),
+        "pro": ranked.area(ranked.hits(_region_weights(defective)), max_fpr),
+    }
+
+
+def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
+    """Area under the per-region-overlap curve (Bergmann et al., IJCV 2021) up to max_fpr, divided by max_fpr.
+
+    A region is an 8-connected component of a mask; the overlap is averaged over all regions of all images, the
+    false-positive rate is taken over the pixels outside them. Arguments, range and errors as in pixel_metrics.
+    """
+    defective, scores = _checked(masks, maps, max_fpr)
+    if defective.all() or not defective.any():
+        return float("nan")
+    ranked = crossings(scores[~defective], scores[defective])
+    return ranked.area(ranked.hits(_region_weights(defective)), max_fpr)
+
+
+def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_fpr: float = 0.3) -> float:
+    """Area under the saturated per-region-overlap curve (Bergmann et al., IJCV 2022) up to max_fpr, divided by max_fpr.
+
+    A defect of saturation area s is found to the share min(found pixels / s, 1). A false positive is a pixel that no
+    defect of its image covers.
+
+    Args:
+        defects: (image_index, mask [H, W] non-zero where defective, saturation_area in pixels) of every defect; defects
+            of an image may overlap. Empty masks are passed over.
+        maps, max_fpr: as in pixel_metrics; maps of normal images take part.
+
+    Returns:
+        In [0, 1]; NaN without defects or without pixels outside them.
+
+    Raises:
+        ValueError: as in pixel_metrics, an image_index out of range, or a saturation area that is not positive.
+    """
+    scores = _checked_maps(maps, max_fpr)
+    covered = np.zeros(scores.shape, dtype=bool)
+    positives: list[NDArray[np.floating]] = []
+    weights: list[NDArray[np.float64]] = []
+    for image_index, mask, saturation_area in defects:
+        defective = np.asarray(mask).astype(bool)
+        if not 0 <= image_index < len(scores):
+            raise ValueError(f"image_index {image_index} is not in 0..{len(scores) - 1}")
+        if defective.shape != scores.shape[1:]:
+            raise ValueError(f"a defect's mask {list(defective.shape)} must be {list(scores.shape[1:])}")
+        if not saturation_area > 0:
+            raise ValueError(f"saturation_area must be positive, not {saturation_area}")
+        if not defective.any():
+            continue
+        covered[image_index] |= defective
+        found = np.minimum(np.arange(1, np.count_nonzero(defective) + 1) / saturation_area, 1.0)
+        positives.append(np.sort(scores[image_index][defective])[::-1])
+        weights.append(np.diff(found, prepend=0.0))
+    if not positives or covered.all():
+        return float("nan")
+    ranked = crossings(scores[~covered], np.concatenate(positives))
+    return ranked.area(ranked.hits(np.concatenate(weights) / len(positives)), max_fpr)
+
+
+def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """1 / (area x number of regions) for every defective pixel, in the order of boolean indexing."""
+    weights: list[NDArray[np.float64]] = []
+    regions = 0
+    for mask in defective:
+        if not mask.any():
+            continue
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        inside = labels[mask]
+        weights.append(1.0 / np.bincount(inside)[inside])
+        regions += count - 1
+    return np.concatenate(weights) / regions
+
+
+def _checked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[NDArray[np.bool_], NDArray[np.floating]]:
+    defective, scores = np.asarray(masks).astype(bool), _checked_maps(maps, max_fpr)
+    if defective.shape != scores.shape:
+        raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
+    return defective, scores
+
+
+def _checked_maps(maps: ArrayLike, max_fpr: float) -> NDArray[np.floating]:
+    scores = np.asarray(maps)
+    if scores.ndim != 3:
+        raise ValueError(f"maps must be [N, H, W], not {list(scores.shape)}")
+    if not np.isfinite(scores).all():
+        raise ValueError("maps must be finite")
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must be in (0, 1], not {max_fpr}")
+    return scores
