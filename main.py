@@ -103,9 +103,6 @@ def net(
     from experiment import DetectorConfig, parse_backbones
 
     del options["embedding_size"]
-    if options["cos_lr"] and options["meta_epochs"] <= options["aed_meta_epochs"]:
-        counts = f"{options['meta_epochs']} and {options['aed_meta_epochs']}"
-        raise UsageError(f"--cos_lr needs more --meta_epochs than --aed_meta_epochs, not {counts}")
     return DetectorConfig(parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
 
 
@@ -180,10 +177,7 @@ def execute(configs: list[Any], **run_options: Any) -> None:
 def cli() -> int:
     """Run the command line; a user's mistake is one line on standard error and an exit code."""
     try:
-        return main(standalone_mode=False) or 0
-    except click.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
+        return main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except click.ClickException as error:
         message, code = error.format_message(), error.exit_code
     except UsageError as error:

@@ -102,7 +102,10 @@ class FeatureExtractor(nn.Module):
             model, filled = self._load_model()
             network, self._layout = self._cut_network(model, layers, image_size)
             self._check_filled(network, filled)
-            self.network = network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+            for parameter in network.requires_grad_(False).parameters():
+                if parameter.ndim == 4:  # convolutions run up to twice as fast; .to() would refuse Swin's 5-D buffers
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            self.network = network.eval().to(device)
             self._cut = (tuple(layers), image_size)
         return self.network
 

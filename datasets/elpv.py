@@ -11,6 +11,7 @@ from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
 CLASSES = ["mono", "poly"]
+LAYOUT = "the data folder of elpv-dataset, with labels.csv and images/"
 
 
 def default_root() -> Path:
@@ -29,8 +30,7 @@ def default_root() -> Path:
 
 def find_classes(root: Path) -> list[str]:
     """Both classes, mono and poly, where root holds labels.csv."""
-    _read_labels(root)
-    return CLASSES
+    return CLASSES if (root / "labels.csv").is_file() else []
 
 
 def read_class(root: Path, class_name: str) -> ClassSamples:
@@ -56,7 +56,7 @@ def _read_labels(root: Path) -> list[tuple[Path, float, str]]:
     """(image path, defect probability, kind) of every line of labels.csv."""
     labels = root / "labels.csv"
     if not labels.is_file():
-        raise DataError(f"no '{labels}': expected the data folder of elpv-dataset, with labels.csv and images/")
+        raise DataError(f"no '{labels}': expected {LAYOUT}")
     rows = []
     for number, line in enumerate(labels.read_text().splitlines(), start=1):
         if not line.strip():
@@ -71,4 +71,4 @@ def _read_labels(root: Path) -> list[tuple[Path, float, str]]:
     return rows
 
 
-ELPV = DatasetReader(find_classes, read_class, default_root)
+ELPV = DatasetReader(LAYOUT, find_classes, read_class, default_root)

@@ -1,6 +1,7 @@
 """Images from disk, one by one and in batches."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,20 +41,38 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         """The image and mask at an index.
 
         Raises:
-            DataError: a file that cannot be read, or a mask of another size than its image.
+            DataError: a file that cannot be read.
         """
         sample = self.samples[index]
-        image = _open(sample.image_path, "RGB")
-        pixels = self.transform.image(image)
+        pixels = self.transform.image(_read(sample.image_path, "RGB"))
         if sample.mask_path is None:
             return pixels, torch.zeros(pixels.shape[-2:], dtype=torch.bool)
-        mask = _open(sample.mask_path, "L")
-        if mask.size != image.size:
-            raise DataError(
-                f"mask '{sample.mask_path}' is {mask.size[0]} x {mask.size[1]} pixels, "
-                f"but its image '{sample.image_path}' is {image.size[0]} x {image.size[1]}"
-            )
-        return pixels, self.transform.mask(mask)
+        return pixels, self.transform.mask(_read(sample.mask_path, "L"))
+
+
+def check_headers(samples: Sequence[Sample]) -> None:
+    """Look into every file as far as its header, so that a bad one is known before hours of training.
+
+    Raises:
+        DataError: a file that is no image, or a mask of another size than its image; the first, and how many more.
+    """
+    problems = [problem for sample in samples if (problem := _header_problem(sample))]
+    if problems:
+        more = f" (and {len(problems) - 1} more such files)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
+def _header_problem(sample: Sample) -> str | None:
+    try:
+        image_size = _size(sample.image_path)
+        if sample.mask_path is None or (mask_size := _size(sample.mask_path)) == image_size:
+            return None
+    except DataError as error:
+        return str(error)
+    return (
+        f"mask '{sample.mask_path}' is {mask_size[0]} x {mask_size[1]} pixels, "
+        f"but its image '{sample.image_path}' is {image_size[0]} x {image_size[1]}"
+    )
 
 
 class BatchLoader:
@@ -120,12 +139,23 @@ def _collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataErro
     return Batch(torch.stack(images), torch.stack(masks))
 
 
-def _open(path: Path, mode: str) -> Image.Image:
-    """The decoded image in a Pillow mode."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file; what Pillow may raise there becomes a DataError."""
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            yield image
     except UnidentifiedImageError as error:
         raise DataError(f"'{path}' is not an image that Pillow can read") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
+
+
+def _read(path: Path, mode: str) -> Image.Image:
+    with _opened(path) as image:
+        return image.convert(mode)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        return image.size

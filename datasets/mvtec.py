@@ -5,19 +5,13 @@ from pathlib import Path
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
+LAYOUT = "CLASS/train/good, CLASS/test/TYPE and CLASS/ground_truth/TYPE"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def find_classes(root: Path) -> list[str]:
-    """Names of the folders below root that have a train/good folder, sorted.
-
-    Raises:
-        DataError: there is none.
-    """
-    classes = sorted(path.name for path in _folders(root) if (path / "train" / "good").is_dir())
-    if not classes:
-        raise DataError(f"no MVTec class in '{root}': expected CLASS/train/good and CLASS/test below it")
-    return classes
+    """Names of the folders below root that have a train/good folder, sorted."""
+    return [path.name for path in _folders(root) if (path / "train" / "good").is_dir()]
 
 
 def read_class(root: Path, class_name: str) -> ClassSamples:
@@ -29,7 +23,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     folder = root / class_name
     for part in ("train/good", "test"):
         if not (folder / part).is_dir():
-            raise DataError(f"class '{class_name}' has no folder '{folder / part}': expected MVTec's layout")
+            raise DataError(f"class '{class_name}' has no folder '{folder / part}': expected {LAYOUT}")
     train = [Sample(path, None, False, class_name, "good") for path in _images(folder / "train" / "good")]
     test = [sample for kind in _folders(folder / "test") for sample in _test_samples(folder, kind.name)]
     for samples, part in ((train, "train/good"), (test, "test")):
@@ -65,4 +59,4 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-MVTEC = DatasetReader(find_classes, read_class)
+MVTEC = DatasetReader(LAYOUT, find_classes, read_class)

@@ -37,11 +37,13 @@ class DatasetReader:
     """How one dataset is read.
 
     Attributes:
-        find_classes: the classes under a root folder, in order.
+        layout: what is expected under a root folder, in words.
+        find_classes: the classes under a root folder, in order; empty if there are none.
         read_class: the samples of one of them.
         default_root: where the data are if no path is given; None if a path must be.
     """
 
+    layout: str
     find_classes: Callable[[Path], list[str]]
     read_class: Callable[[Path, str], ClassSamples]
     default_root: Callable[[], Path] | None = None

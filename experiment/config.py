@@ -58,6 +58,12 @@ class DatasetConfig:
     imagesize: int
     random: RandomTransform
 
+    def __post_init__(self) -> None:
+        if self.resize < self.imagesize:
+            raise UsageError(
+                f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
+            )
+
     @property
     def train_transform(self) -> ImageTransform:
         return ImageTransform(self.resize, self.imagesize, self.random)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 import metrics
 from datasets import BatchLoader, Sample
+from errors import DataError
 from simplenet import SimpleNet
 
 METRICS = ("image_auroc", "pixel_auroc", "pro")
@@ -23,7 +24,11 @@ class Evaluation:
 
 
 def evaluate(detector: SimpleNet, loader: BatchLoader, samples: Sequence[Sample], bar: tqdm) -> Evaluation:
-    """Predict every test image and compare with the labels and, where the dataset has masks, the masks."""
+    """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
+
+    Raises:
+        DataError: an image or mask that cannot be used, or scores that are not finite.
+    """
     has_masks = any(sample.mask_path is not None for sample in samples)
     scores, maps, masks = [], [], []
     for batch in loader:
@@ -34,6 +39,10 @@ def evaluate(detector: SimpleNet, loader: BatchLoader, samples: Sequence[Sample]
             masks.append(batch.masks.numpy())
         bar.update()
     all_scores = np.concatenate(scores)
+    if not np.isfinite(all_scores).all():
+        raise DataError(
+            "training diverged: scores are not finite; lower dsc_lr or the noise, or look for extreme images"
+        )
     values = {"image_auroc": metrics.auroc([sample.anomalous for sample in samples], all_scores)}
     if has_masks:
         pixels = metrics.pixel_metrics(np.concatenate(masks), np.concatenate(maps))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -86,7 +86,8 @@ def run_job(job: Job, config: DetectorConfig, data: DatasetConfig, root: Path, d
             **config.options,
         }
         state = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
-        save_file(state, folder / "checkpoint.safetensors", metadata={"config": json.dumps(description)})
+        checkpoint = save(state, metadata={"config": json.dumps(description)})
+        (folder / "checkpoint.safetensors").write_bytes(checkpoint)
         write_csv(folder / "predictions.csv", _predictions(samples.test, evaluations[-1], root), float_format="%.9g")
     return JobResult({"class": job.title, **evaluations[-1].metrics}, history)
 

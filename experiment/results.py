@@ -34,13 +34,11 @@ def create_directory(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(
-            f"cannot write to '{path}' ({error.strerror}): choose another --results_path"
-        ) from error
+        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another --results_path") from error
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """results.csv: a row per job and their mean; a metric that does not exist is an empty cell, left out of the mean."""
+    """results.csv: a row per job, then the mean; a metric that does not exist is an empty cell and left out of it."""
     table = pd.DataFrame(rows, columns=["class", *METRICS])
     table.loc[len(table)] = {"class": "Mean", **table[list(METRICS)].astype(float).mean()}
     write_csv(path, table)

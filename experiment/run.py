@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 
 import backbones
-from datasets import DATASETS, ClassSamples
+from backbones.patches import patch_grid
+from datasets import DATASETS, ClassSamples, check_headers
 from errors import DataError, UsageError
 from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig
 from experiment.evaluation import METRICS
 from experiment.job import Job, run_job
 from experiment.results import create_directory, write_config, write_csv, write_results
+from simplenet import SimpleNet
 
 
 def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
@@ -30,9 +32,11 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         UsageError, DataError: what main.py shows the user.
     """
     root, classes = find_classes(data)
-    samples = {name: hold_out(DATASETS[data.name].read_class(root, name), data.train_val_split) for name in classes}
+    samples = {name: read_samples(data, root, name) for name in classes}
     extractors = [load_backbone(backbone, detector, run.seed, data.imagesize) for backbone in detector.backbones]
     device = choose_device(run.gpu)
+    for backbone, extractor in zip(detector.backbones, extractors, strict=True):
+        extractor.build(backbone.layers, (data.imagesize, data.imagesize), device)
     create_directory(run.directory)
     click.echo(f"Results go to {run.directory}", err=True)
 
@@ -65,49 +69,51 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     """The dataset's root folder and the classes to run: those asked for, else all.
 
     Raises:
-        UsageError: an unknown dataset or class, a path that is left out or missing, or a size that cannot be cropped.
+        UsageError: an unknown dataset or class, or a path that is left out or missing.
+        DataError: no class under the path.
     """
     if data.name not in DATASETS:
         raise UsageError(f"unknown dataset '{data.name}'{_nearest(data.name, list(DATASETS))}")
-    if data.resize < data.imagesize:
-        raise UsageError(
-            f"--resize {data.resize} is smaller than --imagesize {data.imagesize}, which is cropped from it"
-        )
     reader = DATASETS[data.name]
     if data.data_path is None and reader.default_root is None:
         raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} PATH")
     root = data.data_path if data.data_path is not None else reader.default_root()
     if not root.is_dir():
         raise UsageError(f"DATA_PATH '{root}' is not a folder")
-    classes = list(dict.fromkeys(data.subdatasets))
-    if not classes:
-        return root, reader.find_classes(root)
     known = reader.find_classes(root)
+    classes = list(dict.fromkeys(data.subdatasets)) or known
+    if not classes:
+        raise DataError(f"no class of dataset '{data.name}' in '{root}': expected {reader.layout}")
     for name in classes:
         if name not in known and not (root / name).is_dir():
             raise UsageError(f"dataset '{data.name}' has no class '{name}' in '{root}'{_nearest(name, known)}")
     return root, classes
 
 
-def hold_out(samples: ClassSamples, train_val_split: float) -> ClassSamples:
-    """Train on the first share of the normal images only, as the original does.
+def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
+    """The images of a class, of the normal ones the first share that is trained on, as in the original.
 
     Raises:
-        DataError: no image would be left.
+        DataError: what the dataset's reader raises, a file that is no image, a mask of another size than its image, or
+            no image left to train on.
     """
-    kept = int(len(samples.train) * train_val_split)
+    samples = DATASETS[data.name].read_class(root, class_name)
+    check_headers(samples.train + samples.test)
+    kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
-        raise DataError(f"--train_val_split {train_val_split} leaves none of {len(samples.train)} images to train on")
+        raise DataError(
+            f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} images to train on"
+        )
     return ClassSamples(samples.train[:kept], samples.test)
 
 
 def load_backbone(
     backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
 ) -> backbones.FeatureExtractor:
-    """A backbone whose layers are known to exist and to give maps; says what they are.
+    """A backbone whose layers are known to exist and to suit the detector; says what they are.
 
     Raises:
-        UsageError: an unknown backbone or layer, or no layer.
+        UsageError: an unknown backbone or layer, no layer, or options that no detector can be built with.
     """
     extractor = backbones.load(backbone.name, config.backbone_weights, seed if backbone.seed is None else backbone.seed)
     if not backbone.layers:
@@ -117,6 +123,14 @@ def load_backbone(
     infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
     click.echo(f"{backbone.label}: {shown}", err=True)
+    with torch.device("meta"):
+        SimpleNet(extractor, backbone.layers, (imagesize, imagesize), **config.options)
+    for info in infos:
+        if min(patch_grid(info.grid, config.options["patchsize"])) < 1:
+            size = f"{info.grid[0]} x {info.grid[1]}"
+            raise UsageError(
+                f"--patchsize {config.options['patchsize']} does not fit layer {info.name}, which is {size}"
+            )
     return extractor
 
 
@@ -141,12 +155,12 @@ def choose_device(gpu: tuple[int, ...]) -> torch.device:
 
 def format_table(table: pd.DataFrame) -> str:
     """The table of results.csv for a terminal; a dash where a metric does not exist."""
-    shown = table.copy()
-    for name in METRICS:
-        shown[name] = [f"{value:.4f}" if value == value else "-" for value in table[name].astype(float)]
-    width = max(map(len, shown["class"]))
-    shown["class"] = shown["class"].str.ljust(width)
-    return shown.to_string(index=False, justify="right")
+    width = max(map(len, table["class"]))
+    lines = [f"{'class':<{width}}" + "".join(f"{name:>13}" for name in METRICS)]
+    for _, row in table.iterrows():
+        cells = (f"{row[name]:.4f}" if row[name] == row[name] else "-" for name in METRICS)
+        lines.append(f"{row['class']:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _nearest(name: str, known: list[str]) -> str:

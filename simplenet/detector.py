@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
+from errors import UsageError
 from simplenet.anomalous_features import GaussianNoise
 from simplenet.anomaly_map import anomaly_maps
 from simplenet.model import Adaptor, Discriminator
@@ -49,7 +50,7 @@ class SimpleNet(nn.Module):
         seed: of weights and noise.
 
     Raises:
-        ValueError: cos_lr without meta epochs left for the schedule, or a discriminator that shrinks to nothing.
+        UsageError: cos_lr without meta epochs left for the schedule, or a discriminator that shrinks to nothing.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class SimpleNet(nn.Module):
     ) -> None:
         super().__init__()
         if cos_lr and meta_epochs <= aed_meta_epochs:
-            raise ValueError(
-                f"cos_lr needs more meta_epochs than aed_meta_epochs, but got {meta_epochs} and {aed_meta_epochs}"
+            raise UsageError(
+                f"cos_lr needs more meta_epochs than aed_meta_epochs, not {meta_epochs} and {aed_meta_epochs}"
             )
         self.backbone = copy.deepcopy(backbone) if train_backbone else backbone
         self.layers = list(layers)

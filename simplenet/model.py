@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from errors import UsageError
+
 
 class Adaptor(nn.Module):
     """Projects patch features to the target domain: q = G(o), linear layers D -> D (Eq. 5).
@@ -34,7 +36,7 @@ class Discriminator(nn.Module):
         hidden: width of the hidden layers (`--dsc_hidden`); None starts at D and divides by 1.5 at every block.
 
     Raises:
-        ValueError: the shrinking width reaches zero.
+        UsageError: the shrinking width reaches zero.
     """
 
     def __init__(self, dim: int, n_layers: int = 2, hidden: int | None = None) -> None:
@@ -44,9 +46,7 @@ class Discriminator(nn.Module):
         for _ in range(n_layers - 1):
             out = int(width / 1.5) if hidden is None else hidden
             if out < 1:
-                raise ValueError(
-                    f"{n_layers} discriminator layers shrink a width of {dim} to nothing; set the hidden width"
-                )
+                raise UsageError(f"dsc_layers {n_layers} shrink a width of {dim} to nothing: set dsc_hidden")
             self.body.append(nn.Sequential(_linear(width, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2)))
             width = out
         self.tail = _linear(width, 1, bias=False)

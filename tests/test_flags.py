@@ -1,0 +1,182 @@
+"""Every flag of the command line does something that can be seen; a new flag fails here until it has a test."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_DATA, SMALL_NET
+
+import main
+from errors import UsageError
+from experiment.config import parse_backbones
+from experiment.run import choose_device
+
+RUN = {
+    "--results_path": "elsewhere",
+    "--log_project": "elsewhere",
+    "--log_group": "elsewhere",
+    "--run_name": "elsewhere",
+    "--seed": "3",
+}
+NET = {
+    "--layers_to_extract_from": ["-le", "layer3"],
+    "--pretrain_embed_dimension": ["--pretrain_embed_dimension", "12"],
+    "--target_embed_dimension": ["--target_embed_dimension", "12"],
+    "--patchsize": ["--patchsize", "5"],
+    "--meta_epochs": ["--meta_epochs", "2"],
+    "--gan_epochs": ["--gan_epochs", "2"],
+    "--dsc_layers": ["--dsc_layers", "3"],
+    "--dsc_hidden": ["--dsc_hidden", "7"],
+    "--noise_std": ["--noise_std", "0.5"],
+    "--dsc_margin": ["--dsc_margin", "0.2"],
+    "--dsc_lr": ["--dsc_lr", "0.01"],
+    "--auto_noise": ["--auto_noise", "0.5"],
+    "--train_backbone": ["--train_backbone"],
+    "--pre_proj": ["--pre_proj", "2"],
+    "--mix_noise": ["--mix_noise", "3"],
+}
+DATASET = {
+    "--train_val_split": ["--train_val_split", "0.6"],
+    "--batch_size": ["--batch_size", "4"],
+    "--resize": ["--resize", "48"],
+    "--imagesize": ["--imagesize", "40"],
+    "--rotate_degrees": ["--rotate_degrees", "30"],
+    "--translate": ["--translate", "0.3"],
+    "--scale": ["--scale", "0.4"],
+    "--brightness": ["--brightness", "0.9"],
+    "--contrast": ["--contrast", "0.9"],
+    "--saturation": ["--saturation", "0.9"],
+    "--gray": ["--gray", "1"],
+    "--hflip": ["--hflip", "1"],
+    "--vflip": ["--vflip", "1"],
+    "--augment": ["--augment"],
+}
+ELSEWHERE = {  # flags whose effect is tested by name below or in test_cli.py
+    "--gpu",
+    "--backbone_names",
+    "--embedding_size",
+    "--aed_meta_epochs",
+    "--cos_lr",
+    "--proj_layer_type",
+    "--backbone_weights",
+    "--num_workers",
+    "--subdatasets",
+}
+
+
+def test_every_flag_is_tested():
+    commands = [main.main, *main.main.commands.values()]
+    declared = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for c in commands for p in c.params}
+    flags = {name for name in declared if name.startswith("--")}
+    assert flags == {*RUN, *NET, *DATASET, *ELSEWHERE}
+
+
+@pytest.fixture(scope="module")
+def run(mvtec, tmp_path_factory):
+    """Run a small chain in this process; the folder of its model."""
+
+    def go(net=(), data=(), run=()):
+        results = tmp_path_factory.mktemp("results")
+        words = ["--results_path", str(results), *run, *SMALL_NET, *net, "dataset", *SMALL_DATA, "-d", "bolt", *data]
+        main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
+        return next(results.rglob("mvtec_bolt"))
+
+    return go
+
+
+def scores(folder: Path) -> list[float]:
+    return pd.read_csv(folder / "predictions.csv")["score"].tolist()
+
+
+@pytest.fixture(scope="module")
+def base(run):
+    return scores(run())
+
+
+@pytest.mark.parametrize("flag", NET)
+def test_net_flag_changes_the_scores(run, base, flag):
+    assert scores(run(net=NET[flag])) != base
+
+
+@pytest.mark.parametrize("flag", DATASET)
+def test_dataset_flag_changes_the_scores(run, base, flag):
+    assert scores(run(data=DATASET[flag])) != base
+
+
+def test_seed_changes_the_scores(run, base):
+    assert scores(run(run=["--seed", RUN["--seed"]])) != base
+    assert scores(run()) == base
+
+
+def test_workers_change_nothing_but_the_time(run, base):
+    assert scores(run(data=["--num_workers", "2"])) == base
+
+
+def test_embedding_size_is_accepted_and_ignored(run, base):
+    assert scores(run(net=["--embedding_size", "77"])) == base
+
+
+def test_cos_lr_and_what_it_leaves_out(run):
+    epochs = ["--meta_epochs", "4", "--gan_epochs", "2"]
+    constant = scores(run(net=epochs))
+    cosine = scores(run(net=[*epochs, "--cos_lr"]))
+    later = scores(run(net=[*epochs, "--cos_lr", "--aed_meta_epochs", "2"]))
+    assert len({tuple(s) for s in (constant, cosine, later)}) == 3
+
+
+def test_proj_layer_type(run):
+    two = ["--pre_proj", "2"]
+    linear, same, activated = (scores(run(net=[*two, "--proj_layer_type", t])) for t in "012")
+    assert linear == same != activated
+
+
+def test_augment_is_a_preset_that_flags_override(run):
+    """With every change of the preset switched off again, --augment is no change at all."""
+    off = [word for name in main.AUGMENT for word in (f"--{name}", "0")]
+    config = json.loads((run(data=["--augment", *off]).parents[2] / "config.json").read_text())
+    assert set(config["dataset"]["random"].values()) == {0}
+    config = json.loads((run(data=["--augment", "--scale", "0.3"]).parents[2] / "config.json").read_text())
+    assert {k: v for k, v in config["dataset"]["random"].items() if v} == {**main.AUGMENT, "scale": 0.3}
+
+
+def test_where_results_go(run):
+    folder = run(run=["--log_project", "p", "--log_group", "g", "--run_name", "r"])
+    assert folder.parts[-6:] == ("p", "g", "r", "models", "0", "mvtec_bolt")
+
+
+def test_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: None)
+    assert choose_device((1, 0)) == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match=r"--gpu 2 does not exist: this machine has 0 \(GPU A\), 1 \(GPU B\)"):
+        choose_device((0, 2))
+
+
+def test_layers_of_several_backbones():
+    first, second = parse_backbones(["resnet18", "vit_small.seed-7"], ["0.layer2", "1.blocks.3", "0.layer3"])
+    assert (first.name, first.layers, first.seed) == ("resnet18", ("layer2", "layer3"), None)
+    assert (second.label, second.name, second.layers, second.seed) == (
+        "vit_small.seed-7",
+        "vit_small",
+        ("blocks.3",),
+        7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "words"),
+    [
+        ([], ["layer2"], "-b wideresnet50"),
+        (["a", "b"], ["layer2"], "write INDEX.LAYER, such as 0.layer2, with an index from 0 to 1"),
+        (["a", "b"], ["2.layer2"], "-le 2.layer2"),
+        (["a.seed-x"], ["layer2"], "whole number after .seed-"),
+        (["a"], ["layer2", "layer2"], "given twice"),
+    ],
+)
+def test_bad_backbone_lists(names, layers, words):
+    with pytest.raises(UsageError, match=words):
+        parse_backbones(names, layers)

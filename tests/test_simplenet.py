@@ -1,0 +1,305 @@
+"""The model, the noise, training and scoring: golden arrays, then each branch against the equation it implements."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import backbones
+from errors import UsageError
+from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
+from simplenet.anomalous_features import GaussianNoise
+from simplenet.anomaly_map import anomaly_maps
+from simplenet.training import Trainer
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
+META = json.loads(GOLDEN["meta"].tobytes())
+
+
+def golden(name):
+    return torch.from_numpy(GOLDEN[name])
+
+
+def golden_models():
+    """Adaptor and discriminator with the golden weights, which stand in module order."""
+    adaptor, discriminator = Adaptor(32), Discriminator(32, hidden=24)
+    for module, prefix in ((adaptor, "adaptor."), (discriminator, "discriminator.")):
+        names = [name for name in GOLDEN.files if name.startswith(prefix)]
+        module.load_state_dict(dict(zip(module.state_dict(), map(golden, names), strict=True)))
+    return adaptor, discriminator
+
+
+def random_detector(**options):
+    settings = {"pretrain_embed_dimension": 24, "target_embed_dimension": 16, "dsc_hidden": 8, "pre_proj": 1, **options}
+    return SimpleNet(backbones.load("resnet18", "random"), ["layer1", "layer2"], (64, 64), **settings)
+
+
+class GoldenBackbone(torch.nn.Module):
+    """Gives the golden layer maps for any images."""
+
+    def forward(self, images, layers):
+        return [golden(f"maps.{layer}") for layer in layers]
+
+
+def test_golden_scores_and_maps():
+    case = META["score_case"]
+    size = tuple(GOLDEN["input_size"].tolist())
+    dims = {k: case[k] for k in ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")}
+    detector = SimpleNet(GoldenBackbone(), case["layers"], size, dsc_hidden=24, pre_proj=1, **dims)
+    detector.adaptor, detector.discriminator = golden_models()
+    scores, maps = detector.predict(torch.zeros(2, 3, *size))
+    np.testing.assert_allclose(scores.numpy(), GOLDEN["image_scores"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(maps.numpy(), GOLDEN["anomaly_maps"], atol=1e-4, rtol=0)
+
+
+def test_golden_training():
+    adaptor, discriminator = golden_models()
+    trainer = Trainer(adaptor, discriminator, GaussianNoise(META["noise_std"]), META["dsc_margin"], 2e-4)
+    features = golden("embed.0")
+    for step in range(META["steps"]):
+        noise = META["noise_std"] * golden("train.noise")[step]
+        again = discrimination_loss(adaptor.train(), discriminator.eval(), features, noise, META["dsc_margin"])
+        assert again.ndim == 0
+        discriminator.train()
+        found = trainer.step(features, noise).loss.item()
+        assert found == pytest.approx(GOLDEN["train.losses"][step], abs=1e-5)
+    for module, prefix in ((adaptor, "trained.adaptor."), (discriminator, "trained.discriminator.")):
+        names = [name for name in GOLDEN.files if name.startswith(prefix)]
+        for found, name in zip(module.state_dict().values(), names, strict=True):
+            np.testing.assert_allclose(found.numpy(), GOLDEN[name], atol=1e-4, rtol=0)
+
+
+def test_loss_is_the_equation_with_shared_batch_statistics():
+    torch.manual_seed(0)
+    adaptor, discriminator = Adaptor(6), Discriminator(6, hidden=5)
+    features, noise = torch.randn(40, 6), torch.randn(40, 6)
+    found = discrimination_loss(adaptor, discriminator, features, noise, 0.5)
+    q = adaptor(features)
+    scores = discriminator(torch.cat([q, q + noise]))
+    true, fake = scores[:40], scores[40:]
+    expected = torch.relu(0.5 - true).mean() + torch.relu(0.5 + fake).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_loss_names_wrong_shapes():
+    with pytest.raises(ValueError, match=r"\[4, 6\] and noise \[4, 5\]"):
+        discrimination_loss(Adaptor(6), Discriminator(6), torch.zeros(4, 6), torch.zeros(4, 5), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "layer_type", "kinds"), [(0, 0, ""), (1, 2, "L"), (3, 0, "LLL"), (3, 1, "LLL"), (3, 2, "LALAL")]
+)
+def test_adaptor_layers(n_layers, layer_type, kinds):
+    layers = Adaptor(6, n_layers, layer_type).layers
+    assert "".join("L" if isinstance(layer, torch.nn.Linear) else "A" for layer in layers) == kinds
+    assert all(layer.negative_slope == 0.2 for layer in layers if isinstance(layer, torch.nn.LeakyReLU))
+    features = torch.randn(3, 6)
+    assert Adaptor(6, n_layers, layer_type)(features).shape == features.shape
+    if n_layers == 0:
+        assert torch.equal(Adaptor(6, 0)(features), features)
+
+
+@pytest.mark.parametrize(
+    ("dim", "n_layers", "hidden", "widths"),
+    [(90, 2, None, [60]), (90, 4, None, [60, 40, 26]), (90, 1, None, []), (90, 3, 20, [20, 20]), (90, 1, 20, [])],
+)
+def test_discriminator_widths(dim, n_layers, hidden, widths):
+    discriminator = Discriminator(dim, n_layers, hidden)
+    assert [block[0].out_features for block in discriminator.body] == widths
+    assert discriminator.tail.bias is None
+    assert discriminator(torch.randn(5, dim)).shape == (5, 1)
+
+
+def test_xavier_normal_weights():
+    torch.manual_seed(0)
+    weight = Discriminator(600, hidden=400).body[0][0].weight
+    assert weight.std().item() == pytest.approx((2 / 1000) ** 0.5, rel=0.01)
+
+
+def test_a_discriminator_cannot_shrink_to_nothing():
+    with pytest.raises(UsageError, match="dsc_layers 9 shrink a width of 16"):
+        Discriminator(16, 9)
+
+
+def test_noise_has_the_std_asked_for():
+    adapted = torch.zeros(20000, 8)
+    noise = GaussianNoise(0.3).sample(adapted, torch.Generator().manual_seed(0))
+    assert noise.shape == adapted.shape
+    assert noise.std(dim=0).tolist() == pytest.approx([0.3] * 8, rel=0.03)
+
+
+def test_mixed_noise_draws_a_scale_per_patch():
+    unit = torch.ones(30000, 2)
+    noise = GaussianNoise(0.5, scales=3).scale(unit, unit, torch.Generator().manual_seed(0))
+    assert torch.equal(noise[:, 0], noise[:, 1])
+    values, counts = noise[:, 0].unique(return_counts=True)
+    assert values.tolist() == pytest.approx([0.5, 0.55, 0.605])
+    assert (counts / 30000).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_auto_noise_follows_each_dimension():
+    adapted = torch.randn(5000, 3) * torch.tensor([1.0, 10.0, 0.0]) + 7
+    adapted.requires_grad_(True)
+    unit = torch.ones_like(adapted)
+    noise = GaussianNoise(99.0, relative=0.25).scale(unit, adapted)
+    assert not noise.requires_grad
+    expected = 0.25 * adapted.detach().std(dim=0, correction=0)
+    torch.testing.assert_close(noise[0], expected)
+
+
+def test_noise_is_seeded():
+    def losses(seed):
+        torch.manual_seed(0)
+        trainer = Trainer(Adaptor(6), Discriminator(6, hidden=5), GaussianNoise(0.5), 0.5, 2e-4, seed=seed)
+        features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+        return [trainer.step(features).loss.item() for _ in range(3)]
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+def test_step_shares_beyond_the_margin():
+    adaptor, discriminator = golden_models()
+    features, noise = golden("embed.0"), 0.5 * golden("train.noise")[0]
+    with torch.no_grad():
+        q = adaptor(features)
+        true, fake = discriminator(torch.cat([q, q + noise])).chunk(2)
+    stats = Trainer(adaptor, discriminator, GaussianNoise(0.5), 0.1, 2e-4).step(features, noise)
+    assert stats.p_true.item() == pytest.approx((true >= 0.1).float().mean().item())
+    assert stats.p_fake.item() == pytest.approx((fake < -0.1).float().mean().item())
+    assert 0 < stats.p_true.item() < 1
+
+
+def test_cosine_schedule():
+    """One step per gan epoch, down to 0.4 of the rate after (meta_epochs - aed_meta_epochs) * gan_epochs."""
+    trainer = Trainer(Adaptor(4), Discriminator(4), GaussianNoise(0.1), 0.5, 1e-3, cosine_epochs=6)
+    rates = []
+    for _ in range(7):
+        trainer.step(torch.randn(6, 4))
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        trainer.end_gan_epoch()
+    expected = [0.4e-3 + 0.6e-3 * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(7)]
+    assert rates == pytest.approx(expected)
+    assert random_detector(cos_lr=True, meta_epochs=5, gan_epochs=3, aed_meta_epochs=2).cosine_epochs == 9
+
+
+def test_cos_lr_needs_epochs():
+    with pytest.raises(UsageError, match="not 2 and 2"):
+        random_detector(cos_lr=True, meta_epochs=2, aed_meta_epochs=2)
+
+
+def test_optimizers():
+    trainer = Trainer(
+        Adaptor(4), Discriminator(4), GaussianNoise(0.1), 0.5, 3e-4, backbone_parameters=Adaptor(2).parameters()
+    )
+    found = [(type(o).__name__, o.param_groups[0]["lr"], o.param_groups[0]["weight_decay"]) for o in trainer.optimizers]
+    assert found == [("Adam", 3e-4, 1e-5), ("AdamW", 1e-4, 0.01), ("AdamW", 1e-3, 0.01)]
+    assert len(Trainer(Adaptor(4, 0), Discriminator(4), GaussianNoise(0.1), 0.5, 3e-4).optimizers) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "sigma"), [((6, 6), (48, 48), 4.0), ((5, 9), (40, 31), 4.0), ((3, 2), (3, 70), 2.5)]
+)
+def test_maps_equal_interpolate_and_scipy(grid, size, sigma):
+    scores = torch.randn(3, *grid)
+    upsampled = F.interpolate(scores[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, sigma) for m in upsampled])
+    np.testing.assert_allclose(anomaly_maps(scores, size, sigma).numpy(), expected, atol=1e-5)
+
+
+def test_fit_and_predict():
+    images = [torch.randn(2, 3, 64, 64) for _ in range(3)]
+    detector = random_detector(meta_epochs=2, gan_epochs=3)
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    backbone = [p.clone() for p in detector.backbone.parameters()]
+    epochs = []
+
+    def on_epoch(stats):
+        assert not detector.training
+        epochs.append(stats)
+        detector.predict(images[0])
+
+    detector.fit(images, on_epoch)
+    assert [e.meta_epoch for e in epochs] == [1, 2]
+    assert detector.passes == 6
+    assert int(detector.state_dict()["discriminator.body.0.1.num_batches_tracked"]) == 6 * 3
+    assert all(not torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(backbone, detector.backbone.parameters(), strict=False))
+    scores, maps = detector.predict(torch.cat(images))
+    assert scores.shape == (6,)
+    assert maps.shape == (6, 64, 64)
+    one = detector.predict(images[1])
+    torch.testing.assert_close(scores[2:4], one.scores)
+
+
+def test_image_score_is_the_highest_patch_score():
+    detector = random_detector()
+    embeddings = detector.embed(torch.randn(2, 3, 64, 64))
+    assert embeddings.shape == (2, 16, 16, 16)
+    with torch.no_grad():
+        expected = -detector.eval().discriminator(detector.adaptor(embeddings.flatten(0, 2))).view(2, -1)
+    torch.testing.assert_close(detector.score(embeddings).scores, expected.amax(dim=1))
+
+
+def test_state_dict_round_trip_without_the_frozen_backbone():
+    detector, other = random_detector(seed=1), random_detector(seed=2)
+    images = torch.randn(2, 3, 64, 64)
+    detector.fit([images])
+    assert not any(name.startswith("backbone") for name in detector.state_dict())
+    assert not torch.equal(other.predict(images).maps, detector.predict(images).maps)
+    other.load_state_dict(detector.state_dict())
+    assert torch.equal(other.predict(images).maps, detector.predict(images).maps)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({})
+
+
+def test_trained_backbone_is_a_copy_that_learns_and_is_saved():
+    shared = backbones.load("resnet18", "random")
+    images = torch.randn(2, 3, 64, 64)
+    before = shared(images, ["layer1", "layer2"])
+    options = {"pretrain_embed_dimension": 24, "target_embed_dimension": 16, "train_backbone": True}
+    detector = SimpleNet(shared, ["layer1", "layer2"], (64, 64), **options)
+    detector.fit([images])
+    assert all(torch.equal(a, b) for a, b in zip(before, shared(images, ["layer1", "layer2"]), strict=True))
+    assert not torch.allclose(before[0], detector.backbone(images, ["layer1", "layer2"])[0])
+    assert any("running_mean" in name for name in detector.state_dict() if name.startswith("backbone."))
+    other = SimpleNet(shared, ["layer1", "layer2"], (64, 64), seed=3, **options)
+    other.load_state_dict(detector.state_dict())
+    assert torch.equal(other.predict(images).scores, detector.predict(images).scores)
+
+
+def test_frozen_backbone_stays_in_eval_mode():
+    detector = random_detector()
+    detector.fit([torch.randn(2, 3, 64, 64)])
+    detector.train()
+    assert detector.discriminator.training
+    assert not any(module.training for module in detector.backbone.modules())
+
+
+class Strided(torch.nn.Module):
+    """A backbone whose maps lie where its images lie."""
+
+    def forward(self, images, layers):
+        return [images.repeat(1, 4, 1, 1)[:, :, ::4, ::4], images.repeat(1, 8, 1, 1)[:, :, ::8, ::8]]
+
+
+def test_everything_happens_on_the_detectors_device():
+    """With fake CUDA tensors, mixing devices is an error; images come from the CPU."""
+    images = torch.zeros(2, 3, 32, 32)
+    options = {"pretrain_embed_dimension": 12, "target_embed_dimension": 16, "pre_proj": 1, "dsc_hidden": 8}
+    SimpleNet(Strided(), ["a", "b"], (32, 32), **options).predict(images)  # the upsampling matrices are cached as real
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            detector = SimpleNet(Strided(), ["a", "b"], (32, 32), auto_noise=0.5, mix_noise=2, **options)
+        prediction = detector.predict(images)
+        assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
+        features = detector.embed(images).flatten(0, 2)
+        unit = torch.randn(features.shape, device="cuda")
+        noise = detector.noise.scale(unit, detector.adaptor(features))
+        loss = discrimination_loss(detector.adaptor, detector.discriminator, features, noise, 0.5)
+        assert loss.device.type == "cuda"
