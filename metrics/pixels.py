@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metrics.ranking import best_f1, crossings, precision_sum, roc_area
+from metrics.ranking import Crossings, best_f1, crossings, precision_sum, roc_area
 
 
 def pixel_metrics(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> dict[str, float]:
@@ -23,10 +23,9 @@ def pixel_metrics(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> di
     Raises:
         ValueError: shapes that differ, maps that are not finite, or max_fpr out of range.
     """
-    defective, scores = _checked(masks, maps, max_fpr)
-    if defective.all() or not defective.any():
+    ranked, defective = _ranked(masks, maps, max_fpr)
+    if ranked is None:
         return dict.fromkeys(("auroc", "ap", "f1_max", "pro"), float("nan"))
-    ranked = crossings(scores[~defective], scores[defective])
     return {
         "auroc": roc_area(ranked),
         "ap": precision_sum(ranked),
@@ -41,11 +40,8 @@ def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
     A region is an 8-connected component of a mask; the overlap is averaged over all regions of all images, the
     false-positive rate is taken over the pixels outside them. Arguments, range and errors as in pixel_metrics.
     """
-    defective, scores = _checked(masks, maps, max_fpr)
-    if defective.all() or not defective.any():
-        return float("nan")
-    ranked = crossings(scores[~defective], scores[defective])
-    return ranked.area(ranked.hits(_region_weights(defective)), max_fpr)
+    ranked, defective = _ranked(masks, maps, max_fpr)
+    return float("nan") if ranked is None else ranked.area(ranked.hits(_region_weights(defective)), max_fpr)
 
 
 def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_fpr: float = 0.3) -> float:
@@ -103,11 +99,14 @@ def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.concatenate(weights) / regions
 
 
-def _checked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[NDArray[np.bool_], NDArray[np.floating]]:
+def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossings | None, NDArray[np.bool_]]:
+    """Defective among normal pixel scores (None where either is missing), and the masks as booleans."""
     defective, scores = np.asarray(masks).astype(bool), _checked_maps(maps, max_fpr)
     if defective.shape != scores.shape:
         raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
-    return defective, scores
+    if defective.all() or not defective.any():
+        return None, defective
+    return crossings(scores[~defective], scores[defective]), defective
 
 
 def _checked_maps(maps: ArrayLike, max_fpr: float) -> NDArray[np.floating]:

@@ -16,7 +16,58 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 
-PAPER = ["--gpu", "0", "--seed", "0", "--log_group", "simplenet_mvtec", "--log_project", "MVTecAD_Results", "--results_path", "results", "--run_name", "run", "net", "-b", "wideresnet50", "-le", "layer2", "-le", "layer3", "--pretrain_embed_dimension", "1536", "--target_embed_dimension", "1536", "--patchsize", "3", "--meta_epochs", "1", "--embedding_size", "256", "--gan_epochs", "1", "--noise_std", "0.015", "--dsc_hidden", "1024", "--dsc_layers", "2", "--dsc_margin", ".5", "--pre_proj", "1", "--backbone_weights", "random", "dataset", "--batch_size", "8", "--resize", "329", "--imagesize", "288"]
+PAPER = [
+    "--gpu",
+    "0",
+    "--seed",
+    "0",
+    "--log_group",
+    "simplenet_mvtec",
+    "--log_project",
+    "MVTecAD_Results",
+    "--results_path",
+    "results",
+    "--run_name",
+    "run",
+    "net",
+    "-b",
+    "wideresnet50",
+    "-le",
+    "layer2",
+    "-le",
+    "layer3",
+    "--pretrain_embed_dimension",
+    "1536",
+    "--target_embed_dimension",
+    "1536",
+    "--patchsize",
+    "3",
+    "--meta_epochs",
+    "1",
+    "--embedding_size",
+    "256",
+    "--gan_epochs",
+    "1",
+    "--noise_std",
+    "0.015",
+    "--dsc_hidden",
+    "1024",
+    "--dsc_layers",
+    "2",
+    "--dsc_margin",
+    ".5",
+    "--pre_proj",
+    "1",
+    "--backbone_weights",
+    "random",
+    "dataset",
+    "--batch_size",
+    "8",
+    "--resize",
+    "329",
+    "--imagesize",
+    "288",
+]
 
 
 def files(folder):
@@ -89,8 +140,8 @@ def test_same_command_same_bytes(run_main, tmp_path, mvtec):
 
 
 def test_several_backbones(run_main, tmp_path, mvtec):
-    net = ["net", "-b", "resnet18", "-b", "resnet10t.seed-7", "-b", "resnet10t", "-le", "0.layer1", "-le", "1.layer2", "-le", "2.layer2"]
-    dims = ["--backbone_weights", "random", "--pretrain_embed_dimension", "8", "--target_embed_dimension", "8"]
+    net = "net -b resnet18 -b resnet10t.seed-7 -b resnet10t -le 0.layer1 -le 1.layer2 -le 2.layer2".split()
+    dims = "--backbone_weights random --pretrain_embed_dimension 8 --target_embed_dimension 8".split()
     done = run_main(*net, *dims, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "project" / "group" / "test"
