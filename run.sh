@@ -17,7 +17,7 @@ shift
 run=() net=() dataset=() owner=net
 for word in "$@"; do
   case $word in
-    --results_path | --gpu | --seed | --log_group | --log_project | --run_name) owner=run ;;
+    --results_path | --gpu | --seed | --log_group | --log_project | --run_name | --precision | --feature_bank | --eval_every) owner=run ;;
     -d | --subdatasets | --train_val_split | --batch_size | --num_workers | --resize | --imagesize | --rotate_degrees | \
       --translate | --scale | --brightness | --contrast | --saturation | --gray | --hflip | --vflip | --augment) owner=dataset ;;
     --* | -b | -le) owner=net ;;

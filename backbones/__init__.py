@@ -1,6 +1,7 @@
 """Pretrained networks and what is read off them: named layer maps and patch embeddings."""
 
+from backbones.bank import FeatureBank
 from backbones.extractor import FeatureExtractor, LayerInfo, load
 from backbones.patches import embed_patches
 
-__all__ = ["FeatureExtractor", "LayerInfo", "embed_patches", "load"]
+__all__ = ["FeatureBank", "FeatureExtractor", "LayerInfo", "embed_patches", "load"]

@@ -16,7 +16,8 @@ def embed_patches(
     averaged adaptively from C*p*p values to pretrain_embed_dimension (f_agg, Eq. 2), deeper layers are resized to the
     first layer's grid (bilinear, align_corners=False), and the stacked layers are averaged adaptively to
     target_embed_dimension (f_cat, Eq. 3). Resizing acts on space and pooling on channels, so the pooled planes are
-    resized, which is the same and cheaper than resizing all C*p*p of them.
+    resized, which is the same and cheaper than resizing all C*p*p of them. Where the averaging groups tile the patches
+    (the paper's dimensions do), both averages become one of shifted maps and nothing is unfolded.
 
     Args:
         maps: one float tensor [B, C_l, H_l, W_l] per layer; the first gives the grid H1 x W1.
@@ -32,16 +33,18 @@ def embed_patches(
     """
     if not maps:
         raise ValueError("maps is empty: at least one layer map [B, C, H, W] is needed")
-    pooled: list[Tensor] = []
     for layer_map in maps:
         if layer_map.ndim != 4:
             raise ValueError(f"a layer map must be [B, C, H, W], not {list(layer_map.shape)}")
-        planes = _pool_neighbourhoods(layer_map, pretrain_embed_dimension, patchsize)
-        if pooled and planes.shape[-2:] != pooled[0].shape[-2:]:
-            planes = F.interpolate(planes, size=pooled[0].shape[-2:], mode="bilinear", align_corners=False)
-        pooled.append(planes)
-    stacked = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # [B, H1*W1, layers*P]
-    return F.adaptive_avg_pool1d(stacked, target_embed_dimension)
+        height, width = layer_map.shape[-2:]
+        if min(patch_grid((height, width), patchsize)) < 1:
+            raise ValueError(f"patchsize {patchsize} does not fit a {height} x {width} layer map")
+    channels = [layer_map.shape[1] for layer_map in maps]
+    if _tiles(channels, pretrain_embed_dimension, target_embed_dimension, patchsize):
+        per_layer = target_embed_dimension // len(maps)
+        return _stack_on_first_grid([_average_shifted(layer_map, per_layer, patchsize) for layer_map in maps])
+    pooled = [_pool_neighbourhoods(layer_map, pretrain_embed_dimension, patchsize) for layer_map in maps]
+    return F.adaptive_avg_pool1d(_stack_on_first_grid(pooled), target_embed_dimension)
 
 
 def patch_grid(map_size: tuple[int, int], patchsize: int) -> tuple[int, int]:
@@ -50,13 +53,47 @@ def patch_grid(map_size: tuple[int, int], patchsize: int) -> tuple[int, int]:
     return map_size[0] + shrink, map_size[1] + shrink
 
 
+def _stack_on_first_grid(planes: Sequence[Tensor]) -> Tensor:
+    """Resize [B, P_l, h_l, w_l] to the first grid and stack them: [B, h*w, sum of P_l]."""
+    grid = planes[0].shape[-2:]
+    resized = [
+        p if p.shape[-2:] == grid else F.interpolate(p, size=grid, mode="bilinear", align_corners=False) for p in planes
+    ]
+    return torch.cat([p.permute(0, 2, 3, 1) for p in resized], dim=3).flatten(1, 2)
+
+
 def _pool_neighbourhoods(layer_map: Tensor, dimension: int, patchsize: int) -> Tensor:
     """[B, C, H, W] -> [B, dimension, h, w]: the mean of `dimension` adaptive groups of each C*p*p neighbourhood."""
-    height, width = patch_grid((layer_map.shape[-2], layer_map.shape[-1]), patchsize)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"patchsize {patchsize} does not fit a {layer_map.shape[-2]} x {layer_map.shape[-1]} layer map"
-        )
     patches = F.unfold(layer_map, patchsize, padding=(patchsize - 1) // 2)  # [B, C*p*p, h*w]
     pooled = F.adaptive_avg_pool1d(patches.transpose(1, 2), dimension)  # [B, h*w, dimension]
-    return pooled.transpose(1, 2).unflatten(2, (height, width))
+    grid = patch_grid((layer_map.shape[-2], layer_map.shape[-1]), patchsize)
+    return pooled.transpose(1, 2).unflatten(2, grid)
+
+
+def _tiles(channels: Sequence[int], pretrain: int, target: int, patchsize: int) -> bool:
+    """Whether both poolings are plain averages of neighbours that, together, cover whole kernel rows of one layer.
+
+    Pooling n values to d averages n/d neighbours each if d divides n.
+    """
+    stacked = len(channels) * pretrain
+    if stacked % target or pretrain % (stacked // target):
+        return False
+    per_layer = target // len(channels)
+    values = [c * patchsize**2 for c in channels]
+    return all(v % pretrain == 0 and (v // per_layer) % patchsize == 0 for v in values)
+
+
+def _average_shifted(layer_map: Tensor, planes: int, patchsize: int) -> Tensor:
+    """[B, C, H, W] -> [B, planes, h, w]: means of equal groups of each C*p*p neighbourhood, in whole kernel rows.
+
+    The values of a patch stand in the order (channel, row, column). Columns are summed first, by shifting; a group is
+    then a sum of neighbours in the order (channel, row).
+    """
+    height, width = patch_grid((layer_map.shape[-2], layer_map.shape[-1]), patchsize)
+    group = layer_map.shape[1] * patchsize**2 // planes
+    before = (patchsize - 1) // 2
+    padded = F.pad(layer_map.permute(0, 2, 3, 1), (0, 0, before, before, before, before))  # channels last: contiguous
+    rows = sum(padded[:, :, k : k + width] for k in range(patchsize)) / group
+    in_order = torch.stack([rows[:, k : k + height] for k in range(patchsize)], dim=-1).flatten(3)  # [B, h, w, C*p]
+    groups = in_order.unflatten(3, (planes, group // patchsize))
+    return sum(groups.unbind(dim=-1)).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """Image folders: each dataset's published layout, read into samples, and samples into batches."""
 
 from datasets.elpv import ELPV
-from datasets.images import Batch, BatchLoader, ImageDataset, check_headers
+from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers
 from datasets.mvtec import MVTEC
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from datasets.transforms import ImageTransform, RandomTransform
@@ -18,5 +18,6 @@ __all__ = [
     "ImageTransform",
     "RandomTransform",
     "Sample",
+    "Shuffled",
     "check_headers",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.sample import Sample
 from datasets.transforms import ImageTransform
@@ -88,14 +88,12 @@ class BatchLoader:
     def __init__(
         self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, shuffle_seed: int | None = None
     ) -> None:
-        generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
         self._loader = DataLoader(
             _ErrorsAsItems(dataset),
             batch_size,
-            shuffle=generator is not None,
+            sampler=None if shuffle_seed is None else Shuffled(len(dataset), shuffle_seed),
             num_workers=min(num_workers, len(dataset)),
             collate_fn=_collate,
-            generator=generator,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
         )
@@ -113,6 +111,20 @@ class BatchLoader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+class Shuffled(Sampler[int]):
+    """The indices 0..n-1 in a new order at every pass, by a generator of its own."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.n, generator=self.generator).tolist())
 
 
 class _ErrorsAsItems(Dataset[tuple[Tensor, Tensor] | DataError]):

@@ -11,7 +11,7 @@ from errors import UsageError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where results go, on which device, and the seed."""
+    """Where results go, the seed, and how the machine is used."""
 
     results_path: Path
     gpu: tuple[int, ...]
@@ -19,6 +19,9 @@ class RunConfig:
     log_group: str
     log_project: str
     run_name: str
+    precision: str = "auto"
+    feature_bank: str = "auto"
+    eval_every: int = 1
 
     @property
     def directory(self) -> Path:

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import metrics
-from datasets import BatchLoader, Sample
+from datasets import Sample
 from errors import DataError
-from simplenet import SimpleNet
+from experiment.features import TestPredictions
 
 METRICS = ("image_auroc", "pixel_auroc", "pro")
 
@@ -23,7 +23,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(detector: SimpleNet, loader: BatchLoader, samples: Sequence[Sample], bar: tqdm) -> Evaluation:
+def evaluate(predictions: TestPredictions, samples: Sequence[Sample], bar: tqdm) -> Evaluation:
     """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
 
     Raises:
@@ -31,12 +31,11 @@ def evaluate(detector: SimpleNet, loader: BatchLoader, samples: Sequence[Sample]
     """
     has_masks = any(sample.mask_path is not None for sample in samples)
     scores, maps, masks = [], [], []
-    for batch in loader:
-        prediction = detector.predict(batch.images)
+    for prediction, batch_masks in predictions:
         scores.append(prediction.scores.cpu().numpy())
         if has_masks:
             maps.append(prediction.maps.cpu().numpy())
-            masks.append(batch.masks.numpy())
+            masks.append(batch_masks)
         bar.update()
     all_scores = np.concatenate(scores)
     if not np.isfinite(all_scores).all():

@@ -1,7 +1,7 @@
 """One job: train a detector for one class and backbone, evaluate it after every meta epoch, keep the last."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from backbones import FeatureExtractor
-from datasets import BatchLoader, ClassSamples, ImageDataset, Sample
-from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig
+from datasets import ClassSamples, Sample
+from experiment.config import BackboneConfig, DatasetConfig
 from experiment.evaluation import Evaluation, evaluate
+from experiment.features import ClassBanks, TestPredictions, TrainingEmbeddings, progress
 from experiment.results import replacing_folder, write_csv
 from simplenet import EpochStats, SimpleNet
 
@@ -31,6 +32,7 @@ class Job:
         samples: the class's images.
         backbone, extractor: which layers, and what gives them.
         seed: of weights, noise, image order and random transforms.
+        options: the detector's keyword arguments.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Job:
     backbone: BackboneConfig
     extractor: FeatureExtractor
     seed: int
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,67 +52,65 @@ class JobResult:
     history: list[dict[str, Any]]
 
 
-def run_job(job: Job, config: DetectorConfig, data: DatasetConfig, root: Path, device: torch.device) -> JobResult:
+def run_job(
+    job: Job, detector: SimpleNet, data: DatasetConfig, root: Path, eval_every: int, banks: ClassBanks | None
+) -> JobResult:
     """Train, evaluate and save one job.
 
+    Args:
+        job: what to train on what.
+        detector: fresh, on the device to train on.
+        data: how images are read.
+        root: the folder that predictions.csv names images from.
+        eval_every: meta epochs between evaluations; the last one is always evaluated.
+        banks: the class's embeddings; None embeds the images in every pass.
+
     Raises:
-        DataError: an image or mask that cannot be used, or weights that cannot be had; nothing of the job is left.
+        DataError: an image or mask that cannot be used, or training that diverged; nothing of the job is left.
     """
     torch.manual_seed(job.seed)  # random transforms draw from the global generator
     samples = job.samples
-    train = BatchLoader(
-        ImageDataset(samples.train, data.train_transform), data.batch_size, data.num_workers, shuffle_seed=job.seed
-    )
-    test = BatchLoader(ImageDataset(samples.test, data.test_transform), data.batch_size, data.num_workers)
-    image_size = (data.imagesize, data.imagesize)
-    detector = SimpleNet(job.extractor, job.backbone.layers, image_size, seed=job.seed, **config.options).to(device)
+    train = TrainingEmbeddings(detector, samples, data, job.seed, banks.train if banks else None)
+    test = TestPredictions(detector, samples, data, banks)
     history: list[dict[str, Any]] = []
     evaluations: list[Evaluation] = []
-    steps = detector.passes * len(train) + config.options["meta_epochs"] * len(test)
-    with replacing_folder(job.folder) as folder, progress(job.title, steps) as bar, SummaryWriter(str(folder)) as board:
+    steps = detector.passes * len(train) + -(-detector.meta_epochs // eval_every) * len(test)
+    with (
+        replacing_folder(job.folder) as folder,
+        progress(job.title, total=steps) as bar,
+        SummaryWriter(str(folder)) as board,
+    ):
 
         def on_epoch(stats: EpochStats) -> None:
-            evaluation = evaluate(detector, test, samples.test, bar)
-            evaluations[:] = [evaluation]
-            history.append({"class": job.title, **stats._asdict(), **evaluation.metrics})
-            shown = {"loss": stats.loss, "p_true": stats.p_true, "p_fake": stats.p_fake, **evaluation.metrics}
-            for name, value in shown.items():
-                if value == value:  # NaN: the metric does not exist
+            values: dict[str, float] = {}
+            if stats.meta_epoch % eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
+                evaluations[:] = [evaluate(test, samples.test, bar)]
+                values = evaluations[0].metrics
+                bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
+            history.append({"class": job.title, **stats._asdict(), **values})
+            for name, value in {**stats._asdict(), **values}.items():
+                if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
                     board.add_scalar(name, value, stats.meta_epoch)
-            bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{evaluation.metrics['image_auroc']:.4f}")
 
-        detector.fit(_Counted(train, bar), on_epoch)
-        description = {
-            "backbone": asdict(job.backbone),
-            "image_size": image_size,
-            "resize": data.resize,
-            **config.options,
-        }
+        detector.fit_embeddings(_Counted(train, bar), on_epoch)
         state = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
-        checkpoint = save(state, metadata={"config": json.dumps(description)})
+        description = {"backbone": asdict(job.backbone), "image_size": detector.image_size, "resize": data.resize}
+        checkpoint = save(state, metadata={"config": json.dumps({**description, **job.options})})
         (folder / "checkpoint.safetensors").write_bytes(checkpoint)
-        write_csv(folder / "predictions.csv", _predictions(samples.test, evaluations[-1], root), float_format="%.9g")
-    return JobResult({"class": job.title, **evaluations[-1].metrics}, history)
-
-
-def progress(title: str, steps: int) -> tqdm:
-    """A bar over batches; where the output is no terminal, a line twice a minute at most."""
-    bar = tqdm(total=steps, desc=title, unit="batch", dynamic_ncols=True, leave=False)
-    if not bar.fp.isatty():
-        bar.mininterval = bar.maxinterval = 30
-    return bar
+        write_csv(folder / "predictions.csv", _predictions(samples.test, evaluations[0], root), float_format="%.9g")
+    return JobResult({"class": job.title, **evaluations[0].metrics}, history)
 
 
 class _Counted:
-    """The images of a loader's batches; every batch advances the bar."""
+    """Batches that advance a bar."""
 
-    def __init__(self, loader: BatchLoader, bar: tqdm) -> None:
-        self.loader = loader
+    def __init__(self, batches: Iterable[Tensor], bar: tqdm) -> None:
+        self.batches = batches
         self.bar = bar
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.loader:
-            yield batch.images
+        for batch in self.batches:
+            yield batch
             self.bar.update()
 
 

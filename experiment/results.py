@@ -77,6 +77,7 @@ def write_config(
     data: DatasetConfig,
     classes: Sequence[str],
     device: torch.device,
+    precision: torch.dtype,
 ) -> None:
     """config.json: every resolved option, and what the numbers also depend on."""
     config = {
@@ -87,6 +88,7 @@ def write_config(
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
+        "precision": str(precision).removeprefix("torch."),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "git_revision": _git_revision(),

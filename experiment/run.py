@@ -15,9 +15,10 @@ from datasets import DATASETS, ClassSamples, check_headers
 from errors import DataError, UsageError
 from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig
 from experiment.evaluation import METRICS
+from experiment.features import ClassBanks, build_banks
 from experiment.job import Job, run_job
 from experiment.results import create_directory, write_config, write_csv, write_results
-from simplenet import SimpleNet
+from simplenet import EpochStats, SimpleNet
 
 
 def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
@@ -33,10 +34,16 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     """
     root, classes = find_classes(data)
     samples = {name: read_samples(data, root, name) for name in classes}
-    extractors = [load_backbone(backbone, detector, run.seed, data.imagesize) for backbone in detector.backbones]
+    image_size = (data.imagesize, data.imagesize)
+    sources: dict[FeatureKey, backbones.FeatureExtractor] = {}
+    keys = [feature_key(backbone, detector, run.seed) for backbone in detector.backbones]
+    for backbone, key in zip(detector.backbones, keys, strict=True):
+        extractor = load_backbone(backbone, detector, run.seed, data.imagesize)
+        sources.setdefault(key, extractor)
     device = choose_device(run.gpu)
-    for backbone, extractor in zip(detector.backbones, extractors, strict=True):
-        extractor.build(backbone.layers, (data.imagesize, data.imagesize), device)
+    precision = choose_precision(run.precision, device)
+    for key, extractor in sources.items():
+        extractor.build(key[1], image_size, device)
     create_directory(run.directory)
     click.echo(f"Results go to {run.directory}", err=True)
 
@@ -44,25 +51,44 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     history: list[dict[str, Any]] = []
     table = pd.DataFrame()
     for name in classes:
-        for i, (backbone, extractor) in enumerate(zip(detector.backbones, extractors, strict=True)):
+        banks: dict[FeatureKey, ClassBanks] = {}
+        for i, (backbone, key) in enumerate(zip(detector.backbones, keys, strict=True)):
             title = f"{data.name}_{name}"
             job = Job(
                 title=f"{title} ({backbone.label})" if len(detector.backbones) > 1 else title,
                 folder=run.directory / "models" / str(i) / title,
                 samples=samples[name],
                 backbone=backbone,
-                extractor=extractor,
+                extractor=sources[key],
                 seed=run.seed if backbone.seed is None else backbone.seed,
+                options=detector.options,
             )
-            result = run_job(job, detector, data, root, device)
+            model = SimpleNet(
+                job.extractor, backbone.layers, image_size, seed=job.seed, precision=precision, **detector.options
+            ).to(device)
+            if run.feature_bank != "off" and not model.train_backbone and key not in banks:
+                banks[key] = build_banks(job.title, model, job.samples, data, run.feature_bank)
+            result = run_job(job, model, data, root, run.eval_every, banks.get(key))
+            if key not in keys[i + 1 :]:  # no later job of this class reads these features
+                banks.pop(key, None)
             rows.append(result.row)
             history.extend(result.history)
-            write_config(run.directory / "config.json", run, detector, data, classes, device)
-            write_csv(run.directory / "history.csv", pd.DataFrame(history))
+            write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
+            columns = ["class", *EpochStats._fields, *METRICS]
+            write_csv(run.directory / "history.csv", pd.DataFrame(history, columns=columns))
             table = write_results(run.directory / "results.csv", rows)
     click.echo(format_table(table))
     click.echo(f"Results are in {run.directory}", err=True)
     return table
+
+
+FeatureKey = tuple[str, tuple[str, ...], int | None]
+
+
+def feature_key(backbone: BackboneConfig, config: DetectorConfig, seed: int) -> FeatureKey:
+    """What a backbone's features depend on: name, layers and, of random weights, the seed."""
+    own_seed = seed if backbone.seed is None else backbone.seed
+    return backbone.name, backbone.layers, own_seed if config.backbone_weights == "random" else None
 
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
@@ -151,6 +177,22 @@ def choose_device(gpu: tuple[int, ...]) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device("cuda", gpu[0])
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in; auto takes bf16 where the device has instructions for it, else fp32.
+
+    That is Ampere and later among GPUs, and AVX512-BF16 or AMX among CPUs. TF32 is allowed unless fp32 is asked for.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
+    if name == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if native else "fp32"
+    click.echo(f"Computing in {name}", err=True)
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def format_table(table: pd.DataFrame) -> str:

@@ -1,14 +1,37 @@
 """Anomalous feature generation (SimpleNet, Eq. 6): Gaussian noise that is added to adapted normal features."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Noise:
+    """epsilon of q- = q + epsilon, as its factors: epsilon[n, d] = row[n] * unit[n, d] * column[d].
+
+    Attributes:
+        unit: [N, D].
+        column: standard deviation per dimension, [D] or one number.
+        row: scale per patch, [N, 1] or one number.
+    """
+
+    unit: Tensor
+    column: Tensor | float = 1.0
+    row: Tensor | float = 1.0
+
+    @property
+    def values(self) -> Tensor:
+        """The noise itself, [N, D]."""
+        return self.row * self.unit * self.column
+
+
+@dataclass(frozen=True)
 class GaussianNoise:
-    """The noise epsilon of q- = q + epsilon.
+    """The distribution of the noise.
 
     Attributes:
         std: standard deviation of the smallest scale (`--noise_std`).
@@ -21,17 +44,44 @@ class GaussianNoise:
     scales: int = 1
     relative: float = 0.0
 
-    def sample(self, adapted: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Noise for adapted features [N, D], of their shape, dtype and device; no gradient flows through it."""
-        unit = torch.randn(adapted.shape, generator=generator, device=adapted.device, dtype=adapted.dtype)
-        return self.scale(unit, adapted, generator)
+    def sample(self, features: Tensor, adapted: Tensor | None, source: "NoiseSource") -> Noise:
+        """Noise for a batch of features [N, D], of their shape, dtype and device.
 
-    @torch.no_grad()
-    def scale(self, unit: Tensor, adapted: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Unit Gaussian noise [N, D] brought to the standard deviations described above."""
-        std = self.relative * adapted.std(dim=0, correction=0) if self.relative > 0 else self.std
-        noise = unit * std
+        `adapted`, the adapted features without gradient, is read only where the noise is relative to them.
+        """
+        column: Tensor | float = self.std
+        if self.relative > 0:
+            assert adapted is not None
+            column = self.relative * adapted.float().std(dim=0, correction=0)
+        row: Tensor | float = 1.0
         if self.scales > 1:
-            k = torch.randint(self.scales, (len(unit), 1), generator=generator, device=unit.device)
-            noise = noise * 1.1**k
-        return noise
+            row = 1.1 ** source.integers(self.scales, len(features)).unsqueeze(1)
+        return Noise(source.normal(features.shape, features.dtype), column, row)
+
+
+class NoiseSource:
+    """Seeded random numbers on a device.
+
+    On a CPU four generators fill a quarter each, on as many threads as there are: a single one costs as much as the
+    matrix products of a training step. The numbers do not depend on the number of threads.
+    """
+
+    def __init__(self, device: torch.device | str, seed: int) -> None:
+        self.device = torch.device(device)
+        streams = 4 if self.device.type == "cpu" else 1
+        seeds = np.random.SeedSequence(seed).generate_state(streams, np.uint64) >> 1
+        self.generators = [torch.Generator(self.device).manual_seed(int(s)) for s in seeds]
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Unit Gaussian numbers."""
+        numbers = torch.empty(*shape, dtype=dtype, device=self.device)
+        parts = numbers.view(-1).tensor_split(len(self.generators))
+        if len(parts) == 1:
+            return numbers.normal_(generator=self.generators[0])
+        with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
+            list(pool.map(lambda part, generator: part.normal_(generator=generator), parts, self.generators))
+        return numbers
+
+    def integers(self, high: int, count: int) -> Tensor:
+        """Uniform integers of 0..high-1, int64 [count]."""
+        return torch.randint(high, (count,), generator=self.generators[0], device=self.device)

@@ -1,10 +1,11 @@
 """SimpleNet: fit on normal images, predict scores and anomaly maps (Liu et al., CVPR 2023, arXiv 2303.15140)."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
@@ -12,8 +13,8 @@ from backbones.patches import patch_grid
 from errors import UsageError
 from simplenet.anomalous_features import GaussianNoise
 from simplenet.anomaly_map import anomaly_maps
-from simplenet.model import Adaptor, Discriminator
-from simplenet.training import StepStats, Trainer
+from simplenet.model import Adaptor, Discriminator, compose
+from simplenet.training import StepStats, Trainer, autocast
 
 
 class Prediction(NamedTuple):
@@ -47,6 +48,7 @@ class SimpleNet(nn.Module):
         meta_epochs, gan_epochs: fit makes meta_epochs * gan_epochs passes and reports after every gan_epochs.
         cos_lr, aed_meta_epochs: a cosine schedule of (meta_epochs - aed_meta_epochs) * gan_epochs steps.
         train_backbone: also train the backbone, by AdamW.
+        precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
         seed: of weights and noise.
 
     Raises:
@@ -76,6 +78,7 @@ class SimpleNet(nn.Module):
         cos_lr: bool = False,
         aed_meta_epochs: int = 1,
         train_backbone: bool = False,
+        precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,6 +103,7 @@ class SimpleNet(nn.Module):
         self.gan_epochs = gan_epochs
         self.cosine_epochs = (meta_epochs - aed_meta_epochs) * gan_epochs if cos_lr else 0
         self.train_backbone = train_backbone
+        self.precision = precision
         self.seed = seed
 
     @property
@@ -118,6 +122,12 @@ class SimpleNet(nn.Module):
             images: batches [B, 3, H, W], normalised; iterated `passes` times.
             on_epoch: called after every meta epoch, with the detector in eval mode; it may call predict.
         """
+        self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
+
+    def fit_embeddings(
+        self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
+    ) -> None:
+        """Train as fit does, on batches of what embed gives for normal images: [B, H1, W1, D]."""
         trainer = Trainer(
             self.adaptor,
             self.discriminator,
@@ -126,14 +136,15 @@ class SimpleNet(nn.Module):
             self.dsc_lr,
             self.cosine_epochs,
             self.seed,
+            self.precision,
             self._backbone_parameters(),
         )
         for meta_epoch in range(1, self.meta_epochs + 1):
             self.train()
             steps: list[StepStats] = []
             for _ in range(self.gan_epochs):
-                for batch in images:
-                    steps.append(trainer.step(self.embed(batch).flatten(0, 2)))
+                for batch in embeddings:
+                    steps.append(trainer.step(batch.flatten(0, 2)))
                 trainer.end_gan_epoch()
             self.eval()
             loss, p_true, p_fake = (torch.stack(values).mean().item() for values in zip(*steps, strict=True))
@@ -141,11 +152,16 @@ class SimpleNet(nn.Module):
                 on_epoch(EpochStats(meta_epoch, loss, p_true, p_fake))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patch embeddings o (Eq. 4) of images [B, 3, H, W]: [B, H1, W1, D]; gradients only for a trained backbone."""
-        with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
+        """Patch embeddings o (Eq. 4) of images [B, 3, H, W], of the detector's precision: [B, H1, W1, D].
+
+        Gradients flow only where the backbone is trained.
+        """
+        gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
+        with gradients, autocast(self.device, self.precision):
             maps = self.backbone(images.to(self.device), self.layers)
             embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)
-            return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize))
+            grid = patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize)
+            return embeddings.to(self.precision).unflatten(1, grid)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -156,7 +172,11 @@ class SimpleNet(nn.Module):
     @torch.no_grad()
     def score(self, embeddings: Tensor) -> Prediction:
         """Scores and maps of patch embeddings [B, H1, W1, D]: s = -D(G(o)) (Eq. 9), image score max s (Eq. 11)."""
-        patch_scores = -self.discriminator(self.adaptor(embeddings.flatten(0, 2)))
+        features = embeddings.to(self.precision).flatten(0, 2)
+        with autocast(self.device, self.precision):
+            composed = compose(self.adaptor, self.discriminator)
+            hidden = F.linear(features, *composed) if composed else self.discriminator.first(self.adaptor(features))
+            patch_scores = -self.discriminator.after_first(hidden).float()
         patch_scores = patch_scores.view(embeddings.shape[:3])
         return Prediction(patch_scores.flatten(1).amax(dim=1), anomaly_maps(patch_scores, self.image_size))
 
@@ -186,3 +206,14 @@ class SimpleNet(nn.Module):
             return []
         network = self.backbone.build(self.layers, self.image_size, self.device)
         return list(network.requires_grad_(True).parameters())
+
+
+class _Mapped:
+    """A function's results over something that can be iterated more than once."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> None:
+        self.function = function
+        self.items = items
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.function, self.items)

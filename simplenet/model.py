@@ -47,13 +47,41 @@ class Discriminator(nn.Module):
             out = int(width / 1.5) if hidden is None else hidden
             if out < 1:
                 raise UsageError(f"dsc_layers {n_layers} shrink a width of {dim} to nothing: set dsc_hidden")
-            self.body.append(nn.Sequential(_linear(width, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2)))
+            self.body.append(nn.Sequential(_linear(width, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2, inplace=True)))
             width = out
         self.tail = _linear(width, 1, bias=False)
 
+    @property
+    def first(self) -> nn.Linear:
+        """The linear layer that meets the adapted features."""
+        return self.body[0][0] if len(self.body) else self.tail
+
+    def after_first(self, hidden: Tensor) -> Tensor:
+        """Scores [N, 1] from the first layer's output [N, hidden]."""
+        if len(self.body) == 0:
+            return hidden
+        _, norm, activation = self.body[0]
+        return self.tail(self.body[1:](activation(norm(hidden))))
+
     def forward(self, adapted: Tensor) -> Tensor:
         """[N, D] -> [N, 1]."""
-        return self.tail(self.body(adapted))
+        return self.after_first(self.first(adapted))
+
+
+def compose(adaptor: Adaptor, discriminator: Discriminator) -> tuple[Tensor, Tensor | None] | None:
+    """The affine map from features to the discriminator's first layer: its weight [hidden, D] and bias [hidden].
+
+    With no activation in the adaptor it is W1 (Wn ... (Wp o + bp) + bn) + b1, and one product of features replaces two.
+    None if the adaptor has an activation.
+    """
+    weight, bias = discriminator.first.weight, discriminator.first.bias
+    for layer in reversed(adaptor.layers):
+        if not isinstance(layer, nn.Linear):
+            return None
+        shift = weight @ layer.bias
+        bias = shift if bias is None else bias + shift
+        weight = weight @ layer.weight
+    return weight, bias
 
 
 def _linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:

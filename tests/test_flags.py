@@ -53,7 +53,10 @@ DATASET = {
     "--vflip": ["--vflip", "1"],
     "--augment": ["--augment"],
 }
-ELSEWHERE = {  # flags whose effect is tested by name below or in test_cli.py
+ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py or in test_bank.py
+    "--precision",
+    "--feature_bank",
+    "--eval_every",
     "--gpu",
     "--backbone_names",
     "--embedding_size",

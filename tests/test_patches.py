@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones import embed_patches
+from backbones import embed_patches, patches
 from backbones.patches import patch_grid
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
@@ -60,6 +60,31 @@ def test_equals_unfold_and_pooling(batch, shapes, pretrain, target, p, seed):
     maps = [torch.randn(batch, *shape, generator=generator) for shape in shapes]
     found = embed_patches(maps, pretrain, target, p).flatten(0, 1)
     torch.testing.assert_close(found, plain_embedding(maps, pretrain, target, p), atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers=st.integers(1, 3),
+    per_layer=st.integers(1, 4),
+    rows=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    pooled=st.integers(1, 3),
+    p=st.integers(1, 5),
+    sizes=st.lists(st.tuples(st.integers(3, 8), st.integers(3, 8)), min_size=3, max_size=3),
+)
+def test_tiled_dimensions_equal_unfold_and_pooling(layers, per_layer, rows, pooled, p, sizes):
+    """Channels chosen so that every group is whole kernel rows of one layer; nothing may be unfolded then."""
+    pretrain, target = per_layer * pooled * p, layers * per_layer * p
+    channels = [per_layer * pooled * r * p for r in rows[:layers]]
+    maps = [torch.randn(2, c, *size) for c, size in zip(channels, sizes, strict=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "_pool_neighbourhoods", None)
+        found = embed_patches(maps, pretrain, target, p).flatten(0, 1)
+    torch.testing.assert_close(found, plain_embedding(maps, pretrain, target, p), atol=1e-5, rtol=0)
+
+
+def test_papers_dimensions_tile():
+    assert patches._tiles([512, 1024], 1536, 1536, 3)
+    assert not patches._tiles([512, 1024], 1024, 1024, 3)
 
 
 def test_memory_format_does_not_matter():

@@ -1,0 +1,99 @@
+"""The feature bank: what a frozen backbone sees in unchanging images is embedded once and read at every pass."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from errors import DataError
+
+Place = Literal["device", "host", "disk"]
+
+# A bank takes at most this share of what is free; the rest is for training, evaluation and everybody else.
+FREE_SHARE = 0.5
+
+
+class FeatureBank:
+    """Patch embeddings of n images, [n, H1, W1, D], on a device, in host memory, or in a memory-mapped file.
+
+    The file has no name: it vanishes with the process, however that ends.
+
+    Args:
+        shape: n, H1, W1, D.
+        dtype: of the embeddings.
+        place: where they are kept.
+        device: where batches are wanted.
+
+    Raises:
+        DataError: the disk has no room for the file.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, place: Place, device: torch.device
+    ) -> None:
+        self.place = place
+        self.device = device
+        if place == "disk":
+            self.features = _mapped(shape, dtype)
+        else:
+            self.features = torch.empty(shape, dtype=dtype, device=device if place == "device" else "cpu")
+
+    def fill(self, embeddings: Iterable[Tensor]) -> None:
+        """Store embeddings [B, H1, W1, D] one batch after another, n in all."""
+        start = 0
+        for batch in embeddings:
+            self.features[start : start + len(batch)] = batch
+            start += len(batch)
+        if start != len(self.features):
+            raise ValueError(f"{start} embeddings were given, not {len(self.features)}")
+
+    def batches(self, batch_size: int, order: Iterable[int] | None = None) -> Iterator[Tensor]:
+        """Batches [B, H1, W1, D] on the device, in the order of the indices given or as they were stored."""
+        if order is None:
+            yield from (batch.to(self.device, non_blocking=True) for batch in self.features.split(batch_size))
+            return
+        for indices in torch.as_tensor(list(order)).split(batch_size):
+            yield self.features[indices.to(self.features.device)].to(self.device, non_blocking=True)
+
+
+def bank_bytes(shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
+    """Bytes that a bank of this shape takes."""
+    return int(np.prod(shape)) * dtype.itemsize
+
+
+def choose_place(size: int, device: torch.device) -> Place:
+    """The first of device, host and disk whose free memory a bank of `size` bytes fits with room to spare."""
+    if device.type != "cpu" and size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "host" if size <= FREE_SHARE * _free_host_memory() else "disk"
+
+
+def _free_host_memory() -> int:
+    """Bytes that this process may still take, in a container as well."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()) != "max":
+        free = min(free, int(bound) - int(used.read_text()))
+    return free
+
+
+def _mapped(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    size = bank_bytes(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(prefix="feature-bank-") as file:
+            # Taken at once: a mapped file that found its disk full later would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+            raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise DataError(
+            f"no room for a feature bank of {size / 2**30:.1f} GiB in '{folder}' ({error.strerror}): "
+            "set TMPDIR to a folder on a larger disk, or use --feature_bank off"
+        ) from error
+    return torch.from_numpy(raw).view(dtype).view(shape)

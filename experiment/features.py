@@ -1,0 +1,137 @@
+"""Where a job's embeddings come from: a feature bank, or the images again at every pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from backbones import FeatureBank
+from backbones.bank import bank_bytes, choose_place
+from datasets import BatchLoader, ClassSamples, ImageDataset, Shuffled
+from experiment.config import DatasetConfig
+from simplenet import Prediction, SimpleNet
+
+EMBED_BATCH = 8  # images embedded or scored at once where the training batch does not decide
+SCORE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ClassBanks:
+    """Embeddings of a class's images, for every job that reads the same features.
+
+    Attributes:
+        train: in the samples' order; None where random transforms make every pass another.
+        test: in the samples' order.
+        masks: of the test images, bool [N, H, W].
+    """
+
+    train: FeatureBank | None
+    test: FeatureBank
+    masks: NDArray[np.bool_]
+
+
+def build_banks(title: str, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, mode: str) -> ClassBanks:
+    """Read and embed a class's images once; says where the embeddings are kept.
+
+    Args:
+        title: names the class in messages.
+        detector: what embeds; its backbone must be frozen.
+        samples, data: the images and how they are read.
+        mode: device, host or disk, or auto for the first of them with room.
+
+    Raises:
+        DataError: an image that cannot be used, or no room on the disk.
+    """
+    train = None
+    if data.random.is_identity:
+        train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+    test, masks = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode)
+    banks = [bank for bank in (train, test) if bank is not None]
+    size = sum(bank.features.nbytes for bank in banks) / 2**30
+    places = " and ".join(dict.fromkeys(bank.place for bank in banks))
+    click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
+    return ClassBanks(train, test, masks)
+
+
+def _embed_all(
+    title: str, detector: SimpleNet, dataset: ImageDataset, data: DatasetConfig, mode: str
+) -> tuple[FeatureBank, NDArray[np.bool_]]:
+    loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
+    masks: list[Tensor] = []
+
+    @torch.no_grad()
+    def embeddings() -> Iterator[Tensor]:
+        for batch in progress(f"{title} features", loader):
+            masks.append(batch.masks)
+            yield detector.embed(batch.images)
+
+    stream = embeddings()
+    first = next(stream)
+    shape = (len(dataset), *first.shape[1:])
+    place = choose_place(bank_bytes(shape, first.dtype), detector.device) if mode == "auto" else mode
+    bank = FeatureBank(shape, first.dtype, place, detector.device)
+    bank.fill(chain([first], stream))
+    return bank, torch.cat(masks).numpy()
+
+
+class TrainingEmbeddings:
+    """Batches of embeddings of normal images, in a new order at every pass."""
+
+    def __init__(
+        self, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
+    ) -> None:
+        self.detector = detector
+        self.bank = bank
+        self.batch_size = data.batch_size
+        self.order = Shuffled(len(samples.train), seed)
+        dataset = ImageDataset(samples.train, data.train_transform)
+        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, shuffle_seed=seed)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.bank is not None:
+            return self.bank.batches(self.batch_size, self.order)
+        return (self.detector.embed(batch.images) for batch in self.loader)
+
+
+class TestPredictions:
+    """Predictions and masks (bool [B, H, W]) of a class's test images in batches, by the detector as it is then."""
+
+    def __init__(
+        self, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None
+    ) -> None:
+        self.detector = detector
+        self.banks = banks
+        self.batch_size = SCORE_BATCH if banks else max(EMBED_BATCH, data.batch_size)
+        self.count = len(samples.test)
+        dataset = ImageDataset(samples.test, data.test_transform)
+        self.loader = None if banks else BatchLoader(dataset, self.batch_size, data.num_workers)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_]]]:
+        if self.banks is None:
+            for batch in self.loader:
+                yield self.detector.predict(batch.images), batch.masks.numpy()
+            return
+        start = 0
+        for embeddings in self.banks.test.batches(self.batch_size):
+            yield self.detector.score(embeddings), self.banks.masks[start : start + len(embeddings)]
+            start += len(embeddings)
+
+
+def progress(title: str, items: BatchLoader | None = None, total: int | None = None) -> tqdm:
+    """A bar over batches; where the output is no terminal, a line twice a minute at most."""
+    bar = tqdm(items, total=total, desc=title, unit="batch", dynamic_ncols=True, leave=False)
+    if not bar.fp.isatty():
+        bar.mininterval = bar.maxinterval = 30
+    return bar
