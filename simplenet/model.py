@@ -1,5 +1,6 @@
 """The two trained networks: feature adaptor G (SimpleNet, Eq. 5) and discriminator D (section 3.4)."""
 
+import torch
 from torch import Tensor, nn
 
 from errors import UsageError
@@ -61,7 +62,11 @@ class Discriminator(nn.Module):
         if len(self.body) == 0:
             return hidden
         _, norm, activation = self.body[0]
-        return self.tail(self.body[1:](activation(norm(hidden))))
+        activations = self.body[1:](activation(norm(hidden)))
+        if self.training:
+            return self.tail(activations)
+        with torch.autocast(hidden.device.type, enabled=False):  # the few digits of bf16 would tie patches and images
+            return self.tail(activations.float())
 
     def forward(self, adapted: Tensor) -> Tensor:
         """[N, D] -> [N, 1]."""

@@ -56,7 +56,7 @@ class Trainer:
 
     The adaptor's layers and the discriminator's first are all affine unless --proj_layer_type puts activations between
     them, so they are composed: h = W o + b with W = W1 Wp, and h- = h + W1 epsilon. The step is the same, with four
-    products of N x D x H in place of nine.
+    products of N x D x H in place of nine (at the paper's sizes).
 
     Args:
         adaptor, discriminator: the networks to train.

@@ -360,3 +360,10 @@ def test_reduced_precision_follows_float32(precision):
         assert all(v.dtype == torch.float32 for v in detector.state_dict().values() if v.is_floating_point())
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     torch.testing.assert_close(predictions[1].maps, predictions[0].maps, atol=0.1, rtol=0)
+
+
+def test_bf16_scores_do_not_tie():
+    """Scores keep float32's digits, since images that tie cannot be ranked."""
+    detector = random_detector(precision=torch.bfloat16)
+    scores = detector.score(torch.randn(400, 2, 2, 16)).scores
+    assert len(scores.unique()) > 390
