@@ -172,6 +172,7 @@ class SimpleNet(nn.Module):
     @torch.no_grad()
     def score(self, embeddings: Tensor) -> Prediction:
         """Scores and maps of patch embeddings [B, H1, W1, D]: s = -D(G(o)) (Eq. 9), image score max s (Eq. 11)."""
+        self.eval()
         features = embeddings.to(self.precision).flatten(0, 2)
         with autocast(self.device, self.precision):
             composed = compose(self.adaptor, self.discriminator)
