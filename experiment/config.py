@@ -37,6 +37,10 @@ class BackboneConfig:
     layers: tuple[str, ...]
     seed: int | None
 
+    def seed_in(self, run_seed: int) -> int:
+        """Its own seed, or that of the run."""
+        return run_seed if self.seed is None else self.seed
+
 
 @dataclass(frozen=True)
 class DetectorConfig:

@@ -60,7 +60,7 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
                 samples=samples[name],
                 backbone=backbone,
                 extractor=sources[key],
-                seed=run.seed if backbone.seed is None else backbone.seed,
+                seed=backbone.seed_in(run.seed),
                 options=detector.options,
             )
             model = SimpleNet(
@@ -87,8 +87,7 @@ FeatureKey = tuple[str, tuple[str, ...], int | None]
 
 def feature_key(backbone: BackboneConfig, config: DetectorConfig, seed: int) -> FeatureKey:
     """What a backbone's features depend on: name, layers and, of random weights, the seed."""
-    own_seed = seed if backbone.seed is None else backbone.seed
-    return backbone.name, backbone.layers, own_seed if config.backbone_weights == "random" else None
+    return backbone.name, backbone.layers, backbone.seed_in(seed) if config.backbone_weights == "random" else None
 
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
@@ -141,7 +140,7 @@ def load_backbone(
     Raises:
         UsageError: an unknown backbone or layer, no layer, or options that no detector can be built with.
     """
-    extractor = backbones.load(backbone.name, config.backbone_weights, seed if backbone.seed is None else backbone.seed)
+    extractor = backbones.load(backbone.name, config.backbone_weights, backbone.seed_in(seed))
     if not backbone.layers:
         raise UsageError(
             f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
