@@ -144,8 +144,19 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 )
 @click.option("--batch_size", type=COUNT, default=2, help="Images per step.")
 @click.option("--num_workers", type=WHOLE, default=2, help="Processes that read images; 0 reads in the main one.")
-@click.option("--resize", type=COUNT, default=256, help="Pixels of the shorter side after resizing.")
-@click.option("--imagesize", type=COUNT, default=224, help="Side of the square cropped from the centre.")
+@click.option(
+    "--resize",
+    type=COUNT,
+    default=256,
+    help="Pixels of the shorter side after resizing; not used by --resize_mode square.",
+)
+@click.option("--imagesize", type=COUNT, default=224, help="Side of the square that the network sees.")
+@click.option(
+    "--resize_mode",
+    type=click.Choice(["aspect", "square"]),
+    default="aspect",
+    help="aspect: resize to --resize and crop the centre. square: resize both sides to --imagesize and crop nothing.",
+)
 @random_option("rotate_degrees", Number(0, 180), "Rotate training images by up to this angle.")
 @random_option("translate", SHARE, "Shift them by up to this share of their size.")
 @random_option("scale", Number(0, 1, max_open=True), "Zoom them by up to this share.")
@@ -158,21 +169,53 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 @click.option(
     "--augment", is_flag=True, help="Small random rotations, shifts, zooms and changes of light; see their flags."
 )
+@click.option("--normal_dir", show_default="train/good", help="Dataset folder: normal images to train on.")
+@click.option(
+    "--normal_test_dir",
+    show_default="test/good, or every fifth image of --normal_dir",
+    help="Dataset folder: normal images to test on.",
+)
+@click.option(
+    "--abnormal_dir",
+    multiple=True,
+    show_default="every other folder in test",
+    help="Dataset folder: anomalous images, one folder per defect type; repeatable.",
+)
+@click.option(
+    "--mask_dir",
+    show_default="ground_truth, if there is one",
+    help='Dataset folder: masks of the anomalous images, NAME or NAME_mask; "" for none.',
+)
 def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
     """Images of dataset NAME under DATA_PATH; options stand before NAME.
 
     \b
-    mvtec   MVTec AD and data in its layout: DATA_PATH/CLASS/train/good, test/TYPE, ground_truth/TYPE
-    elpv    solar cells, classes mono and poly; without DATA_PATH those of the installed elpv-dataset package
+    mvtec       MVTec AD and data in its layout: DATA_PATH/CLASS/train/good, test/TYPE, ground_truth/TYPE
+    mvtec_loco  MVTec LOCO AD; also called mvtecloco
+    mpdd        MPDD, painted metal parts
+    btad        beanTech, classes 01, 02 and 03
+    visa        VisA as released, with split_csv/1cls.csv, or in the layout of MVTec AD
+    sdd         KolektorSDD, folders kos01 to kos50; class commutator
+    sdd2        KolektorSDD2, folders train and test; class surface
+    mtd         magnetic tiles, folders MT_Free, MT_Crack and so on; class tile
+    cifar10     CIFAR-10 as torchvision keeps it, the images of all other classes anomalous
+    elpv        solar cells, classes mono and poly; without DATA_PATH those of the installed elpv-dataset package
+    folder      your own images: DATA_PATH is a class or holds classes, with --normal_dir and the other folder options
 
     Random changes apply to training images only.
     """
-    from datasets import RandomTransform
+    from datasets import FolderNames, RandomTransform
     from experiment import DatasetConfig
 
+    folders = {
+        field: value for field in FolderNames.__dataclass_fields__ if (value := options.pop(field)) not in (None, ())
+    }
+    if folders and name != "folder":
+        raise UsageError(f"--{next(iter(folders))} is an option of dataset folder, not of '{name}': leave it out")
     given = {field: options.pop(field) for field in RandomTransform.__dataclass_fields__}
     changes = {field: value for field, value in given.items() if value is not None}
-    return DatasetConfig(name=name, random=RandomTransform(**{**(AUGMENT if augment else {}), **changes}), **options)
+    random = RandomTransform(**{**(AUGMENT if augment else {}), **changes})
+    return DatasetConfig(name=name, random=random, folders=FolderNames(**folders), **options)
 
 
 @main.result_callback()

@@ -62,7 +62,7 @@ def make_images(folder: Path, count: int) -> list[Sample]:
         pixels = np.asarray(coarse, dtype=np.int16) + rng.integers(-4, 5, (900, 900, 3))
         path = folder / f"{i:03}.png"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-        samples.append(Sample(path, None, False, "made", "good"))
+        samples.append(Sample(path, (), False, "made", "good"))
     return samples
 
 

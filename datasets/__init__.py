@@ -1,12 +1,24 @@
 """Image folders: each dataset's published layout, read into samples, and samples into batches."""
 
+from datasets.btad import BTAD
+from datasets.cifar10 import CIFAR10
 from datasets.elpv import ELPV
-from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers
+from datasets.folder import FolderNames, folder_reader
+from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, read_defects
+from datasets.mpdd import MPDD
+from datasets.mtd import MTD
 from datasets.mvtec import MVTEC
-from datasets.sample import ClassSamples, DatasetReader, Sample
+from datasets.mvtec_loco import MVTEC_LOCO
+from datasets.root import find_root
+from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
+from datasets.sdd import SDD
+from datasets.sdd2 import SDD2
 from datasets.transforms import ImageTransform, RandomTransform
+from datasets.visa import VISA
 
-DATASETS: dict[str, DatasetReader] = {"mvtec": MVTEC, "elpv": ELPV}
+FOLDER = folder_reader(FolderNames())
+READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, FOLDER)
+DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READERS}, "mvtecloco": MVTEC_LOCO}
 
 __all__ = [
     "DATASETS",
@@ -14,10 +26,15 @@ __all__ = [
     "BatchLoader",
     "ClassSamples",
     "DatasetReader",
+    "FolderNames",
     "ImageDataset",
     "ImageTransform",
     "RandomTransform",
     "Sample",
+    "Saturation",
     "Shuffled",
     "check_headers",
+    "find_root",
+    "folder_reader",
+    "read_defects",
 ]

@@ -40,8 +40,8 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
         DataError: labels.csv is missing or malformed, names a file that is not there, or lists no cells of the class.
     """
     rows = [(path, probability) for path, probability, kind in _read_labels(root) if kind == class_name]
-    normal = [Sample(path, None, False, class_name, "good") for path, probability in rows if probability == 0]
-    defective = [Sample(path, None, True, class_name, "defect") for path, probability in rows if probability == 1]
+    normal = [Sample(path, (), False, class_name, "good") for path, probability in rows if probability == 0]
+    defective = [Sample(path, (), True, class_name, "defect") for path, probability in rows if probability == 1]
     train = [sample for i, sample in enumerate(normal) if i % 5 != 0]
     if not train:
         raise DataError(f"'{root / 'labels.csv'}' lists no normal cells of class '{class_name}' to train on")
@@ -71,4 +71,4 @@ def _read_labels(root: Path) -> list[tuple[Path, float, str]]:
     return rows
 
 
-ELPV = DatasetReader(LAYOUT, find_classes, read_class, default_root)
+ELPV = DatasetReader("elpv", LAYOUT, find_classes, read_class, default_root)

@@ -1,16 +1,18 @@
 """Images from disk, one by one and in batches."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.sample import Sample
+from datasets.decode import image_size, read_image, read_mask
+from datasets.sample import Sample, Saturation
 from datasets.transforms import ImageTransform
 from errors import DataError
 
@@ -44,10 +46,12 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             DataError: a file that cannot be read.
         """
         sample = self.samples[index]
-        pixels = self.transform.image(_read(sample.image_path, "RGB"))
-        if sample.mask_path is None:
-            return pixels, torch.zeros(pixels.shape[-2:], dtype=torch.bool)
-        return pixels, self.transform.mask(_read(sample.mask_path, "L"))
+        image = read_image(sample.image_path) if sample.pixels is None else Image.fromarray(sample.pixels)
+        pixels = self.transform.image(image)
+        defective = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
+        for path in sample.mask_paths:
+            defective |= self.transform.mask(_binary(read_mask(path)))
+        return pixels, defective
 
 
 def check_headers(samples: Sequence[Sample]) -> None:
@@ -64,15 +68,59 @@ def check_headers(samples: Sequence[Sample]) -> None:
 
 def _header_problem(sample: Sample) -> str | None:
     try:
-        image_size = _size(sample.image_path)
-        if sample.mask_path is None or (mask_size := _size(sample.mask_path)) == image_size:
-            return None
+        width, height = image_size(sample.image_path) if sample.pixels is None else sample.pixels.shape[1::-1]
+        for path in sample.mask_paths:
+            mask_width, mask_height = image_size(path)
+            if (mask_width, mask_height) != (width, height):
+                return (
+                    f"mask '{path}' is {mask_width} x {mask_height} pixels, "
+                    f"but its image '{sample.image_path}' is {width} x {height}"
+                )
     except DataError as error:
         return str(error)
-    return (
-        f"mask '{sample.mask_path}' is {mask_size[0]} x {mask_size[1]} pixels, "
-        f"but its image '{sample.image_path}' is {image_size[0]} x {image_size[1]}"
-    )
+    return None
+
+
+def read_defects(
+    samples: Sequence[Sample], saturation: Mapping[int, Saturation], transform: ImageTransform
+) -> list[tuple[int, NDArray[np.bool_], float]]:
+    """Every defect for metrics.spro, but those that were cropped out.
+
+    Args:
+        samples: images whose masks hold a defect each.
+        saturation: by the pixel value of a mask.
+        transform: what brings the images to the size of their maps.
+
+    Returns:
+        (index of the sample, mask bool [H, W], saturation area in pixels of that mask) of every mask file.
+
+    Raises:
+        DataError: a mask that cannot be read or has a pixel value that `saturation` lacks.
+    """
+    defects = []
+    for index, sample in enumerate(samples):
+        for path in sample.mask_paths:
+            values = read_mask(path)
+            rule = _saturation_of(path, values, saturation)
+            mask = transform.mask(_binary(values)).numpy()
+            area = np.count_nonzero(mask)
+            if area:
+                height, width = values.shape
+                unit = area if rule.relative else transform.area_scale(width, height)
+                defects.append((index, mask, min(rule.threshold * unit, float(area))))
+    return defects
+
+
+def _saturation_of(path: Path, values: NDArray[np.integer], saturation: Mapping[int, Saturation]) -> Saturation:
+    found = np.unique(values[values > 0]).tolist()
+    if len(found) != 1 or found[0] not in saturation:
+        shown = ", ".join(map(str, found)) or "none but 0"
+        raise DataError(f"mask '{path}' has pixel values {shown}: expected one that defects_config.json defines")
+    return saturation[found[0]]
+
+
+def _binary(values: NDArray[np.integer]) -> Image.Image:
+    return Image.fromarray((values > 0).view(np.uint8))
 
 
 class BatchLoader:
@@ -149,25 +197,3 @@ def _collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataErro
             return item
     images, masks = zip(*items, strict=True)
     return Batch(torch.stack(images), torch.stack(masks))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file; what Pillow may raise there becomes a DataError."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise DataError(f"'{path}' is not an image that Pillow can read") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
-
-
-def _read(path: Path, mode: str) -> Image.Image:
-    with _opened(path) as image:
-        return image.convert(mode)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.size

@@ -1,35 +1,63 @@
 """What every dataset is read into: one record per image."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: where it is, where its mask is (if there is one), and what is known of it.
+    """One image: where it is, where its masks are (if there are any), and what is known of it.
 
     Attributes:
-        image_path: the image file.
-        mask_path: a mask whose non-zero pixels are defective; None for normal images and where a dataset has no masks.
+        image_path: the image file; only a name where `pixels` is given.
+        mask_paths: masks whose non-zero pixels are defective, several where every defect has its own; empty for normal
+            images and where a dataset has no masks.
         anomalous: the label.
         class_name: the class within the dataset, such as "bottle".
         defect_type: such as "broken_large"; "good" for normal images.
+        pixels: uint8 [H, W, 3] where the image is no file of its own.
     """
 
     image_path: Path
-    mask_path: Path | None
+    mask_paths: tuple[Path, ...]
     anomalous: bool
     class_name: str
     defect_type: str
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """The area of a defect beyond which finding more of it counts for nothing.
+
+    Attributes:
+        threshold: a share of the defect's area if `relative`, else pixels of the original image.
+        relative: which of the two.
+    """
+
+    threshold: float
+    relative: bool
 
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """The images of one class: normal ones to train on, and those to test on, each in a fixed order."""
+    """The images of one class, each list in a fixed order.
+
+    Attributes:
+        train: normal images to train on.
+        test: images to test on.
+        validation: normal images that are neither trained nor tested on.
+        saturation: by the pixel value of a mask; empty where a dataset defines none.
+    """
 
     train: list[Sample]
     test: list[Sample]
+    validation: list[Sample] = field(default_factory=list)
+    saturation: dict[int, Saturation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,12 +65,14 @@ class DatasetReader:
     """How one dataset is read.
 
     Attributes:
+        name: what it is called on the command line.
         layout: what is expected under a root folder, in words.
         find_classes: the classes under a root folder, in order; empty if there are none.
         read_class: the samples of one of them.
         default_root: where the data are if no path is given; None if a path must be.
     """
 
+    name: str
     layout: str
     find_classes: Callable[[Path], list[str]]
     read_class: Callable[[Path, str], ClassSamples]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,21 +44,24 @@ class RandomTransform:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize the shorter side to `resize` (bilinear), change at random, crop the centre, normalise as ImageNet.
+    """Resize (bilinear), change at random, crop the centre, normalise as ImageNet.
 
     Attributes:
-        resize: pixels of the shorter side.
+        resize: pixels of the shorter side; not used by mode "square".
         imagesize: side of the square crop, at most resize.
         random: changes between resizing and cropping, as in the original.
+        resize_mode: "aspect" scales the shorter side to `resize`; "square" scales both sides to `imagesize`, so that
+            nothing is cropped away.
     """
 
     resize: int
     imagesize: int
     random: RandomTransform = RandomTransform()
+    resize_mode: Literal["aspect", "square"] = "aspect"
 
     def image(self, image: Image.Image) -> Tensor:
         """An RGB image as float32 [3, imagesize, imagesize], normalised."""
-        image = T.functional.resize(image, [self.resize], InterpolationMode.BILINEAR)
+        image = T.functional.resize(image, self._size, InterpolationMode.BILINEAR)
         if not self.random.is_identity:
             image = self._random(image)
         image = T.functional.center_crop(image, [self.imagesize])
@@ -66,9 +70,20 @@ class ImageTransform:
 
     def mask(self, mask: Image.Image) -> Tensor:
         """A mask as bool [imagesize, imagesize]: nearest neighbour, so that it stays binary; non-zero is defective."""
-        mask = T.functional.resize(mask, [self.resize], InterpolationMode.NEAREST)
+        mask = T.functional.resize(mask, self._size, InterpolationMode.NEAREST)
         mask = T.functional.center_crop(mask, [self.imagesize])
         return torch.from_numpy(np.asarray(mask) > 0)
+
+    def area_scale(self, width: int, height: int) -> float:
+        """Pixels after resizing per pixel of an image of that size."""
+        if self.resize_mode == "square":
+            return self.imagesize**2 / (width * height)
+        shorter, longer = sorted((width, height))
+        return self.resize * int(self.resize * longer / shorter) / (width * height)  # as torchvision rounds
+
+    @property
+    def _size(self) -> list[int]:
+        return [self.resize] if self.resize_mode == "aspect" else [self.imagesize, self.imagesize]
 
     @cached_property
     def _random(self) -> T.Transform:

@@ -1,11 +1,11 @@
 """What the command line says, typed. These are plain records: config.json is their copy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from datasets import ImageTransform, RandomTransform
+from datasets import DATASETS, DatasetReader, FolderNames, ImageTransform, RandomTransform, folder_reader
 from errors import UsageError
 
 
@@ -64,20 +64,27 @@ class DatasetConfig:
     resize: int
     imagesize: int
     random: RandomTransform
+    resize_mode: Literal["aspect", "square"] = "aspect"
+    folders: FolderNames = field(default_factory=FolderNames)
 
     def __post_init__(self) -> None:
-        if self.resize < self.imagesize:
+        if self.resize_mode == "aspect" and self.resize < self.imagesize:
             raise UsageError(
                 f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
             )
 
     @property
+    def reader(self) -> DatasetReader:
+        """What reads the dataset of this name; KeyError where there is none."""
+        return folder_reader(self.folders) if self.name == "folder" else DATASETS[self.name]
+
+    @property
     def train_transform(self) -> ImageTransform:
-        return ImageTransform(self.resize, self.imagesize, self.random)
+        return ImageTransform(self.resize, self.imagesize, self.random, self.resize_mode)
 
     @property
     def test_transform(self) -> ImageTransform:
-        return ImageTransform(self.resize, self.imagesize)
+        return replace(self.train_transform, random=RandomTransform())
 
 
 def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[BackboneConfig, ...]:

@@ -29,7 +29,7 @@ def evaluate(predictions: TestPredictions, samples: Sequence[Sample], bar: tqdm)
     Raises:
         DataError: an image or mask that cannot be used, or scores that are not finite.
     """
-    has_masks = any(sample.mask_path is not None for sample in samples)
+    has_masks = any(sample.mask_paths for sample in samples)
     scores, maps, masks = [], [], []
     for prediction, batch_masks in predictions:
         scores.append(prediction.scores.cpu().numpy())

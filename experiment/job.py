@@ -94,7 +94,8 @@ def run_job(
 
         detector.fit_embeddings(_Counted(train, bar), on_epoch)
         state = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
-        description = {"backbone": asdict(job.backbone), "image_size": detector.image_size, "resize": data.resize}
+        geometry = {"image_size": detector.image_size, "resize": data.resize, "resize_mode": data.resize_mode}
+        description = {"backbone": asdict(job.backbone), **geometry}
         checkpoint = save(state, metadata={"config": json.dumps({**description, **job.options})})
         (folder / "checkpoint.safetensors").write_bytes(checkpoint)
         write_csv(folder / "predictions.csv", _predictions(samples.test, evaluations[0], root), float_format="%.9g")

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import backbones
 from backbones.patches import patch_grid
-from datasets import DATASETS, ClassSamples, check_headers
+from datasets import DATASETS, ClassSamples, check_headers, find_root
 from errors import DataError, UsageError
 from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig
 from experiment.evaluation import METRICS
@@ -95,41 +96,41 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
 
     Raises:
         UsageError: an unknown dataset or class, or a path that is left out or missing.
-        DataError: no class under the path.
+        DataError: no class under the path, or several folders that hold some.
     """
     if data.name not in DATASETS:
         raise UsageError(f"unknown dataset '{data.name}'{_nearest(data.name, list(DATASETS))}")
-    reader = DATASETS[data.name]
+    reader = data.reader
     if data.data_path is None and reader.default_root is None:
         raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} PATH")
-    root = data.data_path if data.data_path is not None else reader.default_root()
-    if not root.is_dir():
-        raise UsageError(f"DATA_PATH '{root}' is not a folder")
-    known = reader.find_classes(root)
+    path = data.data_path if data.data_path is not None else reader.default_root()
+    if not path.is_dir():
+        raise UsageError(f"DATA_PATH '{path}' is not a folder")
+    root, known = find_root(reader, path)
+    if root != path:
+        click.echo(f"Reading dataset '{data.name}' from '{root}'", err=True)
     classes = list(dict.fromkeys(data.subdatasets)) or known
-    if not classes:
-        raise DataError(f"no class of dataset '{data.name}' in '{root}': expected {reader.layout}")
     for name in classes:
-        if name not in known and not (root / name).is_dir():
+        if name not in known:
             raise UsageError(f"dataset '{data.name}' has no class '{name}' in '{root}'{_nearest(name, known)}")
     return root, classes
 
 
 def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
-    """The images of a class, of the normal ones the first share that is trained on, as in the original.
+    """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
     Raises:
         DataError: what the dataset's reader raises, a file that is no image, a mask of another size than its image, or
             no image left to train on.
     """
-    samples = DATASETS[data.name].read_class(root, class_name)
-    check_headers(samples.train + samples.test)
+    samples = data.reader.read_class(root, class_name)
+    check_headers(samples.train + samples.validation + samples.test)
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(
             f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} images to train on"
         )
-    return ClassSamples(samples.train[:kept], samples.test)
+    return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
 
 
 def load_backbone(

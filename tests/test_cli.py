@@ -197,7 +197,16 @@ NET_HEAD = ["net", "-b", "resnet18", "-le", "layer1", "--backbone_weights", "ran
         ("{net} dataset -d bolts mvtec {mvtec}", 2, "no class 'bolts'.*did you mean bolt"),
         ("{net} dataset -d momo elpv", 2, "no class 'momo'.*mono"),
         ("{net} dataset mvtec {empty}", 1, "no class of dataset 'mvtec' in '.*': expected CLASS/train/good"),
-        ("{net} dataset -d hollow mvtec {hollow}", 1, "hollow/train/good': expected"),
+        (
+            "{net} dataset -d hollow mvtec {hollow}",
+            1,
+            "no class of dataset 'mvtec' in '.*hollow': expected CLASS/train",
+        ),
+        (
+            "{net} dataset --normal_dir ok mvtec {mvtec}",
+            2,
+            "--normal_dir is an option of dataset folder, not of 'mvtec'",
+        ),
         ("{net} dataset elpv {empty}", 1, "no class of dataset 'elpv'.*labels.csv"),
         ("net -b wideresnet5 -le layer2 dataset mvtec {mvtec}", 2, "unknown backbone 'wideresnet5'.*wideresnet50"),
         ("net -b resnet18 -le layer9 dataset mvtec {mvtec}", 2, "no layer 'layer9'.*layer1"),

@@ -28,14 +28,14 @@ def test_mvtec_samples(tmp_path):
     assert MVTEC.find_classes(tmp_path) == ["bolt"]
     samples = MVTEC.read_class(tmp_path, "bolt")
     assert [s.image_path.name for s in samples.train] == ["000.png", "001.png", "002.png", "003.png"]
-    assert all(not s.anomalous and s.mask_path is None and s.defect_type == "good" for s in samples.train)
+    assert all(not s.anomalous and s.mask_paths == () and s.defect_type == "good" for s in samples.train)
     assert [(s.defect_type, s.image_path.name, s.anomalous) for s in samples.test] == [
         ("crack", "000.PNG", True),
         ("crack", "001.png", True),
         ("good", "000.png", False),
         ("good", "001.png", False),
     ]
-    assert samples.test[1].mask_path == bolt / "ground_truth" / "crack" / "001_mask.png"
+    assert samples.test[1].mask_paths == (bolt / "ground_truth" / "crack" / "001_mask.png",)
     assert samples.test[1].class_name == "bolt"
 
 

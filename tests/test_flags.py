@@ -42,6 +42,7 @@ DATASET = {
     "--batch_size": ["--batch_size", "4"],
     "--resize": ["--resize", "48"],
     "--imagesize": ["--imagesize", "40"],
+    "--resize_mode": ["--resize_mode", "square"],
     "--rotate_degrees": ["--rotate_degrees", "30"],
     "--translate": ["--translate", "0.3"],
     "--scale": ["--scale", "0.4"],
@@ -53,7 +54,7 @@ DATASET = {
     "--vflip": ["--vflip", "1"],
     "--augment": ["--augment"],
 }
-ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py or in test_bank.py
+ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py, in test_bank.py or in test_readers.py
     "--precision",
     "--feature_bank",
     "--eval_every",
@@ -66,6 +67,10 @@ ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py or i
     "--backbone_weights",
     "--num_workers",
     "--subdatasets",
+    "--normal_dir",
+    "--normal_test_dir",
+    "--abnormal_dir",
+    "--mask_dir",
 }
 
 
