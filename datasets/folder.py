@@ -62,7 +62,7 @@ def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
     abnormal = _abnormal_folders(folder, names)
     _check_apart([folder / names.normal_dir, *_others(folder, names), *abnormal])
     train, tested = _normal_images(folder, names)
-    image_paths = [(path, defect) for defect in abnormal for path in _images(defect)]
+    image_paths = [(path, defect) for defect in abnormal for path in images(defect, recursive=True)]
     masks = _find_masks(image_paths, folder, names.mask_dir)
     anomalous = [
         Sample(path, found, True, class_name, defect.name)
@@ -81,7 +81,10 @@ def _abnormal_folders(folder: Path, names: FolderNames) -> list[Path]:
     taken = {(folder / names.normal_dir).resolve()} | {path.resolve() for path in _others(folder, names)}
     if not names.abnormal_dir:
         return [path for path in folders(folder / "test") if path.resolve() not in taken]
-    return [_existing(folder / name, "--abnormal_dir") for name in names.abnormal_dir]
+    asked_for = [_existing(folder / name, "--abnormal_dir") for name in names.abnormal_dir]
+    for path in asked_for:
+        _images(path)
+    return asked_for
 
 
 def _check_apart(parts: list[Path]) -> None:

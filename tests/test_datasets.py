@@ -3,14 +3,27 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import make_mvtec
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import transforms
 
-from datasets import DATASETS, BatchLoader, ImageDataset, ImageTransform, RandomTransform, check_headers
+import metrics
+from datasets import (
+    DATASETS,
+    BatchLoader,
+    ImageDataset,
+    ImageTransform,
+    RandomTransform,
+    Sample,
+    Saturation,
+    check_headers,
+    read_defects,
+)
+from datasets.decode import read_image, read_mask
 from errors import DataError
 
 MVTEC, ELPV = DATASETS["mvtec"], DATASETS["elpv"]
@@ -138,6 +151,170 @@ def test_a_truncated_image_is_named(tmp_path, workers):
     samples = MVTEC.read_class(tmp_path, "bolt")
     with pytest.raises(DataError, match=r"^'.*002\.png' cannot be read: [^\n]*$"):
         list(BatchLoader(ImageDataset(samples.train, ImageTransform(40, 32)), 2, workers))
+
+
+DEEP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)  # 0 to 65520
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_16_bits_are_scaled_over_their_full_range(tmp_path, ending):
+    path = tmp_path / f"deep.{ending}"
+    cv2.imwrite(str(path), DEEP)
+    check_headers([Sample(path, (path,), True, "c", "d")])
+    found = np.asarray(read_image(path))
+    np.testing.assert_array_equal(found, np.round(DEEP / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
+    np.testing.assert_array_equal(read_mask(path), DEEP)
+
+
+def test_16_bits_of_another_byte_order_and_width(tmp_path):
+    Image.fromarray(DEEP.astype(">u2")).save(tmp_path / "big.tif")
+    Image.fromarray(DEEP.astype(np.int32)).save(tmp_path / "wide.tif")
+    for name in ("big.tif", "wide.tif"):
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name))[..., 1], np.round(DEEP / 257))
+
+
+@pytest.mark.parametrize("by_opencv", [False, True])
+def test_16_bit_colours(tmp_path, monkeypatch, by_opencv):
+    path = tmp_path / "colours.tif"
+    colours = np.stack([DEEP, DEEP // 2, DEEP // 4], axis=2)
+    cv2.imwrite(str(path), colours[..., ::-1])
+    if by_opencv:
+
+        def unknown(path: Path) -> None:
+            raise UnidentifiedImageError("unknown")
+
+        monkeypatch.setattr(Image, "open", unknown)
+    check_headers([Sample(path, (path,), True, "c", "d")])
+    np.testing.assert_allclose(np.asarray(read_image(path)), colours / 257, atol=0.5 if by_opencv else 1)
+    np.testing.assert_array_equal(
+        np.asarray(ImageDataset([Sample(path, (path,), True, "c", "d")], ImageTransform(8, 8))[0][1])[1], True
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "LA"])
+def test_every_kind_of_8_bit_image_is_read_as_rgb(tmp_path, mode):
+    image = Image.new("RGB", (6, 4), (200, 100, 0)).convert(mode)
+    path = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
+    image.save(path)
+    check_headers([Sample(path, (), False, "c", "good")])
+    grey = Image.new("RGB", (1, 1), (200, 100, 0)).convert("L").getpixel((0, 0))
+    expected = (grey,) * 3 if mode in ("L", "LA") else (200, 100, 0)
+    np.testing.assert_allclose(np.asarray(read_image(path))[2, 3], expected, atol=3 if mode == "P" else 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "depth"),
+    [
+        (DEEP.astype(np.float32), "floating-point"),
+        (np.stack([DEEP.astype(np.float32)] * 3, axis=2), "float32"),
+        (DEEP.astype(np.int32) * 9, "32-bit"),
+        (DEEP.astype(np.int32) - 1, "32-bit"),
+    ],
+)
+def test_deeper_images_are_refused(tmp_path, capfd, values, depth):
+    path = tmp_path / "deep.tif"
+    cv2.imwrite(str(path), values) if values.ndim == 3 else Image.fromarray(values).save(path)
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match=f"deep.tif' holds {depth} values: 8- or 16-bit images are expected"):
+            read(path)
+    if values.dtype == np.float32:
+        with pytest.raises(DataError, match=depth):
+            check_headers([Sample(path, (), False, "c", "good")])
+    assert capfd.readouterr().err == ""
+
+
+def test_headers_are_all_that_is_read(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    check_headers([Sample(path, (path,), True, "c", "d")])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(path)
+
+
+def test_masks_of_an_image_are_united(tmp_path):
+    areas = [(slice(4, 8), slice(4, 8)), (slice(6, 20), slice(6, 8))]
+    expected = np.zeros((32, 32), bool)
+    for i, area in enumerate(areas):
+        mask = np.zeros((32, 32), np.uint16 if i else np.uint8)
+        mask[area] = 1  # of 16 bits it would scale to 0
+        expected[area] = True
+        cv2.imwrite(str(tmp_path / f"{i}.png"), mask)
+    write(tmp_path / "image.png", np.zeros((32, 32, 3), np.uint8))
+    sample = Sample(tmp_path / "image.png", (tmp_path / "0.png", tmp_path / "1.png"), True, "c", "d")
+    check_headers([sample])
+    np.testing.assert_array_equal(ImageDataset([sample], ImageTransform(32, 32))[0][1], expected)
+    write(tmp_path / "1.png", np.zeros((32, 30), np.uint8))
+    with pytest.raises(DataError, match=r"1\.png' is 30 x 32 pixels"):
+        check_headers([sample])
+
+
+def test_square_crops_nothing_away():
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :8] = 255  # cut off by a crop
+    for mode, seen in (("aspect", 0), ("square", 32 * 32 // 10)):
+        transform = ImageTransform(32, 32, resize_mode=mode)
+        mask = transform.mask(Image.fromarray(pixels[..., 0]))
+        assert mask.shape == (32, 32)
+        assert mask.dtype == torch.bool
+        assert abs(int(mask.sum()) - seen) <= 32
+        image = transform.image(Image.fromarray(pixels))[0]
+        assert image.shape == (32, 32)
+        assert bool((image > 0).any()) == (mode == "square")
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """Two anomalous images of 80 x 40 with masks of 1 (centre), 2 (left edge, cut off by a crop) and 3 (centre)."""
+    areas = {"1": (slice(10, 30), slice(35, 45)), "2": (slice(0, 40), slice(0, 5)), "3": (slice(20, 22), slice(40, 42))}
+    samples = []
+    for name, values in (("a", "12"), ("b", "3")):
+        write(tmp_path / f"{name}.png", np.zeros((40, 80, 3), np.uint8))
+        for value in values:
+            mask = np.zeros((40, 80), np.uint8)
+            mask[areas[value]] = int(value)
+            write(tmp_path / name / f"{value}.png", mask)
+        masks = tuple(tmp_path / name / f"{value}.png" for value in values)
+        samples.append(Sample(tmp_path / f"{name}.png", masks, True, "c", "d"))
+    return samples
+
+
+def test_saturated_areas(marked):
+    rules = {1: Saturation(50, False), 2: Saturation(0.5, True), 3: Saturation(50, False)}
+    plain = read_defects(marked, rules, ImageTransform(40, 40))
+    assert [(i, int(mask.sum()), area) for i, mask, area in plain] == [(0, 200, 50), (1, 4, 4)]  # 2 is cropped out
+    assert plain[0][1].dtype == bool
+    square = read_defects(marked, rules, ImageTransform(40, 40, resize_mode="square"))
+    assert [(i, int(mask.sum()), area) for i, mask, area in square] == [(0, 100, 25), (0, 100, 50), (1, 2, 2)]
+    half = read_defects(marked, rules, ImageTransform(20, 20))
+    assert [(i, int(mask.sum()), area) for i, mask, area in half] == [(0, 50, 12.5), (1, 1, 1)]
+    assert 0 <= metrics.spro(plain, np.random.default_rng(0).random((2, 40, 40))) <= 1
+
+
+def test_area_scale_is_torchvisions():
+    for size in ((80, 41), (33, 50), (40, 40)):
+        resized = transforms.functional.resize(Image.new("L", size), 37).size
+        assert ImageTransform(37, 32).area_scale(*size) == resized[0] * resized[1] / (size[0] * size[1])
+
+
+def test_a_mask_without_a_rule_is_named(marked):
+    with pytest.raises(
+        DataError, match=r"b/3\.png' has pixel values 3: expected one that defects_config\.json defines"
+    ):
+        read_defects(marked, {1: Saturation(1, True), 2: Saturation(1, True)}, ImageTransform(40, 40))
+    write(marked[1].mask_paths[0], np.tile(np.arange(80, dtype=np.uint8) % 3, (40, 1)))
+    with pytest.raises(DataError, match="pixel values 1, 2: expected one"):
+        read_defects(marked[1:], {1: Saturation(1, True), 2: Saturation(1, True)}, ImageTransform(40, 40))
+
+
+def test_a_defect_that_is_cropped_out_is_no_region(marked):
+    cropped = Sample(marked[0].image_path, marked[0].mask_paths[1:], True, "c", "d")
+    _, masks = next(iter(BatchLoader(ImageDataset([cropped, marked[1]], ImageTransform(40, 40)), 2)))
+    assert [bool(mask.any()) for mask in masks] == [False, True]
+    maps = np.zeros((2, 40, 40), np.float32)
+    maps[1] = masks[1]
+    assert cropped.anomalous  # its image is still to be found
+    assert metrics.pixel_metrics(masks.numpy(), maps)["pro"] == 1
 
 
 def no_train(root: Path) -> None:
