@@ -103,11 +103,11 @@ def read_defects(
             values = read_mask(path)
             rule = _saturation_of(path, values, saturation)
             mask = transform.mask(_binary(values)).numpy()
-            area = np.count_nonzero(mask)
+            area = float(mask.sum())
             if area:
                 height, width = values.shape
                 unit = area if rule.relative else transform.area_scale(width, height)
-                defects.append((index, mask, min(rule.threshold * unit, float(area))))
+                defects.append((index, mask, min(rule.threshold * unit, area)))
     return defects
 
 

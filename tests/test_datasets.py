@@ -184,22 +184,21 @@ def test_16_bit_colours(tmp_path, monkeypatch, by_opencv):
             raise UnidentifiedImageError("unknown")
 
         monkeypatch.setattr(Image, "open", unknown)
-    check_headers([Sample(path, (path,), True, "c", "d")])
+    sample = Sample(path, (path,), True, "c", "d")
+    check_headers([sample])
     np.testing.assert_allclose(np.asarray(read_image(path)), colours / 257, atol=0.5 if by_opencv else 1)
-    np.testing.assert_array_equal(
-        np.asarray(ImageDataset([Sample(path, (path,), True, "c", "d")], ImageTransform(8, 8))[0][1])[1], True
-    )
+    assert ImageDataset([sample], ImageTransform(8, 8))[0][1][1:].all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "LA"])
 def test_every_kind_of_8_bit_image_is_read_as_rgb(tmp_path, mode):
-    image = Image.new("RGB", (6, 4), (200, 100, 0)).convert(mode)
+    image = Image.new("RGB", (6, 4), (204, 102, 0)).convert(mode)
     path = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
     image.save(path)
     check_headers([Sample(path, (), False, "c", "good")])
-    grey = Image.new("RGB", (1, 1), (200, 100, 0)).convert("L").getpixel((0, 0))
-    expected = (grey,) * 3 if mode in ("L", "LA") else (200, 100, 0)
-    np.testing.assert_allclose(np.asarray(read_image(path))[2, 3], expected, atol=3 if mode == "P" else 1)
+    grey = Image.new("RGB", (1, 1), (204, 102, 0)).convert("L").getpixel((0, 0))
+    expected = (grey,) * 3 if mode in ("L", "LA") else (204, 102, 0)
+    np.testing.assert_allclose(np.asarray(read_image(path))[2, 3], expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +265,7 @@ def test_square_crops_nothing_away():
 @pytest.fixture
 def marked(tmp_path):
     """Two anomalous images of 80 x 40 with masks of 1 (centre), 2 (left edge, cut off by a crop) and 3 (centre)."""
-    areas = {"1": (slice(10, 30), slice(35, 45)), "2": (slice(0, 40), slice(0, 5)), "3": (slice(20, 22), slice(40, 42))}
+    areas = {"1": (slice(10, 30), slice(35, 45)), "2": (slice(0, 40), slice(0, 4)), "3": (slice(20, 22), slice(40, 42))}
     samples = []
     for name, values in (("a", "12"), ("b", "3")):
         write(tmp_path / f"{name}.png", np.zeros((40, 80, 3), np.uint8))
@@ -285,7 +284,7 @@ def test_saturated_areas(marked):
     assert [(i, int(mask.sum()), area) for i, mask, area in plain] == [(0, 200, 50), (1, 4, 4)]  # 2 is cropped out
     assert plain[0][1].dtype == bool
     square = read_defects(marked, rules, ImageTransform(40, 40, resize_mode="square"))
-    assert [(i, int(mask.sum()), area) for i, mask, area in square] == [(0, 100, 25), (0, 100, 50), (1, 2, 2)]
+    assert [(i, int(mask.sum()), area) for i, mask, area in square] == [(0, 100, 25), (0, 80, 40), (1, 2, 2)]
     half = read_defects(marked, rules, ImageTransform(20, 20))
     assert [(i, int(mask.sum()), area) for i, mask, area in half] == [(0, 50, 12.5), (1, 1, 1)]
     assert 0 <= metrics.spro(plain, np.random.default_rng(0).random((2, 40, 40))) <= 1
