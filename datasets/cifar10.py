@@ -33,7 +33,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
         DataError: a file is missing or not as published.
     """
     names = _class_names(_folder(root))
-    train = [sample for batch in TRAIN for sample in _samples(root, batch, names, class_name) if not sample.anomalous]
+    train = [sample for batch in TRAIN for sample in _samples(root, batch, names, class_name, normal_only=True)]
     return ClassSamples(train, _samples(root, "test_batch", names, class_name))
 
 
@@ -48,7 +48,7 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _samples(root: Path, batch: str, names: list[str], class_name: str) -> list[Sample]:
+def _samples(root: Path, batch: str, names: list[str], class_name: str, normal_only: bool = False) -> list[Sample]:
     path = _folder(root) / batch
     pixels, labels = _read_batch(path)
     if not set(labels) <= set(range(len(names))):
@@ -56,6 +56,8 @@ def _samples(root: Path, batch: str, names: list[str], class_name: str) -> list[
     samples = []
     for i, label in enumerate(labels):
         anomalous = names[label] != class_name
+        if anomalous and normal_only:
+            continue
         kind = names[label] if anomalous else "good"
         samples.append(Sample(root / batch / f"{i:05}", (), anomalous, class_name, kind, pixels[i]))
     return samples
