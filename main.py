@@ -14,7 +14,7 @@ import click
 from errors import DataError, UsageError
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
-    from experiment import DatasetConfig, DetectorConfig
+    from experiment import DatasetConfig, DetectorConfig, ReportConfig
 
 INTERRUPTED = 130
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, huge pages: large temporaries cost a third on Linux
@@ -41,7 +41,14 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
 @click.group(chain=True, context_settings=SETTINGS)
 @click.option("--results_path", type=click.Path(path_type=Path), default="results", help="Folder for results.")
 @click.option("--gpu", type=WHOLE, multiple=True, default=[0], help="CUDA device; the CPU is used where there is none.")
-@click.option("--seed", type=WHOLE, default=0, help="Seeds weights, noise and image order.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=WHOLE,
+    multiple=True,
+    default=[0],
+    help="Seeds weights, noise and image order. Repeatable: results.csv holds mean and standard deviation.",
+)
 @click.option("--log_group", default="group", help="Results go to RESULTS_PATH/LOG_PROJECT/LOG_GROUP/RUN_NAME.")
 @click.option("--log_project", default="project", help="See --log_group.")
 @click.option("--run_name", default="test", help="See --log_group.")
@@ -218,11 +225,53 @@ def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
     return DatasetConfig(name=name, random=random, folders=FolderNames(**folders), **options)
 
 
+class Standalone(click.Command):
+    """A command that is no link of the chain: its options may follow its arguments."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        return super().make_context(
+            info_name, args, parent, **{**extra, "allow_extra_args": False, "allow_interspersed_args": True}
+        )
+
+
+@main.command(cls=Standalone, short_help="Tables and a page of finished runs.", context_settings=SETTINGS)
+@click.argument("directories", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "markdown", "latex"]),
+    default="table",
+    help="Of the printed table. The page is written with the default alone; the others are for other programs.",
+)
+@click.option(
+    "--best_epoch", is_flag=True, help="Print the epoch picked on the test set, not the last. The page shows both."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The page. [default: RUN_DIR/report.html]")
+def report(**options: Any) -> "ReportConfig":
+    """Show one run or compare several: RUN_DIR is a folder with results.csv.
+
+    \b
+    Prints classes down, metrics across and, for MVTec AD, published numbers with the difference, in percent;
+    writes report.html: tables, score histograms, ROC and training curves, worst images, configuration.
+    """
+    from experiment import ReportConfig
+
+    return ReportConfig(**options)
+
+
 @main.result_callback()
-def execute(configs: list[Any], **run_options: Any) -> None:
+@click.pass_context
+def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> None:
     """Hand the configurations of the chain over."""
     import experiment
 
+    if any(isinstance(config, experiment.ReportConfig) for config in configs):
+        refuse_others("report", ctx, configs)
+        from experiment.report import report
+
+        return report(configs[0])
     detectors = [config for config in configs if isinstance(config, experiment.DetectorConfig)]
     data = [config for config in configs if isinstance(config, experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
@@ -231,6 +280,19 @@ def execute(configs: list[Any], **run_options: Any) -> None:
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
     experiment.run(experiment.RunConfig(**run_options), detectors[0], data[0])
+
+
+def refuse_others(command: str, ctx: click.Context, configs: list[Any]) -> None:
+    """A command that is no link of the chain stands alone: no run options before it and nothing else beside it."""
+    given = [
+        option.opts[0]
+        for option in main.params
+        if option.name and ctx.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"{command} takes no run options: leave out {', '.join(given)}")
+    if len(configs) > 1:
+        raise UsageError(f"{command} stands alone: give net and dataset in a command of their own")
 
 
 def cli() -> int:

@@ -71,7 +71,7 @@ def row(stage: str, ours: float, plain: float | None = None, floor: float | None
     shown = [f"{stage:<44}{ours:>9.3f}"]
     shown.append(f"{plain:>9.3f}{plain / ours:>8.1f} x" if plain is not None else " " * 19)
     shown.append(f"{floor:>9.3f}{ours / floor:>8.2f} x" if floor is not None else "")
-    print("".join(shown), unit if unit != "s" else "", flush=True)  # noqa: T201
+    print("".join(shown), unit if unit != "s" else "", flush=True)
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
 
 def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     """All stages, one line each."""
-    say = lambda text: print(text, flush=True)  # noqa: E731, T201
+    say = lambda text: print(text, flush=True)  # noqa: E731
     say(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     say(f"{'seconds':<44}{'ours':>9}{'plain':>9}{'gain':>10}{'floor':>9}{'above it':>10}")
     samples = make_images(folder, TRAIN)

@@ -4,7 +4,7 @@ from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
-from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, read_defects
+from datasets.images import Batch, BatchLoader, Defect, ImageDataset, Shuffled, check_headers, read_defects
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
 from datasets.mvtec import MVTEC
@@ -13,7 +13,7 @@ from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
-from datasets.transforms import ImageTransform, RandomTransform
+from datasets.transforms import ImageTransform, RandomTransform, to_pixels
 from datasets.visa import VISA
 
 FOLDER = folder_reader(FolderNames())
@@ -26,6 +26,7 @@ __all__ = [
     "BatchLoader",
     "ClassSamples",
     "DatasetReader",
+    "Defect",
     "FolderNames",
     "ImageDataset",
     "ImageTransform",
@@ -37,4 +38,5 @@ __all__ = [
     "find_root",
     "folder_reader",
     "read_defects",
+    "to_pixels",
 ]

@@ -24,6 +24,14 @@ class Batch(NamedTuple):
     masks: Tensor
 
 
+class Defect(NamedTuple):
+    """One defect: the index of its image, its mask bool [H, W], and the area in pixels that it saturates at."""
+
+    image_index: int
+    mask: NDArray[np.bool_]
+    saturation_area: float
+
+
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Samples as (image, mask) pairs.
 
@@ -83,7 +91,7 @@ def _header_problem(sample: Sample) -> str | None:
 
 def read_defects(
     samples: Sequence[Sample], saturation: Mapping[int, Saturation], transform: ImageTransform
-) -> list[tuple[int, NDArray[np.bool_], float]]:
+) -> list[Defect]:
     """Every defect for metrics.spro, but those that were cropped out.
 
     Args:
@@ -92,7 +100,7 @@ def read_defects(
         transform: what brings the images to the size of their maps.
 
     Returns:
-        (index of the sample, mask bool [H, W], saturation area in pixels of that mask) of every mask file.
+        A defect per mask file, its area in pixels of its mask.
 
     Raises:
         DataError: a mask that cannot be read or has a pixel value that `saturation` lacks.
@@ -107,7 +115,7 @@ def read_defects(
             if area:
                 height, width = values.shape
                 unit = area if rule.relative else transform.area_scale(width, height)
-                defects.append((index, mask, min(rule.threshold * unit, area)))
+                defects.append(Defect(index, mask, min(rule.threshold * unit, area)))
     return defects
 
 

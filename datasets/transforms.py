@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -102,3 +103,9 @@ class ImageTransform:
                 ),
             ]
         )
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """What ImageTransform.image gave, as RGB to look at: [3, H, W] -> [H, W, 3]."""
+    pixels = image.cpu() * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

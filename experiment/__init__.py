@@ -1,6 +1,6 @@
 """One job is a class, a seed and a backbone: this floor runs jobs and records their results."""
 
-from experiment.config import DatasetConfig, DetectorConfig, RunConfig, parse_backbones
+from experiment.config import DatasetConfig, DetectorConfig, ReportConfig, RunConfig, parse_backbones
 from experiment.run import run
 
-__all__ = ["DatasetConfig", "DetectorConfig", "RunConfig", "parse_backbones", "run"]
+__all__ = ["DatasetConfig", "DetectorConfig", "ReportConfig", "RunConfig", "parse_backbones", "run"]

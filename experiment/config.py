@@ -1,6 +1,6 @@
 """What the command line says, typed. These are plain records: config.json is their copy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +11,21 @@ from errors import UsageError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where results go, the seed, and how the machine is used."""
+    """Where results go, the seeds, and how the machine is used."""
 
     results_path: Path
     gpu: tuple[int, ...]
-    seed: int
+    seeds: tuple[int, ...]
     log_group: str
     log_project: str
     run_name: str
     precision: str = "auto"
     feature_bank: str = "auto"
     eval_every: int = 1
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"a --seed is given twice in {', '.join(map(str, self.seeds))}")
 
     @property
     def directory(self) -> Path:
@@ -30,7 +34,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """One backbone: its label as typed, its name, the layers read off it, and its own seed if it has one."""
+    """One backbone: its label in tables, its name, the layers read off it, and its own seed if it has one."""
 
     label: str
     name: str
@@ -87,14 +91,55 @@ class DatasetConfig:
         return replace(self.train_transform, random=RandomTransform())
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Which runs are shown, how (table, csv, markdown, latex), which protocol, and where the page goes."""
+
+    directories: tuple[Path, ...]
+    style: str = "table"
+    best_epoch: bool = False
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class JobName:
+    """One job of a run: which class, which of the backbones, which seed, and what it is called.
+
+    Attributes:
+        class_name: the class within the dataset.
+        backbone: its index on the command line.
+        seed: one of the run's.
+        title: the row's name in results.csv: "mvtec_bottle" or, among several backbones, "mvtec_bottle (resnet18)".
+        folder: of the model, below the run's.
+    """
+
+    class_name: str
+    backbone: int
+    seed: int
+    title: str
+    folder: str
+
+
+def job_names(dataset: str, classes: Iterable[str], backbones: Sequence[str], seeds: Sequence[int]) -> list[JobName]:
+    """All jobs of a run in the order they are run; backbones are given by their labels."""
+    jobs = []
+    for class_name in classes:
+        for i, label in enumerate(backbones):
+            for seed in seeds:
+                title = f"{dataset}_{class_name}"
+                folder = f"models/{i}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
+                jobs.append(JobName(class_name, i, seed, f"{title} ({label})" if len(backbones) > 1 else title, folder))
+    return jobs
+
+
 def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[BackboneConfig, ...]:
     """Pair backbones with their layers.
 
     One backbone takes all layers as they are; of several, the i-th takes those written "i.layer". A name that ends in
-    ".seed-N" has seed N.
+    ".seed-N" has seed N. Labels are the names as typed; a name that occurs again has its layers behind it.
 
     Raises:
-        UsageError: no backbone, a layer without a valid index, or a backbone without layers.
+        UsageError: no backbone, a layer without a valid index, or the same backbone and layers twice.
     """
     if not names:
         raise UsageError("net needs a backbone, such as -b wideresnet50")
@@ -110,7 +155,11 @@ def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[Backbo
                 f"with an index from 0 to {len(names) - 1}"
             )
         layers_of[int(index)].append(layer_name)
-    return tuple(_parse_backbone(label, own) for label, own in zip(names, layers_of, strict=True))
+    parsed = [_parse_backbone(label, own) for label, own in zip(names, layers_of, strict=True)]
+    if len(set(parsed)) < len(parsed):
+        raise UsageError("the same backbone with the same layers is given twice")
+    same = [replace(one, label=f"{one.label} {'+'.join(one.layers)}") for one in parsed]
+    return tuple(long if names.count(short.label) > 1 else short for short, long in zip(parsed, same, strict=True))
 
 
 def _parse_backbone(label: str, layers: list[str]) -> BackboneConfig:

@@ -8,33 +8,58 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import metrics
-from datasets import Sample
+from datasets import Defect, Sample
 from errors import DataError
 from experiment.features import TestPredictions
 
-METRICS = ("image_auroc", "pixel_auroc", "pro")
+METRICS = ("image_auroc", "pixel_auroc", "pro", "image_ap", "image_f1_max", "pixel_ap", "pixel_f1_max")
+SPRO_LIMITS = (0.05, 0.3)
+LOCO_KINDS = ("logical", "structural")
+LOCO_METRICS = tuple(  # of MVTec LOCO only, each for both kinds of anomalies and as their mean
+    f"{name}_{kind}"
+    for name in ("image_auroc", *(f"auspro_{limit}" for limit in SPRO_LIMITS))
+    for kind in (*LOCO_KINDS, "mean")
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Image scores [N] in the order of the samples, and the value of every metric of METRICS (NaN: does not exist)."""
+    """What a detector says of the test images.
+
+    Attributes:
+        scores: image scores [N] in the order of the samples.
+        map_range: the lowest and the highest pixel score of all maps.
+        metrics: the value of every metric of METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
+    """
 
     scores: NDArray[np.float32]
+    map_range: tuple[float, float]
     metrics: dict[str, float]
 
 
-def evaluate(predictions: TestPredictions, samples: Sequence[Sample], bar: tqdm) -> Evaluation:
+def evaluate(
+    predictions: TestPredictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm
+) -> Evaluation:
     """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
+
+    Args:
+        predictions: of the samples, in their order.
+        samples: the test images.
+        defects: every defect with its saturation area, for sPRO; empty where a dataset knows none.
+        bar: advances by every batch.
 
     Raises:
         DataError: an image or mask that cannot be used, or scores that are not finite.
     """
     has_masks = any(sample.mask_paths for sample in samples)
     scores, maps, masks = [], [], []
+    lowest, highest = float("inf"), float("-inf")
     for prediction, batch_masks in predictions:
         scores.append(prediction.scores.cpu().numpy())
+        batch_maps = prediction.maps.cpu().numpy()
+        lowest, highest = min(lowest, float(batch_maps.min())), max(highest, float(batch_maps.max()))
         if has_masks:
-            maps.append(prediction.maps.cpu().numpy())
+            maps.append(batch_maps)
             masks.append(batch_masks)
         bar.update()
     all_scores = np.concatenate(scores)
@@ -42,8 +67,35 @@ def evaluate(predictions: TestPredictions, samples: Sequence[Sample], bar: tqdm)
         raise DataError(
             "training diverged: scores are not finite; lower dsc_lr or the noise, or look for extreme images"
         )
-    values = {"image_auroc": metrics.auroc([sample.anomalous for sample in samples], all_scores)}
+    anomalous = [sample.anomalous for sample in samples]
+    values = {
+        "image_auroc": metrics.auroc(anomalous, all_scores),
+        "image_ap": metrics.average_precision(anomalous, all_scores),
+        "image_f1_max": metrics.f1_max(anomalous, all_scores),
+    }
     if has_masks:
-        pixels = metrics.pixel_metrics(np.concatenate(masks), np.concatenate(maps))
-        values |= {"pixel_auroc": pixels["auroc"], "pro": pixels["pro"]}
-    return Evaluation(all_scores, {name: values.get(name, float("nan")) for name in METRICS})
+        all_maps = np.concatenate(maps)
+        pixels = metrics.pixel_metrics(np.concatenate(masks), all_maps)
+        values |= {name if name == "pro" else f"pixel_{name}": value for name, value in pixels.items()}
+        if defects:
+            values |= _loco_metrics(samples, all_scores, all_maps, defects)
+    values = {name: values.get(name, float("nan")) for name in METRICS} | values
+    return Evaluation(all_scores, (lowest, highest), values)
+
+
+def _loco_metrics(
+    samples: Sequence[Sample], scores: NDArray[np.float32], maps: NDArray[np.float32], defects: Sequence[Defect]
+) -> dict[str, float]:
+    """Image AUROC and AUsPRO of logical and of structural anomalies, each among all normal images, and their means."""
+    values: dict[str, float] = {}
+    for kind in LOCO_KINDS:
+        chosen = [i for i, s in enumerate(samples) if not s.anomalous or s.defect_type == f"{kind}_anomalies"]
+        place = {i: k for k, i in enumerate(chosen)}
+        values[f"image_auroc_{kind}"] = metrics.auroc([samples[i].anomalous for i in chosen], scores[chosen])
+        own = [(place[i], mask, area) for i, mask, area in defects if i in place]
+        areas = metrics.spro_at(own, maps[chosen], SPRO_LIMITS)
+        values |= {f"auspro_{limit}_{kind}": area for limit, area in zip(SPRO_LIMITS, areas, strict=True)}
+    for name in LOCO_METRICS:
+        if name.endswith("_mean"):
+            values[name] = sum(values[name.removesuffix("mean") + kind] for kind in LOCO_KINDS) / len(LOCO_KINDS)
+    return {name: values[name] for name in LOCO_METRICS}

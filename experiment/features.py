@@ -1,6 +1,6 @@
 """Where a job's embeddings come from: a feature bank, or the images again at every pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -112,11 +112,22 @@ class TestPredictions:
         self.banks = banks
         self.batch_size = SCORE_BATCH if banks else max(EMBED_BATCH, data.batch_size)
         self.count = len(samples.test)
-        dataset = ImageDataset(samples.test, data.test_transform)
-        self.loader = None if banks else BatchLoader(dataset, self.batch_size, data.num_workers)
+        self.dataset = ImageDataset(samples.test, data.test_transform)
+        self.loader = None if banks else BatchLoader(self.dataset, self.batch_size, data.num_workers)
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
+
+    def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The anomaly maps [H, W] of some of the images."""
+        if self.banks is not None:
+            batches = map(self.detector.score, self.banks.test.batches(self.batch_size, indices))
+        else:
+            chosen = ImageDataset([self.dataset.samples[i] for i in indices], self.dataset.transform)
+            loader = BatchLoader(chosen, self.batch_size)
+            batches = (self.detector.predict(batch.images) for batch in loader)
+        for prediction in batches:
+            yield from prediction.maps.cpu().numpy()
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_]]]:
         if self.banks is None:

@@ -1,6 +1,7 @@
 """One job: train a detector for one class and backbone, evaluate it after every meta epoch, keep the last."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from backbones import FeatureExtractor
-from datasets import ClassSamples, Sample
-from experiment.config import BackboneConfig, DatasetConfig
+from datasets import ClassSamples, Sample, read_defects
+from experiment.config import BackboneConfig, DatasetConfig, JobName
 from experiment.evaluation import Evaluation, evaluate
 from experiment.features import ClassBanks, TestPredictions, TrainingEmbeddings, progress
-from experiment.results import replacing_folder, write_csv
+from experiment.pictures import write_worst
+from experiment.results import EPOCH, replacing_folder, write_csv
 from simplenet import EpochStats, SimpleNet
 
 
@@ -27,15 +29,15 @@ class Job:
     """What is trained on what.
 
     Attributes:
-        title: the row's name in results.csv, such as "mvtec_bottle".
-        folder: where checkpoint, predictions and TensorBoard scalars go.
+        name: what it is called in the run's tables.
+        folder: where checkpoint, predictions, pictures and TensorBoard scalars go.
         samples: the class's images.
         backbone, extractor: which layers, and what gives them.
         seed: of weights, noise, image order and random transforms.
         options: the detector's keyword arguments.
     """
 
-    title: str
+    name: JobName
     folder: Path
     samples: ClassSamples
     backbone: BackboneConfig
@@ -46,9 +48,16 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """A row of results.csv (the last meta epoch) and the rows of history.csv (all of them)."""
+    """What a job adds to the run's tables.
+
+    Attributes:
+        row: metrics of the last meta epoch.
+        best_row: metrics of the evaluated meta epoch with the best image AUROC (ties by pixel AUROC), and its number.
+        history: a row per meta epoch.
+    """
 
     row: dict[str, Any]
+    best_row: dict[str, Any]
     history: list[dict[str, Any]]
 
 
@@ -72,22 +81,24 @@ def run_job(
     samples = job.samples
     train = TrainingEmbeddings(detector, samples, data, job.seed, banks.train if banks else None)
     test = TestPredictions(detector, samples, data, banks)
+    defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
     history: list[dict[str, Any]] = []
     evaluations: list[Evaluation] = []
+    key = {"class": job.name.title, "seed": job.name.seed}
     steps = detector.passes * len(train) + -(-detector.meta_epochs // eval_every) * len(test)
     with (
         replacing_folder(job.folder) as folder,
-        progress(job.title, total=steps) as bar,
+        progress(f"{job.name.title} seed {job.seed}", total=steps) as bar,
         SummaryWriter(str(folder)) as board,
     ):
 
         def on_epoch(stats: EpochStats) -> None:
             values: dict[str, float] = {}
             if stats.meta_epoch % eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
-                evaluations[:] = [evaluate(test, samples.test, bar)]
+                evaluations[:] = [evaluate(test, samples.test, defects, bar)]
                 values = evaluations[0].metrics
                 bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
-            history.append({"class": job.title, **stats._asdict(), **values})
+            history.append({**key, **stats._asdict(), **values})
             for name, value in {**stats._asdict(), **values}.items():
                 if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
                     board.add_scalar(name, value, stats.meta_epoch)
@@ -98,8 +109,18 @@ def run_job(
         description = {"backbone": asdict(job.backbone), **geometry}
         checkpoint = save(state, metadata={"config": json.dumps({**description, **job.options})})
         (folder / "checkpoint.safetensors").write_bytes(checkpoint)
+        write_worst(folder, test, evaluations[0])
         write_csv(folder / "predictions.csv", _predictions(samples.test, evaluations[0], root), float_format="%.9g")
-    return JobResult({"class": job.title, **evaluations[0].metrics}, history)
+    best = max((row for row in history if "image_auroc" in row), key=_rank)
+    best_metrics = {name: best[name] for name in evaluations[0].metrics}
+    row = {**key, **evaluations[0].metrics}
+    return JobResult(row, {**key, **best_metrics, EPOCH: best["meta_epoch"]}, history)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Image AUROC, then pixel AUROC; one that does not exist decides nothing."""
+    image, pixel = (0.0 if math.isnan(row[name]) else row[name] for name in ("image_auroc", "pixel_auroc"))
+    return image, pixel
 
 
 class _Counted:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from errors import UsageError
-from experiment.config import DatasetConfig, DetectorConfig, RunConfig
-from experiment.evaluation import METRICS
+from errors import DataError, UsageError
+from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
+from experiment.evaluation import LOCO_METRICS, METRICS
+from simplenet import EpochStats
 
+EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
 
 
@@ -37,12 +39,50 @@ def create_directory(path: Path) -> None:
         raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another --results_path") from error
 
 
-def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """results.csv: a row per job, then the mean; a metric that does not exist is an empty cell and left out of it."""
-    table = pd.DataFrame(rows, columns=["class", *METRICS])
-    table.loc[len(table)] = {"class": "Mean", **table[list(METRICS)].astype(float).mean()}
-    write_csv(path, table)
+def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Write results.csv, results_per_seed.csv and results_best_epoch.csv of the jobs finished so far.
+
+    A metric that does not exist is an empty cell and left out of the means.
+
+    Args:
+        folder: the run's.
+        rows: class, seed and metrics of every job after the last meta epoch.
+        best_rows: the same at the meta epoch with the best test image AUROC, and that epoch's number.
+
+    Returns:
+        The table of results.csv: for every class the means over the seeds and, of several, standard deviations.
+    """
+    names = [*METRICS, *(name for name in LOCO_METRICS if any(name in row for row in rows))]
+    per_seed = _with_mean_row(pd.DataFrame(rows, columns=["class", "seed", *names]), names)
+    table = _over_seeds(per_seed, names)
+    best = pd.DataFrame(best_rows, columns=["class", "seed", *names, EPOCH])
+    epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
+    best_table = _over_seeds(_with_mean_row(best, names), names).merge(epochs, "left", on="class")
+    write_csv(folder / "results_per_seed.csv", per_seed)
+    write_csv(folder / "results_best_epoch.csv", best_table)
+    write_csv(folder / "results.csv", table)
     return table
+
+
+def _with_mean_row(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The rows, then of every seed the mean over its rows."""
+    means = rows.groupby("seed", sort=False)[names].mean().reset_index()
+    return pd.concat([rows[["class", "seed", *names]], means.assign(**{"class": "Mean"})], ignore_index=True)
+
+
+def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Mean over the seeds of every class and, of several seeds, the sample standard deviation (NAME_std) behind."""
+    groups = rows.groupby("class", sort=False)[names]
+    table = groups.mean()
+    if rows["seed"].nunique() > 1:
+        table = table.join(groups.std().add_suffix("_std"))
+    return table.reset_index()
+
+
+def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """history.csv: every meta epoch of every job, with the metrics of those that were evaluated."""
+    extra = [name for name in LOCO_METRICS if any(name in row for row in rows)]
+    write_csv(path, pd.DataFrame(rows, columns=["class", "seed", *EpochStats._fields, *METRICS, *extra]))
 
 
 def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.6f") -> None:
@@ -70,6 +110,51 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left: its folder, config.json, and the tables results.csv, results_best_epoch.csv and history.csv."""
+
+    directory: Path
+    config: dict[str, Any]
+    results: pd.DataFrame
+    best_epoch: pd.DataFrame
+    history: pd.DataFrame
+
+    @property
+    def jobs(self) -> list[JobName]:
+        """All jobs of the run, finished or not, in order."""
+        labels = [backbone["label"] for backbone in self.config["net"]["backbones"]]
+        data = self.config["dataset"]
+        return job_names(data["name"], data["subdatasets"], labels, self.config["run"]["seeds"])
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Read what a run left.
+
+    Raises:
+        UsageError: no run's folder; those below it are named.
+        DataError: a file that is damaged.
+    """
+    if not (directory / "results.csv").is_file():
+        below = sorted(path.parent for path in directory.glob("**/results.csv")) if directory.is_dir() else []
+        found = f"; there are runs in {', '.join(map(str, below))}" if below else ""
+        raise UsageError(f"'{directory}' is not the folder of a run: expected results.csv and config.json in it{found}")
+    tables = []
+    for name in ("results.csv", "results_best_epoch.csv", "history.csv"):
+        try:
+            tables.append(pd.read_csv(directory / name, dtype={"class": str, EPOCH: str}))
+            tables[-1]["class"]  # every table has it
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"'{directory / name}' cannot be read as a run's table: {error}") from error
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        record = RunRecord(directory, config, *tables)
+        record.jobs  # noqa: B018 - raises where entries are missing
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"'{directory / 'config.json'}' cannot be read as a run's configuration: {error}") from error
+    return record
+
+
 def write_config(
     path: Path,
     run: RunConfig,
@@ -84,7 +169,6 @@ def write_config(
         "run": asdict(run),
         "net": asdict(detector),
         "dataset": {**asdict(data), "subdatasets": list(classes)},
-        "seed": run.seed,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",

@@ -14,12 +14,12 @@ import backbones
 from backbones.patches import patch_grid
 from datasets import DATASETS, ClassSamples, check_headers, find_root
 from errors import DataError, UsageError
-from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig
-from experiment.evaluation import METRICS
+from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig, job_names
 from experiment.features import ClassBanks, build_banks
 from experiment.job import Job, run_job
-from experiment.results import create_directory, write_config, write_csv, write_results
-from simplenet import EpochStats, SimpleNet
+from experiment.results import create_directory, read_run, write_config, write_history, write_results
+from experiment.tables import render, summary
+from simplenet import SimpleNet
 
 
 def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
@@ -33,14 +33,18 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     Raises:
         UsageError, DataError: what main.py shows the user.
     """
+    for backbone in detector.backbones:
+        if backbone.seed is not None and len(run.seeds) > 1:
+            raise UsageError(f"-b {backbone.label} has a seed of its own: give one --seed, or leave it out of the name")
     root, classes = find_classes(data)
     samples = {name: read_samples(data, root, name) for name in classes}
     image_size = (data.imagesize, data.imagesize)
+    jobs = job_names(data.name, classes, [backbone.label for backbone in detector.backbones], run.seeds)
+    keys = [feature_key(detector.backbones[job.backbone], detector, job.seed) for job in jobs]
     sources: dict[FeatureKey, backbones.FeatureExtractor] = {}
-    keys = [feature_key(backbone, detector, run.seed) for backbone in detector.backbones]
-    for backbone, key in zip(detector.backbones, keys, strict=True):
-        extractor = load_backbone(backbone, detector, run.seed, data.imagesize)
-        sources.setdefault(key, extractor)
+    for job, key in zip(jobs, keys, strict=True):
+        if key not in sources:
+            sources[key] = load_backbone(detector.backbones[job.backbone], detector, job.seed, data.imagesize)
     device = choose_device(run.gpu)
     precision = choose_precision(run.precision, device)
     for key, extractor in sources.items():
@@ -49,38 +53,39 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     click.echo(f"Results go to {run.directory}", err=True)
 
     rows: list[dict[str, Any]] = []
+    best_rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
-    table = pd.DataFrame()
-    for name in classes:
-        banks: dict[FeatureKey, ClassBanks] = {}
-        for i, (backbone, key) in enumerate(zip(detector.backbones, keys, strict=True)):
-            title = f"{data.name}_{name}"
-            job = Job(
-                title=f"{title} ({backbone.label})" if len(detector.backbones) > 1 else title,
-                folder=run.directory / "models" / str(i) / title,
-                samples=samples[name],
-                backbone=backbone,
-                extractor=sources[key],
-                seed=backbone.seed_in(run.seed),
-                options=detector.options,
-            )
-            model = SimpleNet(
-                job.extractor, backbone.layers, image_size, seed=job.seed, precision=precision, **detector.options
-            ).to(device)
-            if run.feature_bank != "off" and not model.train_backbone and key not in banks:
-                banks[key] = build_banks(job.title, model, job.samples, data, run.feature_bank)
-            result = run_job(job, model, data, root, run.eval_every, banks.get(key))
-            if key not in keys[i + 1 :]:  # no later job of this class reads these features
-                banks.pop(key, None)
-            rows.append(result.row)
-            history.extend(result.history)
-            write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
-            columns = ["class", *EpochStats._fields, *METRICS]
-            write_csv(run.directory / "history.csv", pd.DataFrame(history, columns=columns))
-            table = write_results(run.directory / "results.csv", rows)
-    click.echo(format_table(table))
+    banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
+    bank_keys = [(job.class_name, key) for job, key in zip(jobs, keys, strict=True)]
+    for i, (name, bank_key) in enumerate(zip(jobs, bank_keys, strict=True)):
+        backbone = detector.backbones[name.backbone]
+        job = Job(
+            name=name,
+            folder=run.directory / name.folder,
+            samples=samples[name.class_name],
+            backbone=backbone,
+            extractor=sources[keys[i]],
+            seed=backbone.seed_in(name.seed),
+            options=detector.options,
+        )
+        model = SimpleNet(
+            job.extractor, backbone.layers, image_size, seed=job.seed, precision=precision, **detector.options
+        ).to(device)
+        if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
+            banks[bank_key] = build_banks(name.title, model, job.samples, data, run.feature_bank)
+        result = run_job(job, model, data, root, run.eval_every, banks.get(bank_key))
+        if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
+            banks.pop(bank_key, None)
+        rows.append(result.row)
+        best_rows.append(result.best_row)
+        history.extend(result.history)
+        write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
+        write_history(run.directory / "history.csv", history)
+        write_results(run.directory, rows, best_rows)
+    recorded = read_run(run.directory)
+    click.echo(render(summary([recorded]), "table"))
     click.echo(f"Results are in {run.directory}", err=True)
-    return table
+    return recorded.results
 
 
 FeatureKey = tuple[str, tuple[str, ...], int | None]
@@ -193,16 +198,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         name = "bf16" if native else "fp32"
     click.echo(f"Computing in {name}", err=True)
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def format_table(table: pd.DataFrame) -> str:
-    """The table of results.csv for a terminal; a dash where a metric does not exist."""
-    width = max(map(len, table["class"]))
-    lines = [f"{'class':<{width}}" + "".join(f"{name:>13}" for name in METRICS)]
-    for _, row in table.iterrows():
-        cells = (f"{row[name]:.4f}" if row[name] == row[name] else "-" for name in METRICS)
-        lines.append(f"{row['class']:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
-    return "\n".join(lines)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Detection and localisation metrics: pure functions, arrays in, numbers out, exact under ties."""
 
-from metrics.pixels import pixel_metrics, pro, spro
+from metrics.pixels import pixel_metrics, pro, spro, spro_at
 from metrics.ranking import auroc, average_precision, f1_max
 
-__all__ = ["auroc", "average_precision", "f1_max", "pixel_metrics", "pro", "spro"]
+__all__ = ["auroc", "average_precision", "f1_max", "pixel_metrics", "pro", "spro", "spro_at"]

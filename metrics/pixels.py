@@ -1,6 +1,6 @@
 """Pixel-level metrics of anomaly maps: AUROC, average precision, max-F1, PRO and sPRO."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -61,12 +61,17 @@ def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_f
     Raises:
         ValueError: as in pixel_metrics, an image_index out of range, or a saturation area that is not positive.
     """
-    scores = _checked_maps(maps, max_fpr)
+    return spro_at(defects, maps, [max_fpr])[0]
+
+
+def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, limits: Sequence[float]) -> list[float]:
+    """spro for several values of max_fpr from one sort of the scores."""
+    scores = _checked_maps(maps, *limits)
     covered = np.zeros(scores.shape, dtype=bool)
     positives: list[NDArray[np.floating]] = []
     weights: list[NDArray[np.float64]] = []
     for image_index, mask, saturation_area in defects:
-        defective = np.asarray(mask).astype(bool)
+        defective = np.asarray(mask).astype(bool, copy=False)
         if not 0 <= image_index < len(scores):
             raise ValueError(f"image_index {image_index} is not in 0..{len(scores) - 1}")
         if defective.shape != scores.shape[1:]:
@@ -80,9 +85,10 @@ def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_f
         positives.append(np.sort(scores[image_index][defective])[::-1])
         weights.append(np.diff(found, prepend=0.0))
     if not positives or covered.all():
-        return float("nan")
+        return [float("nan")] * len(limits)
     ranked = crossings(scores[~covered], np.concatenate(positives))
-    return ranked.area(ranked.hits(np.concatenate(weights) / len(positives)), max_fpr)
+    hits = ranked.hits(np.concatenate(weights) / len(positives))
+    return [ranked.area(hits, limit) for limit in limits]
 
 
 def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -101,7 +107,7 @@ def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossings | None, NDArray[np.bool_]]:
     """Defective among normal pixel scores (None where either is missing), and the masks as booleans."""
-    defective, scores = np.asarray(masks).astype(bool), _checked_maps(maps, max_fpr)
+    defective, scores = np.asarray(masks).astype(bool, copy=False), _checked_maps(maps, max_fpr)
     if defective.shape != scores.shape:
         raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
     if defective.all() or not defective.any():
@@ -109,12 +115,13 @@ def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossing
     return crossings(scores[~defective], scores[defective]), defective
 
 
-def _checked_maps(maps: ArrayLike, max_fpr: float) -> NDArray[np.floating]:
+def _checked_maps(maps: ArrayLike, *limits: float) -> NDArray[np.floating]:
     scores = np.asarray(maps)
     if scores.ndim != 3:
         raise ValueError(f"maps must be [N, H, W], not {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise ValueError("maps must be finite")
-    if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr must be in (0, 1], not {max_fpr}")
+    for max_fpr in limits:
+        if not 0 < max_fpr <= 1:
+            raise ValueError(f"max_fpr must be in (0, 1], not {max_fpr}")
     return scores

@@ -4,10 +4,14 @@ Metrics change only where a positive crosses the threshold, so the sorted negati
 of the positives, and no curve over all pixels is built.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+PART = 5_000_000  # negatives that are worth a thread
 
 
 class Crossings(NamedTuple):
@@ -43,12 +47,19 @@ class Crossings(NamedTuple):
 
 
 def crossings(negatives: NDArray[np.floating], positives: NDArray[np.floating]) -> Crossings:
-    """Rank positives among negatives (both 1-D and of one dtype); one sort of each."""
-    ordered = np.sort(negatives)
+    """Rank positives among negatives (both 1-D and of one dtype); parts are sorted side by side, their counts added."""
     ascending, group = np.unique(positives, return_inverse=True)
-    above = len(ordered) - np.searchsorted(ordered, ascending, side="right")
-    at_or_above = len(ordered) - np.searchsorted(ordered, ascending, side="left")
-    return Crossings(above[::-1], at_or_above[::-1], len(ascending) - 1 - group, len(ordered))
+    parts = np.array_split(negatives, min(os.cpu_count() or 1, 1 + len(negatives) // PART))
+    with ThreadPoolExecutor(len(parts)) as threads:
+        above, at_or_above = np.sum(list(threads.map(lambda part: _counts(part, ascending), parts)), axis=0)
+    return Crossings(above[::-1], at_or_above[::-1], len(ascending) - 1 - group, len(negatives))
+
+
+def _counts(negatives: NDArray[np.floating], thresholds: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
+    """Negatives above, and at or above, each of the ascending thresholds."""
+    ordered = np.sort(negatives)
+    above = len(ordered) - np.searchsorted(ordered, thresholds, side="right")
+    return above, len(ordered) - np.searchsorted(ordered, thresholds, side="left")
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:

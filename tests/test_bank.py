@@ -157,7 +157,7 @@ def test_each_image_is_embedded_once(run, embedded):
     assert sum(embedded) == 4 + 4  # training and test images
     embedded.clear()
     run("off", "--feature_bank", "off", net=["--meta_epochs", "3", "--gan_epochs", "2"])
-    assert sum(embedded) == 6 * 4 + 3 * 4
+    assert sum(embedded) == 6 * 4 + 3 * 4 + 4  # and the worst four once more for their pictures
 
 
 def test_jobs_with_the_same_features_share_a_bank(tmp_path, mvtec, embedded):
@@ -171,7 +171,8 @@ def test_jobs_with_the_same_features_share_a_bank(tmp_path, mvtec, embedded):
     main.main(words, standalone_mode=False)
     assert sum(embedded) == 2 * (4 + 4)
     rows = pd.read_csv(tmp_path / "project" / "group" / "test" / "results.csv")["class"].tolist()
-    assert rows == ["mvtec_bolt (resnet18)", "mvtec_bolt (resnet18.seed-4)", "mvtec_bolt (resnet18)", "Mean"]
+    labels = ["resnet18 layer1", "resnet18.seed-4", "resnet18 layer2"]  # a name that occurs twice shows its layers
+    assert rows == [*(f"mvtec_bolt ({label})" for label in labels), "Mean"]
 
 
 def test_random_transforms_and_trained_backbones_stream(run, embedded):
@@ -179,7 +180,7 @@ def test_random_transforms_and_trained_backbones_stream(run, embedded):
     assert sum(embedded) == 3 * 4 + 4  # training images in every pass, test images once
     embedded.clear()
     run("trained", net=["--gan_epochs", "3", "--train_backbone"])
-    assert sum(embedded) == 3 * 4 + 4
+    assert sum(embedded) == 3 * 4 + 4 + 4  # and the worst four once more for their pictures
 
 
 def test_eval_every(run):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from experiment.evaluation import METRICS
 
 PAPER = [
     "--gpu",
@@ -84,10 +85,13 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
     models = {
         f"models/0/mvtec_{c}/{f}" for c in ("bottle", "cable") for f in ("checkpoint.safetensors", "predictions.csv")
     }
-    assert own == {"results.csv", "history.csv", "config.json", *models}
+    pictures = {f"models/0/mvtec_{c}/examples/{i:05}.jpg" for c in ("bottle", "cable") for i in range(4)}
+    tables = {"results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv"}
+    assert own == {*tables, "config.json", *models, *pictures}
 
     results = pd.read_csv(folder / "results.csv")
-    assert list(results.columns) == ["class", "image_auroc", "pixel_auroc", "pro"]
+    assert list(results.columns) == ["class", *METRICS]
+    assert METRICS[:3] == ("image_auroc", "pixel_auroc", "pro")
     assert list(results["class"]) == ["mvtec_bottle", "mvtec_cable", "Mean"]
     numbers = results.drop(columns="class").to_numpy()
     assert np.isfinite(numbers).all()
@@ -95,8 +99,8 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
 
     history = pd.read_csv(folder / "history.csv")
     assert list(history.columns) == [
-        *["class", "meta_epoch", "loss", "p_true", "p_fake"],
-        *["image_auroc", "pixel_auroc", "pro"],
+        *["class", "seed", "meta_epoch", "loss", "p_true", "p_fake"],
+        *METRICS,
     ]
     assert history["image_auroc"].tolist() == results["image_auroc"].tolist()[:2]
 
@@ -104,7 +108,7 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
     assert config["net"]["options"]["dsc_hidden"] == 1024
     assert config["dataset"]["subdatasets"] == ["bottle", "cable"]
     assert config["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert config["seed"] == 0
+    assert config["run"]["seeds"] == [0]
     assert {"device", "git_revision", "python"} <= set(config)
 
     model = folder / "models" / "0" / "mvtec_bottle"
@@ -131,7 +135,8 @@ def test_same_command_same_bytes(run_main, tmp_path, mvtec):
     for name in ("a", "b"):
         assert run_main("--run_name", name, *words).returncode == 0
     first, second = (tmp_path / "results" / "project" / "group" / name for name in ("a", "b"))
-    for file in ("results.csv", "history.csv", "models/0/mvtec_nut/predictions.csv"):
+    tables = ["results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv"]
+    for file in (*tables, "models/0/mvtec_nut/predictions.csv", "models/0/mvtec_nut/examples/00000.jpg"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     assert pd.read_csv(first / "results.csv")["class"].tolist() == ["mvtec_bolt", "mvtec_nut", "Mean"]
     assert len(pd.read_csv(first / "history.csv")) == 4

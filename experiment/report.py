@@ -1,0 +1,205 @@
+"""report.html: one page, complete in itself, that shows what one or several runs gave."""
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+from tqdm import tqdm
+
+import metrics
+from errors import DataError
+from experiment.config import JobName, ReportConfig
+from experiment.pictures import picture_name, worst
+from experiment.results import RunRecord, read_run, write_text
+from experiment.tables import published, render, run_labels, summary
+
+NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: small files, sharp at every size
+    "svg.hashsalt": "report",  # the same run gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn test image and what is said of it."""
+
+    caption: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One job on the page: charts and pictures as data URIs."""
+
+    title: str
+    run: str
+    image_auroc: str
+    charts: list[Picture]
+    misses: list[Picture]
+    alarms: list[Picture]
+
+
+def report(config: ReportConfig) -> None:
+    """Print the table of some runs; unless it is for another program, write the page too.
+
+    Raises:
+        UsageError: a folder that is no run's.
+        DataError: a damaged file of a run.
+    """
+    records = [read_run(directory) for directory in config.directories]
+    if config.style != "table":
+        click.echo(render(summary(records, config.best_epoch), config.style))
+        return
+    for best_epoch in (True,) if config.best_epoch else (False, True):
+        click.echo(render(summary(records, best_epoch), "table") + "\n")
+    out = config.out or config.directories[0] / "report.html"
+    write_text(out, page(records))
+    click.echo(f"The report is {out}", err=True)
+
+
+def page(records: Sequence[RunRecord]) -> str:
+    """The HTML page of some runs.
+
+    Raises:
+        DataError: a damaged file of a run.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it announces its font cache
+    labels = run_labels(records)
+    jobs = [(record, label, job) for record, label in zip(records, labels, strict=True) for job in record.jobs]
+    jobs = [entry for entry in jobs if (entry[0].directory / entry[2].folder / "predictions.csv").is_file()]
+    views: dict[str, list[JobView]] = {}
+    with rc_context(STYLE):
+        for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
+            views.setdefault(job.title, []).append(_job_view(record, label, job))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        labels=labels,
+        tables=[summary(records), summary(records, best_epoch=True)],
+        several_seeds=any(len(record.config["run"]["seeds"]) > 1 for record in records),
+        papers=published().drop_duplicates("paper")[["paper", "source"]].to_dict("records"),
+        views=views,
+        options=_options(records),
+    )
+
+
+def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
+    folder = record.directory / job.folder
+    try:
+        predictions = pd.read_csv(folder / "predictions.csv", dtype={"image": str, "defect_type": str})
+        scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"'{folder / 'predictions.csv'}' cannot be read as a run's predictions: {error}") from error
+    history = record.history
+    history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
+    charts = [Picture("Image scores", _chart(_draw_histogram, scores, anomalous))]
+    if anomalous.any() and not anomalous.all():
+        charts.append(Picture("ROC curve of image scores", _chart(_draw_roc, scores, anomalous)))
+    charts.append(Picture("Training", _chart(_draw_training, history)))
+    misses, alarms = worst(anomalous, scores)
+    auroc = metrics.auroc(anomalous, scores)
+    return JobView(
+        title=job.title,
+        run=f"{label}, seed {job.seed}",
+        image_auroc="" if np.isnan(auroc) else f"image AUROC {100 * auroc:.1f}",
+        charts=charts,
+        misses=_pictures(folder, predictions, misses),
+        alarms=_pictures(folder, predictions, alarms),
+    )
+
+
+def _pictures(folder: Path, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+    pictures = []
+    for index in indices:
+        path = folder / picture_name(index)
+        if path.is_file():
+            row = predictions.loc[index]
+            pictures.append(
+                Picture(
+                    f"{row['image']} ({row['defect_type']}), score {row['score']:.3f}", _uri(path.read_bytes(), "jpeg")
+                )
+            )
+    return pictures
+
+
+def _chart(draw: Any, *data: Any) -> str:
+    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+    draw(figure.subplots(), *data)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _uri(buffer.getvalue(), "svg+xml")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _draw_histogram(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> None:
+    edges = np.histogram_bin_edges(scores, bins=30)
+    for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
+        if chosen.any():
+            axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
+    axes.set(xlabel="image score", ylabel="images")
+    axes.legend(frameon=False)
+
+
+def _draw_roc(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> None:
+    fpr, tpr, _ = roc_curve(anomalous, scores)
+    axes.plot([0, 1], [0, 1], color="#999", linewidth=0.8, linestyle=":")
+    axes.plot(fpr, tpr, color=ANOMALOUS)
+    axes.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+
+
+def _draw_training(axes: Axes, history: pd.DataFrame) -> None:
+    axes.plot(history["meta_epoch"], history["loss"], color="#555", marker=".", label="loss")
+    axes.set(xlabel="meta epoch", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(bottom=0)
+    evaluated = history.dropna(subset=["image_auroc"])
+    if len(evaluated):
+        right = axes.twinx()
+        right.plot(evaluated["meta_epoch"], evaluated["image_auroc"], color=NORMAL, marker=".")
+        right.set_ylabel("test image AUROC", color=NORMAL)
+        right.spines["right"].set_visible(True)
+
+
+def _options(records: Sequence[RunRecord]) -> list[tuple[str, list[str], bool]]:
+    """Every entry of the configurations: its name, its value in every run, and whether the runs differ in it."""
+    flat = [_flatten(record.config) for record in records]
+    names = dict.fromkeys(name for options in flat for name in options)
+    rows = [(name, [options.get(name, "") for options in flat]) for name in names]
+    return [(name, values, len(set(values)) > 1) for name, values in rows]
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return flat

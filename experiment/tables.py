@@ -1,0 +1,118 @@
+"""Tables of one or several runs, beside published numbers, for a terminal, a paper or a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from experiment.evaluation import LOCO_METRICS, METRICS
+from experiment.results import EPOCH, RunRecord
+
+FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+MAIN_METRICS = ("image_auroc", "pixel_auroc", "pro")
+LAST, BEST = "last meta epoch", "best epoch, picked on the test set"
+NONE = "-"  # a metric that does not exist
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads, and a row of cells per class."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+@cache
+def published() -> pd.DataFrame:
+    """Numbers from papers in percent: paper, source, dataset, class, image_auroc, pixel_auroc; published.csv."""
+    return pd.read_csv(Path(__file__).with_name("published.csv"), dtype={"class": str})
+
+
+def head(metric: str) -> str:
+    """A metric's name in a table, such as "image AUROC" for image_auroc."""
+    words = {"auroc": "AUROC", "pro": "PRO", "ap": "AP", "f1": "F1", "auspro": "AUsPRO"}
+    return " ".join(words.get(word, word) for word in metric.split("_")).replace("F1 max", "max-F1")
+
+
+def run_labels(records: Sequence[RunRecord]) -> list[str]:
+    """The shortest ends of the runs' paths that tell them apart."""
+    parts = [record.directory.resolve().parts for record in records]
+    longest = max(map(len, parts))
+    for depth in range(1, longest + 1):
+        labels = ["/".join(own[-depth:]) for own in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
+    """Classes down; metrics in percent across, of several runs the three main ones each; then published numbers.
+
+    Args:
+        records: what the runs left; at least one.
+        best_epoch: of results_best_epoch.csv instead of results.csv.
+    """
+    tables = [(record.best_epoch if best_epoch else record.results).set_index("class") for record in records]
+    names = [name for name in dict.fromkeys(name for table in tables for name in table.index) if name != "Mean"]
+    labels = run_labels(records) if len(records) > 1 else [""]
+    columns: dict[str, list[str]] = {"class": [*names, "Mean"]}
+    for label, table in zip(labels, tables, strict=True):
+        shown = [*METRICS, *LOCO_METRICS] if len(records) == 1 else MAIN_METRICS
+        for metric in shown:
+            if metric in table and table[metric].notna().any():
+                columns[f"{label} {head(metric)}".strip()] = [_cell(table, name, metric) for name in columns["class"]]
+        if best_epoch and len(records) == 1:
+            columns["epoch"] = [table[EPOCH].get(name, "") for name in names] + [""]
+    columns |= _beside_published(tables, names)
+    title = f"{BEST if best_epoch else LAST}, percent"
+    return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def render(table: Table, style: str) -> str:
+    """A table as text: "table" (for a terminal), "csv", "markdown" or "latex" (with booktabs)."""
+    if style == "csv":
+        frame = pd.DataFrame(table.rows, columns=table.heads).replace(NONE, "")
+        return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    heads = [name.replace(" ", "\n") for name in table.heads] if style == "table" else table.heads
+    align = ["left", *["right"] * (len(heads) - 1)]
+    text = tabulate(table.rows, heads, FORMATS[style], disable_numparse=True, colalign=align)
+    if style == "table":
+        return f"{table.title[0].upper()}{table.title[1:]}\n\n{text}"
+    return f"% {table.title}; needs booktabs\n{text}" if style == "latex" else text
+
+
+def _cell(table: pd.DataFrame, name: str, metric: str) -> str:
+    if name not in table.index or pd.isna(table.loc[name, metric]):
+        return NONE
+    text = f"{100 * table.loc[name, metric]:.1f}"
+    deviation = f"{metric}_std"
+    if deviation in table and pd.notna(table.loc[name, deviation]):
+        text += f" ± {100 * table.loc[name, deviation]:.1f}"
+    return text
+
+
+def _beside_published(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of every paper that has numbers for these classes; of a single run with the difference to them."""
+    columns: dict[str, list[str]] = {}
+    known = published()
+    for paper, rows in known.groupby("paper", sort=False):
+        theirs = rows.set_index(rows["dataset"] + "_" + rows["class"])
+        own = {name: theirs.loc[key] for name in names if (key := name.partition(" (")[0]) in theirs.index}
+        if not own:
+            continue
+        for metric in ("image_auroc", "pixel_auroc"):
+            values = {name: row[metric] for name, row in own.items()}
+            cells = [f"{values[name]:.1f}" if name in values else NONE for name in names]
+            mean = sum(values.values()) / len(values)
+            columns[f"{paper} {head(metric)}"] = [*cells, f"{mean:.1f}"]
+            if len(tables) == 1 and tables[0][metric].notna().any():
+                ours = 100 * tables[0][metric]
+                gaps = {name: ours[name] - value for name, value in values.items() if pd.notna(ours[name])}
+                cells = [f"{gaps[name]:+.1f}" if name in gaps else NONE for name in names]
+                overall = f"{sum(gaps.values()) / len(gaps):+.1f}" if gaps else NONE
+                columns[f"{head(metric)} minus {paper}"] = [*cells, overall]
+    return columns

@@ -1,0 +1,282 @@
+"""Tables and the page of finished runs."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import needs_chromium, visit
+from conftest import SMALL_DATA, SMALL_NET
+from PIL import Image
+
+import main
+from errors import DataError, UsageError
+from experiment.evaluation import METRICS
+from experiment.pictures import panel, picture_name, worst
+from experiment.report import page
+from experiment.results import EPOCH, read_run, write_csv, write_history, write_results
+from experiment.tables import published, render, run_labels, summary
+
+CLASSES = (
+    "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
+)
+
+
+@pytest.fixture(scope="session")
+def small_run(mvtec, tmp_path_factory):
+    """A real run of two classes and two seeds."""
+    results = tmp_path_factory.mktemp("results")
+    words = ["--results_path", str(results), "--seed", "1", "--seed", "4", *SMALL_NET, "--meta_epochs", "3"]
+    main.main([*words, "dataset", *SMALL_DATA, "mvtec", str(mvtec)], standalone_mode=False)
+    return results / "project" / "group" / "test"
+
+
+def make_run(folder, config, gain=0.0):
+    """A made-up run of the 15 MVTec classes: every file that the report reads."""
+    rng = np.random.default_rng(0)
+    rows, best, history = [], [], []
+    for name in CLASSES.split():
+        values = dict(zip(METRICS, rng.uniform(0.9, 0.99, len(METRICS)) + gain, strict=True))
+        key = {"class": f"mvtec_{name}", "seed": 0}
+        rows.append({**key, **values})
+        best.append({**key, **values, "image_auroc": values["image_auroc"] + 0.005, EPOCH: 3})
+        for epoch in range(1, 5):
+            history.append({**key, **values, "meta_epoch": epoch, "loss": 1 / epoch, "p_true": 0.9, "p_fake": 0.9})
+        model = folder / "models" / "0" / f"mvtec_{name}"
+        (model / "examples").mkdir(parents=True)
+        labels = np.arange(40) % 2
+        kinds = np.where(labels == 1, "crack", "good")
+        names = [f"{name}/test/{kind}/{i:03}.png" for i, kind in enumerate(kinds)]
+        scores = rng.normal(labels * 2)
+        write_csv(
+            model / "predictions.csv",
+            pd.DataFrame({"image": names, "label": labels, "defect_type": kinds, "score": scores}),
+        )
+        for index in chain(*worst(labels, scores)):
+            image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            drawn = panel(image, image[..., 0] > 200, rng.random((64, 64)), (0, 1))
+            Image.fromarray(drawn).save(model / picture_name(index))
+    write_results(folder, rows, best)
+    write_history(folder / "history.csv", history)
+    config = {**config, "run": {**config["run"], "seeds": [0]}}
+    config["dataset"] = {**config["dataset"], "subdatasets": CLASSES.split()}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mvtec_run(small_run, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made") / "run", json.loads((small_run / "config.json").read_text()))
+
+
+def test_published_numbers_average_to_the_published_means():
+    table = published()
+    simplenet = table[(table["paper"] == "SimpleNet") & (table["dataset"] == "mvtec")]
+    assert sorted(simplenet["class"]) == sorted(CLASSES.split())
+    assert simplenet[["image_auroc", "pixel_auroc"]].mean().round(1).tolist() == [99.6, 98.1]
+
+
+def test_a_mvtec_run_stands_beside_the_paper(mvtec_run):
+    table = summary([read_run(mvtec_run)])
+    rows = {row[0]: dict(zip(table.heads, row, strict=True)) for row in table.rows}
+    assert list(rows) == [*(f"mvtec_{name}" for name in CLASSES.split()), "Mean"]
+    assert table.heads[1:8] == [
+        *["image AUROC", "pixel AUROC", "PRO", "image AP", "image max-F1", "pixel AP", "pixel max-F1"]
+    ]
+    own = pd.read_csv(mvtec_run / "results.csv", index_col="class")
+    carpet = rows["mvtec_carpet"]
+    assert carpet["image AUROC"] == f"{100 * own.loc['mvtec_carpet', 'image_auroc']:.1f}"
+    assert carpet["SimpleNet image AUROC"] == "99.7"
+    assert carpet["image AUROC minus SimpleNet"] == f"{100 * own.loc['mvtec_carpet', 'image_auroc'] - 99.7:+.1f}"
+    assert (rows["Mean"]["SimpleNet image AUROC"], rows["Mean"]["SimpleNet pixel AUROC"]) == ("99.6", "98.1")
+    gap = 100 * own.loc["Mean", "pixel_auroc"] - 98.12
+    assert rows["Mean"]["pixel AUROC minus SimpleNet"] == f"{gap:+.1f}"
+
+
+def test_best_epoch_says_so(mvtec_run):
+    last, best = (summary([read_run(mvtec_run)], best_epoch) for best_epoch in (False, True))
+    assert "last meta epoch" in last.title
+    assert "picked on the test set" in best.title
+    assert best.rows[0][best.heads.index("epoch")] == "3"
+    assert float(best.rows[0][1]) > float(last.rows[0][1])
+
+
+def test_several_runs_stand_side_by_side(mvtec_run, tmp_path):
+    config = json.loads((mvtec_run / "config.json").read_text())
+    other = make_run(tmp_path / "made" / "wider", config, gain=0.01)
+    table = summary([read_run(mvtec_run), read_run(other)])
+    assert table.heads == [
+        "class",
+        *["run image AUROC", "run pixel AUROC", "run PRO"],
+        *["wider image AUROC", "wider pixel AUROC", "wider PRO"],
+        *["SimpleNet image AUROC", "SimpleNet pixel AUROC"],
+    ]
+    assert float(table.rows[-1][4]) == pytest.approx(float(table.rows[-1][1]) + 1, abs=0.11)
+    html = page([read_run(mvtec_run), read_run(other)])
+    assert "Marked: what differs" in html
+
+
+def test_labels_tell_runs_apart(mvtec_run, tmp_path):
+    shutil.copytree(mvtec_run, tmp_path / "group_b" / "run")
+    shutil.copytree(mvtec_run, tmp_path / "group_a" / "run")
+    records = [read_run(tmp_path / name / "run") for name in ("group_b", "group_a")]
+    assert run_labels(records) == ["group_b/run", "group_a/run"]
+    assert run_labels(records[:1]) == ["run"]
+
+
+def test_csv_and_markdown(mvtec_run):
+    table = summary([read_run(mvtec_run)])
+    rows = list(csv.reader(io.StringIO(render(table, "csv"))))
+    assert rows == [table.heads, *table.rows]
+    lines = render(table, "markdown").splitlines()
+    assert len(lines) == 2 + 16
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == table.rows[0]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles_with_booktabs(mvtec_run, small_run, tmp_path):
+    body = "\n\n".join(render(summary([read_run(folder)]), "latex") for folder in (mvtec_run, small_run))
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\n\\end{document}\n"
+    (tmp_path / "table.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "\\toprule" in body
+    assert "metal\\_nut" in body
+
+
+def test_seeds_have_rows_of_their_own_and_mean_and_deviation(small_run):
+    per_seed = pd.read_csv(small_run / "results_per_seed.csv")
+    assert per_seed[["class", "seed"]].to_numpy().tolist() == [
+        *[["mvtec_bolt", 1], ["mvtec_bolt", 4], ["mvtec_nut", 1], ["mvtec_nut", 4]],
+        *[["Mean", 1], ["Mean", 4]],
+    ]
+    results = pd.read_csv(small_run / "results.csv")
+    assert results.columns.tolist() == ["class", *METRICS, *(f"{name}_std" for name in METRICS)]
+    for name in METRICS:
+        for row in results.to_dict("records"):
+            values = per_seed.loc[per_seed["class"] == row["class"], name]
+            assert row[name] == pytest.approx(values.mean(), abs=2e-6)
+            assert row[f"{name}_std"] == pytest.approx(values.std(ddof=1), abs=2e-6)
+    models = sorted(path.name for path in (small_run / "models" / "0").iterdir())
+    assert models == [f"mvtec_{name}_seed_{seed}" for name in ("bolt", "nut") for seed in (1, 4)]
+    assert " ± " in summary([read_run(small_run)]).rows[0][1]
+
+
+def test_best_epoch_is_that_of_the_history(small_run):
+    history = pd.read_csv(small_run / "history.csv")
+    best = pd.read_csv(small_run / "results_best_epoch.csv", index_col="class")
+    for name in ("mvtec_bolt", "mvtec_nut"):
+        jobs = [history[(history["class"] == name) & (history["seed"] == seed)] for seed in (1, 4)]
+        rows = [job.sort_values(["image_auroc", "pixel_auroc"], ascending=False, kind="stable").iloc[0] for job in jobs]
+        assert best.loc[name, EPOCH] == " ".join(str(row["meta_epoch"]) for row in rows)
+        for metric in ("image_auroc", "pixel_auroc", "pro"):
+            assert best.loc[name, metric] == pytest.approx(np.mean([row[metric] for row in rows]), abs=2e-6)
+
+
+def test_worst():
+    misses, alarms = worst([1, 0, 1, 0, 1], [0.9, 0.8, 0.1, 0.2, 0.5], count=2)
+    assert (misses, alarms) == ([2, 4], [1, 3])
+    assert worst([0, 0], [1, 2]) == ([], [1, 0])
+
+
+def test_panel():
+    image = np.full((8, 6, 3), 100, np.uint8)
+    mask = np.zeros((8, 6), bool)
+    mask[2:5, 1:4] = True
+    heat = np.linspace(-3, 5, 48).reshape(8, 6)
+    drawn = panel(image, mask, heat, (-3, 5))
+    assert drawn.shape == (8, 24, 3)
+    assert (drawn[:, :6] == image).all()
+    assert ((drawn[:, 6:12] == 255).all(-1) == mask).all()
+    assert (drawn[2, 19] == (0, 255, 0)).all()  # the mask's outline on the overlay
+    assert (panel(image, None, heat, (-3, 5))[:, 6:12] == drawn[:, 12:18]).all()
+    assert (panel(image, None, heat, (1, 1)) >= 0).all()  # a flat map has no range
+
+
+def test_report_command(run_main, mvtec_run, tmp_path, capsys):
+    done = run_main("report", mvtec_run, "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").is_file()
+    assert "page.html" in done.stderr
+    assert done.stdout.startswith("Last meta epoch, percent")
+    assert "Best epoch, picked on the test set" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 140
+    assert len([line for line in done.stdout.splitlines() if line.startswith("mvtec_")]) == 30
+    for style in ("csv", "markdown", "latex"):
+        for best in (False, True):
+            words = ["report", str(mvtec_run), "--format", style, *(["--best_epoch"] if best else [])]
+            main.main(words, standalone_mode=False)
+            assert capsys.readouterr().out == render(summary([read_run(mvtec_run)], best), style) + "\n"
+    assert not (mvtec_run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("report {empty}", 2, "empty' is not the folder of a run: expected results.csv"),
+        ("report {above}", 2, "there are runs in .*/run"),
+        ("report", 2, "Missing argument 'RUN_DIR...'"),
+        ("report {broken}", 1, "history.csv' cannot be read as a run's table"),
+        ("--run_name x report {run}", 2, "report takes no run options.*--run_name"),
+    ],
+)
+def test_mistakes(run_main, mvtec_run, tmp_path, words, code, message):
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(mvtec_run, tmp_path / "broken")
+    (tmp_path / "broken" / "history.csv").write_text("")
+    names = {name: tmp_path / name for name in ("empty", "broken")} | {"above": mvtec_run.parent, "run": mvtec_run}
+    done = run_main(*words.format(**names).split())
+    assert done.returncode == code
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("config.json", "{", DataError),
+        ("config.json", "{}", DataError),
+        ("results.csv", "a,b\n1,2\n", DataError),
+        ("results_best_epoch.csv", None, DataError),
+        ("models/0/mvtec_tile/predictions.csv", "image\n1\n", DataError),
+        ("results.csv", None, UsageError),
+    ],
+)
+def test_damaged_files_are_named(mvtec_run, tmp_path, name, content, error):
+    shutil.copytree(mvtec_run, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(error, match=path.name):
+        page([read_run(tmp_path / "run")])
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1300])
+@pytest.mark.parametrize("runs", ["mvtec_run", "small_run"])
+def test_page_in_a_browser(request, tmp_path, runs, width):
+    folder = request.getfixturevalue(runs)
+    (tmp_path / "report.html").write_text(page([read_run(folder)]))
+    seen = visit(tmp_path / "report.html", tmp_path, width)
+    classes, jobs = (15, 15) if runs == "mvtec_run" else (2, 4)
+    assert seen["console"] == []
+    assert seen["broken"] == 0
+    pictures = 8 if runs == "mvtec_run" else 4  # four misses and false alarms each, where there are as many
+    assert seen["images"] == jobs * (3 + pictures)
+    assert seen["overflow"] <= 0
+    for words in ("picked on the test set", "Worst misses", "Worst false alarms", "packages.torch", "git_revision"):
+        assert words in seen["text"]
+    assert seen["text"].count("image AUROC ") >= classes
+
+
+def test_page_is_one_file_and_the_same_bytes_twice(small_run):
+    html = page([read_run(small_run)])
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert html == page([read_run(small_run)])
