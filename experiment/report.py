@@ -90,6 +90,8 @@ def page(records: Sequence[RunRecord]) -> str:
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
             views.setdefault(job.title, []).append(_job_view(record, label, job))
+    tables = [summary(records), summary(records, best_epoch=True)]
+    papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -99,9 +101,9 @@ def page(records: Sequence[RunRecord]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         labels=labels,
-        tables=[summary(records), summary(records, best_epoch=True)],
+        tables=tables,
         several_seeds=any(len(record.config["run"]["seeds"]) > 1 for record in records),
-        papers=published().drop_duplicates("paper")[["paper", "source"]].to_dict("records"),
+        papers=[paper for paper in papers if any(head.startswith(paper["paper"]) for head in tables[0].heads)],
         views=views,
         options=_options(records),
     )
@@ -138,11 +140,9 @@ def _pictures(folder: Path, predictions: pd.DataFrame, indices: Sequence[int]) -
         path = folder / picture_name(index)
         if path.is_file():
             row = predictions.loc[index]
-            pictures.append(
-                Picture(
-                    f"{row['image']} ({row['defect_type']}), score {row['score']:.3f}", _uri(path.read_bytes(), "jpeg")
-                )
-            )
+            kind = row["defect_type"] if row["label"] else "normal"
+            caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
+            pictures.append(Picture(caption, _uri(path.read_bytes(), "jpeg")))
     return pictures
 
 
