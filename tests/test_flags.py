@@ -54,6 +54,7 @@ DATASET = {
     "--vflip": ["--vflip", "1"],
     "--augment": ["--augment"],
 }
+REPORT = {"--format", "--best_epoch", "--out"}  # tested in test_report.py
 ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py, in test_bank.py or in test_readers.py
     "--precision",
     "--feature_bank",
@@ -78,7 +79,7 @@ def test_every_flag_is_tested():
     commands = [main.main, *main.main.commands.values()]
     declared = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for c in commands for p in c.params}
     flags = {name for name in declared if name.startswith("--")}
-    assert flags == {*RUN, *NET, *DATASET, *ELSEWHERE}
+    assert flags == {*RUN, *NET, *DATASET, *REPORT, *ELSEWHERE}
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,26 @@ def test_augment_is_a_preset_that_flags_override(run):
     assert {k: v for k, v in config["dataset"]["random"].items() if v} == {**main.AUGMENT, "scale": 0.3}
 
 
+def test_a_name_that_occurs_again_shows_its_layers():
+    backbones = parse_backbones(["a", "b", "a"], ["0.x", "1.x", "2.x", "2.y"])
+    assert [backbone.label for backbone in backbones] == ["a x", "b", "a x+y"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "names", "words"),
+    [
+        (["--seed", "1", "--seed", "1"], ["resnet18"], "a --seed is given twice in 1, 1"),
+        (["--seed", "1", "--seed", "2"], ["resnet18.seed-7"], "resnet18.seed-7 has a seed of its own"),
+    ],
+)
+def test_bad_seeds(run, seeds, names, words):
+    with pytest.raises(UsageError, match=words):
+        main.main(
+            [*seeds, "net", "-b", *names, "-le", "layer1", "dataset", "mvtec", "x"],
+            standalone_mode=False,
+        )
+
+
 def test_where_results_go(run):
     folder = run(run=["--log_project", "p", "--log_group", "g", "--run_name", "r"])
     assert folder.parts[-6:] == ("p", "g", "r", "models", "0", "mvtec_bolt")
@@ -183,6 +204,7 @@ def test_layers_of_several_backbones():
         (["a", "b"], ["2.layer2"], "-le 2.layer2"),
         (["a.seed-x"], ["layer2"], "whole number after .seed-"),
         (["a"], ["layer2", "layer2"], "given twice"),
+        (["a", "a"], ["0.layer2", "1.layer2"], "the same backbone with the same layers is given twice"),
     ],
 )
 def test_bad_backbone_lists(names, layers, words):

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from metrics import auroc, average_precision, f1_max, pixel_metrics, pro, spro
+from metrics import auroc, average_precision, f1_max, pixel_metrics, pro, spro, spro_at
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics_golden.npz")
 
@@ -146,6 +146,50 @@ def test_pixel_invariants(maps, masks, limit, order):
     ):
         assert changed == pytest.approx(found, abs=1e-12, nan_ok=True)
     assert all(0 <= value <= 1 + 1e-12 or math.isnan(value) for value in found.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    maps=small_maps,
+    masks=arrays(np.bool_, (4, 8, 8), elements=st.sampled_from([True, False, False])),
+    images=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    areas=st.lists(st.floats(1, 40), min_size=4, max_size=4),
+    order=st.permutations(range(3)),
+    defect_order=st.permutations(range(4)),
+)
+def test_spro_invariants(maps, masks, images, areas, order, defect_order):
+    limits = [0.05, 0.3, 1.0]
+    found = spro_at(zip(images, masks, areas, strict=True), maps, limits)
+    assert found == pytest.approx([spro(zip(images, masks, areas, strict=True), maps, x) for x in limits], nan_ok=True)
+    moved = [(order.index(images[i]), masks[i], areas[i]) for i in defect_order]
+    flipped = [(i, mask[::-1], area) for i, mask, area in zip(images, masks, areas, strict=True)]
+    for changed in (
+        spro_at(moved, maps[order], limits),
+        spro_at(zip(images, masks, areas, strict=True), np.exp(maps) * 5 - 2, limits),
+        spro_at(flipped, maps[:, ::-1], limits),
+    ):
+        assert changed == pytest.approx(found, abs=1e-12, nan_ok=True)
+    assert all(0 <= value <= 1 + 1e-12 or math.isnan(value) for value in found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks=small_masks)
+def test_pixel_symmetry(masks):
+    """Constant maps tell nothing: AUROC one half, PRO the diagonal; reversed maps mirror the AUROC."""
+    if masks.all() or not masks.any():
+        return
+    found = pixel_metrics(masks, np.full(masks.shape, 3.0), 1.0)
+    assert (found["auroc"], found["pro"]) == (0.5, pytest.approx(0.5))
+    maps = np.random.default_rng(0).integers(0, 9, masks.shape) / 3
+    assert pixel_metrics(masks, -maps)["auroc"] == pytest.approx(1 - pixel_metrics(masks, maps)["auroc"], abs=1e-12)
+
+
+def test_parts_sorted_side_by_side_change_nothing(monkeypatch):
+    maps, masks = GOLDEN["anomaly_maps"], GOLDEN["masks"]
+    whole = pixel_metrics(masks, maps)
+    monkeypatch.setattr("metrics.ranking.PART", 1000)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert pixel_metrics(masks, maps) == whole
 
 
 def test_perfect_worst_and_constant_maps():
