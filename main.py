@@ -3,6 +3,7 @@
 python main.py [run options] net [model options] dataset [data options] NAME [DATA_PATH]
 """
 
+import importlib
 import math
 import os
 import sys
@@ -14,7 +15,7 @@ import click
 from errors import DataError, UsageError
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
-    from experiment import DatasetConfig, DetectorConfig, ReportConfig
+    from experiment import DatasetConfig, DetectorConfig, ExportConfig, PredictConfig, ReportConfig
 
 INTERRUPTED = 130
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, huge pages: large temporaries cost a third on Linux
@@ -66,6 +67,17 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
     "auto: the first with room; off: embed in every pass.",
 )
 @click.option("--eval_every", type=COUNT, default=1, help="Evaluate after every N meta epochs, and after the last.")
+@click.option(
+    "--test", is_flag=True, help="Train nothing: evaluate the models of the same command line without --test."
+)
+@click.option("--save_segmentation_images", is_flag=True, help="Draw every test image with its mask and anomaly map.")
+@click.option(
+    "--threshold_quantile",
+    type=SHARE,
+    default=0.995,
+    help="Share of held-out normal images (see --train_val_split; else of the training images) that stays at or below "
+    "the threshold; of their pixels, below that of pixels.",
+)
 def main(**_: Any) -> None:
     """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
 
@@ -261,17 +273,91 @@ def report(**options: Any) -> "ReportConfig":
     return ReportConfig(**options)
 
 
+DEVICE = click.option("--gpu", type=WHOLE, default=0, help="CUDA device; the CPU is used where there is none.")
+WEIGHTS = click.option(
+    "--backbone_weights", help="A file with the backbone's weights, where those of training have moved."
+)
+MODEL = click.argument("model_dir", type=click.Path(path_type=Path))
+
+
+@main.command(cls=Standalone, short_help="Scores and anomaly maps of your own images.", context_settings=SETTINGS)
+@MODEL
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), default="predictions", help="Folder for what is written.")
+@click.option("--batch_size", type=COUNT, default=8, help="Images scored at once.")
+@click.option("--num_workers", type=COUNT, default=2, help="Threads that read images.")
+@DEVICE
+@click.option("--threshold", type=Number(), help="Image score above which is anomalous. [default: the model's]")
+@click.option(
+    "--map",
+    type=click.Choice(["raw", "overlay", "both", "none"]),
+    default="overlay",
+    help="overlay: PNGs of image, map and both; raw: the map's values.",
+)
+@click.option("--raw_format", type=click.Choice(["npy", "tiff"]), default="npy", help="Of raw maps, float32.")
+@click.option(
+    "--full_size",
+    is_flag=True,
+    help="Maps of each image's own size; NaN where the model does not look, beyond the crop.",
+)
+@WEIGHTS
+def predict(**options: Any) -> "PredictConfig":
+    """Predict images with the model in MODEL_DIR, such as results/.../models/0/mvtec_bottle.
+
+    \b
+    PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
+    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error) and the pictures.
+    An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
+    """
+    from experiment import PredictConfig
+
+    return PredictConfig(**options)
+
+
+@main.command(cls=Standalone, short_help="A trained model as one ONNX file.", context_settings=SETTINGS)
+@MODEL
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["onnx", "torch_export"]),
+    default="onnx",
+    help="onnx needs the packages of requirements-export.txt.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="[default: in MODEL_DIR, by its name]")
+@click.option("--half", is_flag=True, help="Compute in float16; scores and maps stay float32.")
+@click.option(
+    "--input",
+    type=click.Choice(["uint8", "float"]),
+    default="uint8",
+    help="Of the input [batch, H, W, 3], RGB: 0 to 255, or 0 to 1.",
+)
+@WEIGHTS
+def export(**options: Any) -> "ExportConfig":
+    """Export the model in MODEL_DIR: RGB pixels of the model's size in, image scores and anomaly maps out.
+
+    Normalisation, backbone, patches, discriminator, upsampling and smoothing are inside; the batch size is free. The
+    file is checked against PyTorch before it is put in its place.
+    """
+    from experiment import ExportConfig
+
+    return ExportConfig(**options)
+
+
 @main.result_callback()
 @click.pass_context
-def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> None:
+def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int | None:
     """Hand the configurations of the chain over."""
     import experiment
 
-    if any(isinstance(config, experiment.ReportConfig) for config in configs):
-        refuse_others("report", ctx, configs)
-        from experiment.report import report
-
-        return report(configs[0])
+    alone = {
+        experiment.ReportConfig: "report",
+        experiment.PredictConfig: "predict",
+        experiment.ExportConfig: "export",
+    }
+    for config in configs:
+        if command := alone.get(type(config)):
+            refuse_others(command, ctx, configs)
+            return getattr(importlib.import_module(f"experiment.{command}"), command)(config)
     detectors = [config for config in configs if isinstance(config, experiment.DetectorConfig)]
     data = [config for config in configs if isinstance(config, experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
@@ -280,6 +366,7 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> None:
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
     experiment.run(experiment.RunConfig(**run_options), detectors[0], data[0])
+    return 0
 
 
 def refuse_others(command: str, ctx: click.Context, configs: list[Any]) -> None:
@@ -308,7 +395,7 @@ def cli() -> int:
     except OSError as error:
         message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
     except (click.Abort, KeyboardInterrupt):
-        message, code = "interrupted; the results of finished classes are kept", INTERRUPTED
+        message, code = "interrupted; what was finished is kept", INTERRUPTED
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     return code
 

@@ -2,8 +2,11 @@
 
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
+from datasets.decode import read_image
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
+from datasets.folders import IMAGE_SUFFIXES
+from datasets.folders import images as images_in
 from datasets.images import Batch, BatchLoader, Defect, ImageDataset, Shuffled, check_headers, read_defects
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
@@ -22,6 +25,7 @@ DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READE
 
 __all__ = [
     "DATASETS",
+    "IMAGE_SUFFIXES",
     "Batch",
     "BatchLoader",
     "ClassSamples",
@@ -37,6 +41,8 @@ __all__ = [
     "check_headers",
     "find_root",
     "folder_reader",
+    "images_in",
     "read_defects",
+    "read_image",
     "to_pixels",
 ]

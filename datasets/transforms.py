@@ -82,6 +82,17 @@ class ImageTransform:
         shorter, longer = sorted((width, height))
         return self.resize * int(self.resize * longer / shorter) / (width * height)  # as torchvision rounds
 
+    def window(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what the network sees of an image of that size, in its pixels."""
+        if self.resize_mode == "square":
+            return 0, 0, width, height
+        scale = min(width, height) / self.resize
+        sides = [int(self.resize * side / min(width, height)) for side in (width, height)]  # as torchvision rounds
+        starts = [round((side - self.imagesize) / 2) for side in sides]
+        left, top = (round(start * scale) for start in starts)
+        right, bottom = (round((start + self.imagesize) * scale) for start in starts)
+        return left, top, min(right, width), min(bottom, height)
+
     @property
     def _size(self) -> list[int]:
         return [self.resize] if self.resize_mode == "aspect" else [self.imagesize, self.imagesize]

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from datasets import DATASETS, DatasetReader, FolderNames, ImageTransform, RandomTransform, folder_reader
 from errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class RunConfig:
     precision: str = "auto"
     feature_bank: str = "auto"
     eval_every: int = 1
+    threshold_quantile: float = 0.995
+    test: bool = False
+    save_segmentation_images: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
@@ -89,6 +96,35 @@ class DatasetConfig:
     @property
     def test_transform(self) -> ImageTransform:
         return replace(self.train_transform, random=RandomTransform())
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What is predicted with which model, and what is written where."""
+
+    model_dir: Path
+    paths: tuple[str, ...]
+    out: Path
+    batch_size: int
+    num_workers: int
+    gpu: int
+    threshold: float | None
+    map: str
+    raw_format: str
+    full_size: bool
+    backbone_weights: str | None
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Which model is exported, how (onnx, torch_export), and where to."""
+
+    model_dir: Path
+    style: str
+    out: Path | None
+    half: bool
+    input: str
+    backbone_weights: str | None
 
 
 @dataclass(frozen=True)

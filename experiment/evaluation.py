@@ -1,5 +1,6 @@
 """Scores, maps and metrics of a detector on the test images of one class."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 import metrics
 from datasets import Defect, Sample
 from errors import DataError
-from experiment.features import TestPredictions
+from experiment.features import Predictions
 
 METRICS = ("image_auroc", "pixel_auroc", "pro", "image_ap", "image_f1_max", "pixel_ap", "pixel_f1_max")
 SPRO_LIMITS = (0.05, 0.3)
@@ -37,9 +38,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(
-    predictions: TestPredictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm
-) -> Evaluation:
+def evaluate(predictions: Predictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm) -> Evaluation:
     """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
 
     Args:
@@ -81,6 +80,25 @@ def evaluate(
             values |= _loco_metrics(samples, all_scores, all_maps, defects)
     values = {name: values.get(name, float("nan")) for name in METRICS} | values
     return Evaluation(all_scores, (lowest, highest), values)
+
+
+def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float]:
+    """Scores that a share of normal images, and of their pixels, stay at or below: thresholds of an image and a pixel.
+
+    Args:
+        predictions: of normal images.
+        quantile: the share, in [0, 1]; the next higher score is taken where it falls between two.
+    """
+    scores: list[NDArray[np.float32]] = []
+    highest = np.empty(0, np.float32)  # pixel scores from the quantile up: all of them would need much memory
+    pixels = len(predictions.dataset) * predictions.dataset.transform.imagesize**2
+    kept = pixels - math.ceil(quantile * (pixels - 1))
+    for prediction, _ in predictions:
+        scores.append(prediction.scores.cpu().numpy())
+        highest = np.concatenate([highest, prediction.maps.cpu().numpy().ravel()])
+        if len(highest) > kept:
+            highest = np.partition(highest, len(highest) - kept)[-kept:]
+    return float(np.quantile(np.concatenate(scores), quantile, method="higher")), float(highest.min())
 
 
 def _loco_metrics(

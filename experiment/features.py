@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from backbones import FeatureBank
 from backbones.bank import bank_bytes, choose_place
-from datasets import BatchLoader, ClassSamples, ImageDataset, Shuffled
+from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
 from experiment.config import DatasetConfig
 from simplenet import Prediction, SimpleNet
 
@@ -26,7 +26,7 @@ class ClassBanks:
     """Embeddings of a class's images, for every job that reads the same features.
 
     Attributes:
-        train: in the samples' order; None where random transforms make every pass another.
+        train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
         test: in the samples' order.
         masks: of the test images, bool [N, H, W].
     """
@@ -36,7 +36,9 @@ class ClassBanks:
     masks: NDArray[np.bool_]
 
 
-def build_banks(title: str, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, mode: str) -> ClassBanks:
+def build_banks(
+    title: str, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, mode: str, test_only: bool = False
+) -> ClassBanks:
     """Read and embed a class's images once; says where the embeddings are kept.
 
     Args:
@@ -44,12 +46,13 @@ def build_banks(title: str, detector: SimpleNet, samples: ClassSamples, data: Da
         detector: what embeds; its backbone must be frozen.
         samples, data: the images and how they are read.
         mode: device, host or disk, or auto for the first of them with room.
+        test_only: leave the training images out.
 
     Raises:
         DataError: an image that cannot be used, or no room on the disk.
     """
     train = None
-    if data.random.is_identity:
+    if data.random.is_identity and not test_only:
         train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
     test, masks = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode)
     banks = [bank for bank in (train, test) if bank is not None]
@@ -102,47 +105,62 @@ class TrainingEmbeddings:
         return (self.detector.embed(batch.images) for batch in self.loader)
 
 
-class TestPredictions:
-    """Predictions and masks (bool [B, H, W]) of a class's test images in batches, by the detector as it is then."""
+class Predictions:
+    """Predictions of images in batches, by the detector as it is then; with masks (bool [B, H, W]).
+
+    Args:
+        detector: what predicts.
+        samples: of what, in this order.
+        data: how images are read; random changes do not apply.
+        bank: the images' embeddings; None embeds the images every time.
+        masks: of all images where a bank is given; None: there are none.
+    """
 
     def __init__(
-        self, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None
+        self,
+        detector: SimpleNet,
+        samples: Sequence[Sample],
+        data: DatasetConfig,
+        bank: FeatureBank | None = None,
+        masks: NDArray[np.bool_] | None = None,
     ) -> None:
         self.detector = detector
-        self.banks = banks
-        self.batch_size = SCORE_BATCH if banks else max(EMBED_BATCH, data.batch_size)
-        self.count = len(samples.test)
-        self.dataset = ImageDataset(samples.test, data.test_transform)
-        self.loader = None if banks else BatchLoader(self.dataset, self.batch_size, data.num_workers)
+        self.bank = bank
+        self.masks = masks
+        self.batch_size = SCORE_BATCH if bank else max(EMBED_BATCH, data.batch_size)
+        self.dataset = ImageDataset(samples, data.test_transform)
+        self.num_workers = data.num_workers
+        self.loader = None if bank else BatchLoader(self.dataset, self.batch_size, data.num_workers)
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-len(self.dataset) // self.batch_size)
 
     def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The anomaly maps [H, W] of some of the images."""
-        if self.banks is not None:
-            batches = map(self.detector.score, self.banks.test.batches(self.batch_size, indices))
+        if self.bank is not None:
+            batches = map(self.detector.score, self.bank.batches(self.batch_size, indices))
         else:
             chosen = ImageDataset([self.dataset.samples[i] for i in indices], self.dataset.transform)
-            loader = BatchLoader(chosen, self.batch_size)
+            loader = BatchLoader(chosen, self.batch_size, self.num_workers)
             batches = (self.detector.predict(batch.images) for batch in loader)
         for prediction in batches:
             yield from prediction.maps.cpu().numpy()
 
-    def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_]]]:
-        if self.banks is None:
+    def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
+        if self.bank is None:
             for batch in self.loader:
                 yield self.detector.predict(batch.images), batch.masks.numpy()
             return
         start = 0
-        for embeddings in self.banks.test.batches(self.batch_size):
-            yield self.detector.score(embeddings), self.banks.masks[start : start + len(embeddings)]
+        for embeddings in self.bank.batches(self.batch_size):
+            masks = None if self.masks is None else self.masks[start : start + len(embeddings)]
+            yield self.detector.score(embeddings), masks
             start += len(embeddings)
 
 
-def progress(title: str, items: BatchLoader | None = None, total: int | None = None) -> tqdm:
-    """A bar over batches; where the output is no terminal, a line twice a minute at most."""
-    bar = tqdm(items, total=total, desc=title, unit="batch", dynamic_ncols=True, leave=False)
+def progress(title: str, items: BatchLoader | None = None, total: int | None = None, unit: str = "batch") -> tqdm:
+    """A bar; where the output is no terminal, a line twice a minute at most."""
+    bar = tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True, leave=False)
     if not bar.fp.isatty():
         bar.mininterval = bar.maxinterval = 30
     return bar

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import metrics
 from errors import DataError
 from experiment.config import JobName, ReportConfig
 from experiment.pictures import picture_name, worst
-from experiment.results import RunRecord, read_run, write_text
+from experiment.results import RunRecord, flatten, read_run, write_text
 from experiment.tables import published, render, run_labels, summary
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
@@ -189,17 +188,7 @@ def _draw_training(axes: Axes, history: pd.DataFrame) -> None:
 
 def _options(records: Sequence[RunRecord]) -> list[tuple[str, list[str], bool]]:
     """Every entry of the configurations: its name, its value in every run, and whether the runs differ in it."""
-    flat = [_flatten(record.config) for record in records]
+    flat = [flatten(record.config) for record in records]
     names = dict.fromkeys(name for options in flat for name in options)
     rows = [(name, [options.get(name, "") for options in flat]) for name in names]
     return [(name, values, len(set(values)) > 1) for name, values in rows]
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
-    return flat

@@ -39,7 +39,9 @@ def create_directory(path: Path) -> None:
         raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another --results_path") from error
 
 
-def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def write_results(
+    folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]] | None
+) -> pd.DataFrame:
     """Write results.csv, results_per_seed.csv and results_best_epoch.csv of the jobs finished so far.
 
     A metric that does not exist is an empty cell and left out of the means.
@@ -47,7 +49,8 @@ def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Seque
     Args:
         folder: the run's.
         rows: class, seed and metrics of every job after the last meta epoch.
-        best_rows: the same at the meta epoch with the best test image AUROC, and that epoch's number.
+        best_rows: the same at the meta epoch with the best test image AUROC, and that epoch's number; None leaves
+            results_best_epoch.csv as it is.
 
     Returns:
         The table of results.csv: for every class the means over the seeds and, of several, standard deviations.
@@ -55,11 +58,12 @@ def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Seque
     names = [*METRICS, *(name for name in LOCO_METRICS if any(name in row for row in rows))]
     per_seed = _with_mean_row(pd.DataFrame(rows, columns=["class", "seed", *names]), names)
     table = _over_seeds(per_seed, names)
-    best = pd.DataFrame(best_rows, columns=["class", "seed", *names, EPOCH])
-    epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
-    best_table = _over_seeds(_with_mean_row(best, names), names).merge(epochs, "left", on="class")
+    if best_rows is not None:
+        best = pd.DataFrame(best_rows, columns=["class", "seed", *names, EPOCH])
+        epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
+        best_table = _over_seeds(_with_mean_row(best, names), names).merge(epochs, "left", on="class")
+        write_csv(folder / "results_best_epoch.csv", best_table)
     write_csv(folder / "results_per_seed.csv", per_seed)
-    write_csv(folder / "results_best_epoch.csv", best_table)
     write_csv(folder / "results.csv", table)
     return table
 
@@ -90,9 +94,18 @@ def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.6f") -> No
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -178,6 +191,17 @@ def write_config(
         "git_revision": _git_revision(),
     }
     write_text(path, json.dumps(config, indent=2, default=str) + "\n")
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested options as {"net.options.dsc_hidden": "512"}; lists and numbers as JSON."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
 
 
 def _version(package: str) -> str | None:

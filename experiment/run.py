@@ -14,9 +14,9 @@ import backbones
 from backbones.patches import patch_grid
 from datasets import DATASETS, ClassSamples, check_headers, find_root
 from errors import DataError, UsageError
-from experiment.config import BackboneConfig, DatasetConfig, DetectorConfig, RunConfig, job_names
+from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
 from experiment.features import ClassBanks, build_banks
-from experiment.job import Job, run_job
+from experiment.job import Job, check_trained, run_job, test_job
 from experiment.results import create_directory, read_run, write_config, write_history, write_results
 from experiment.tables import render, summary
 from simplenet import SimpleNet
@@ -39,14 +39,16 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     root, classes = find_classes(data)
     samples = {name: read_samples(data, root, name) for name in classes}
     image_size = (data.imagesize, data.imagesize)
-    jobs = job_names(data.name, classes, [backbone.label for backbone in detector.backbones], run.seeds)
-    keys = [feature_key(detector.backbones[job.backbone], detector, job.seed) for job in jobs]
+    names = job_names(data.name, classes, [backbone.label for backbone in detector.backbones], run.seeds)
+    jobs = [_job(name, run, detector, data, root, samples[name.class_name]) for name in names]
+    trained = [check_trained(job, run) for job in jobs] if run.test else []
+    keys = [feature_key(detector.backbones[name.backbone], detector, name.seed) for name in names]
     sources: dict[FeatureKey, backbones.FeatureExtractor] = {}
-    for job, key in zip(jobs, keys, strict=True):
+    for name, key in zip(names, keys, strict=True):
         if key not in sources:
-            sources[key] = load_backbone(detector.backbones[job.backbone], detector, job.seed, data.imagesize)
+            sources[key] = load_backbone(detector.backbones[name.backbone], detector, name.seed, data.imagesize)
     device = choose_device(run.gpu)
-    precision = choose_precision(run.precision, device)
+    precision = trained[0].dtype if run.test else choose_precision(run.precision, device)
     for key, extractor in sources.items():
         extractor.build(key[1], image_size, device)
     create_directory(run.directory)
@@ -56,36 +58,53 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     best_rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
-    bank_keys = [(job.class_name, key) for job, key in zip(jobs, keys, strict=True)]
-    for i, (name, bank_key) in enumerate(zip(jobs, bank_keys, strict=True)):
-        backbone = detector.backbones[name.backbone]
-        job = Job(
-            name=name,
-            folder=run.directory / name.folder,
-            samples=samples[name.class_name],
-            backbone=backbone,
-            extractor=sources[keys[i]],
-            seed=backbone.seed_in(name.seed),
-            options=detector.options,
-        )
+    bank_keys = [(name.class_name, key) for name, key in zip(names, keys, strict=True)]
+    for i, (job, bank_key) in enumerate(zip(jobs, bank_keys, strict=True)):
+        layers = detector.backbones[job.name.backbone].layers
         model = SimpleNet(
-            job.extractor, backbone.layers, image_size, seed=job.seed, precision=precision, **detector.options
+            sources[keys[i]], layers, image_size, seed=job.seed, precision=precision, **detector.options
         ).to(device)
         if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
-            banks[bank_key] = build_banks(name.title, model, job.samples, data, run.feature_bank)
-        result = run_job(job, model, data, root, run.eval_every, banks.get(bank_key))
+            banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
+        if run.test:
+            rows.append(test_job(job, model, run, data, banks.get(bank_key)))
+            write_results(run.directory, rows, None)
+        else:
+            result = run_job(job, model, run, data, banks.get(bank_key))
+            rows.append(result.row)
+            best_rows.append(result.best_row)
+            history.extend(result.history)
+            write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
+            write_history(run.directory / "history.csv", history)
+            write_results(run.directory, rows, best_rows)
         if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
             banks.pop(bank_key, None)
-        rows.append(result.row)
-        best_rows.append(result.best_row)
-        history.extend(result.history)
-        write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
-        write_history(run.directory / "history.csv", history)
-        write_results(run.directory, rows, best_rows)
     recorded = read_run(run.directory)
     click.echo(render(summary([recorded]), "table"))
     click.echo(f"Results are in {run.directory}", err=True)
     return recorded.results
+
+
+def _job(
+    name: JobName, run: RunConfig, detector: DetectorConfig, data: DatasetConfig, root: Path, samples: ClassSamples
+) -> Job:
+    backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
+    seed = backbone.seed_in(name.seed)
+    identity = {
+        "title": name.title,
+        "dataset": data.name,
+        "class_name": name.class_name,
+        "backbone": {
+            "name": backbone.name,
+            "layers": list(backbone.layers),
+            "weights": weights if weights in ("pretrained", "random") else str(Path(weights).resolve()),
+            "seed": seed,
+        },
+        "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
+        "options": detector.options,
+        "seed": seed,
+    }
+    return Job(name, run.directory / name.folder, samples, root, seed, identity)
 
 
 FeatureKey = tuple[str, tuple[str, ...], int | None]
@@ -197,7 +216,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         name = "bf16" if native else "fp32"
     click.echo(f"Computing in {name}", err=True)
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return PRECISIONS[name]
 
 
 def _nearest(name: str, known: list[str]) -> str:

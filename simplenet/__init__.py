@@ -1,7 +1,17 @@
 """SimpleNet (Liu et al., CVPR 2023): a detector that discriminates patch features from their Gaussian-noised copies."""
 
+from simplenet.checkpoint import TrainedModel, load
 from simplenet.detector import EpochStats, Prediction, SimpleNet
 from simplenet.model import Adaptor, Discriminator
 from simplenet.training import discrimination_loss
 
-__all__ = ["Adaptor", "Discriminator", "EpochStats", "Prediction", "SimpleNet", "discrimination_loss"]
+__all__ = [
+    "Adaptor",
+    "Discriminator",
+    "EpochStats",
+    "Prediction",
+    "SimpleNet",
+    "TrainedModel",
+    "discrimination_loss",
+    "load",
+]

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+SIGMA = 4.0  # pixels
 
-def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
+
+def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = SIGMA) -> Tensor:
     """Upsample and smooth patch scores: M = A_h S A_w^T.
 
     Both steps are linear and separable, so each axis is one small matrix A = (Gaussian)(bilinear) and a map is two
@@ -23,14 +25,14 @@ def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0
         float32 [B, H, W] on the scores' device.
     """
     rows, columns = (
-        _upsample_and_smooth(n_in, n_out, sigma).to(patch_scores.device)
+        upsample_and_smooth(n_in, n_out, sigma).to(patch_scores.device)
         for n_in, n_out in zip(patch_scores.shape[-2:], size, strict=True)
     )
     return rows @ patch_scores.float() @ columns.T
 
 
 @lru_cache(maxsize=32)
-def _upsample_and_smooth(n_in: int, n_out: int, sigma: float) -> Tensor:
+def upsample_and_smooth(n_in: int, n_out: int, sigma: float = SIGMA) -> Tensor:
     """A [n_out, n_in]: the response along one axis to a unit score in each cell."""
     unit = torch.eye(n_in, dtype=torch.float64).unsqueeze(0)
     upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=False)[0].T

@@ -158,10 +158,13 @@ class SimpleNet(nn.Module):
         """
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.precision):
-            maps = self.backbone(images.to(self.device), self.layers)
-            embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)
-            grid = patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize)
-            return embeddings.to(self.precision).unflatten(1, grid)
+            return self.patch_embeddings(images.to(self.device)).to(self.precision)
+
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """The function that embed evaluates, of images on the detector's device."""
+        maps = self.backbone(images, self.layers)
+        embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)
+        return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -173,13 +176,15 @@ class SimpleNet(nn.Module):
     def score(self, embeddings: Tensor) -> Prediction:
         """Scores and maps of patch embeddings [B, H1, W1, D]: s = -D(G(o)) (Eq. 9), image score max s (Eq. 11)."""
         self.eval()
-        features = embeddings.to(self.precision).flatten(0, 2)
         with autocast(self.device, self.precision):
-            composed = compose(self.adaptor, self.discriminator)
-            hidden = F.linear(features, *composed) if composed else self.discriminator.first(self.adaptor(features))
-            patch_scores = -self.discriminator.after_first(hidden).float()
-        patch_scores = patch_scores.view(embeddings.shape[:3])
+            patch_scores = self.patch_scores(embeddings.to(self.precision)).float()
         return Prediction(patch_scores.flatten(1).amax(dim=1), anomaly_maps(patch_scores, self.image_size))
+
+    def patch_scores(self, embeddings: Tensor) -> Tensor:
+        """s = -D(G(o)) (Eq. 9) of patch embeddings [B, H1, W1, D]: [B, H1, W1]."""
+        composed = compose(self.adaptor, self.discriminator)
+        hidden = F.linear(embeddings, *composed) if composed else self.discriminator.first(self.adaptor(embeddings))
+        return -self.discriminator.after_first(hidden.flatten(0, 2)).view(embeddings.shape[:3])
 
     def train(self, mode: bool = True) -> "SimpleNet":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""

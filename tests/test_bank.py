@@ -157,7 +157,7 @@ def test_each_image_is_embedded_once(run, embedded):
     assert sum(embedded) == 4 + 4  # training and test images
     embedded.clear()
     run("off", "--feature_bank", "off", net=["--meta_epochs", "3", "--gan_epochs", "2"])
-    assert sum(embedded) == 6 * 4 + 3 * 4 + 4  # and the worst four once more for their pictures
+    assert sum(embedded) == 6 * 4 + 3 * 4 + 4 + 4  # at the end all for the thresholds, and four for their pictures
 
 
 def test_jobs_with_the_same_features_share_a_bank(tmp_path, mvtec, embedded):
@@ -177,10 +177,10 @@ def test_jobs_with_the_same_features_share_a_bank(tmp_path, mvtec, embedded):
 
 def test_random_transforms_and_trained_backbones_stream(run, embedded):
     run("augmented", net=["--gan_epochs", "3"], data=["--hflip", "0.5"])
-    assert sum(embedded) == 3 * 4 + 4  # training images in every pass, test images once
+    assert sum(embedded) == 3 * 4 + 4 + 4  # training images in every pass and for the thresholds, test images once
     embedded.clear()
     run("trained", net=["--gan_epochs", "3", "--train_backbone"])
-    assert sum(embedded) == 3 * 4 + 4 + 4  # and the worst four once more for their pictures
+    assert sum(embedded) == 3 * 4 + 4 + 4 + 4  # at the end all for the thresholds, and four for their pictures
 
 
 def test_eval_every(run):

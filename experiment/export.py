@@ -1,0 +1,178 @@
+"""Export a trained model to one file that needs nothing of this project: ONNX, or an archive of torch.export."""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from errors import DataError, UsageError
+from experiment.config import ExportConfig
+from simplenet import TrainedModel, load
+from simplenet.anomaly_map import upsample_and_smooth
+
+EXTRA = "requirements-export.txt"
+BOUND = 1e-3  # of the difference to PyTorch in float32
+RANGES = {"uint8": "0 to 255", "float": "0 to 1"}
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+class Exported(nn.Module):
+    """From RGB pixels of the model's size to image scores and anomaly maps, normalisation and smoothing inside.
+
+    Args:
+        model: what is exported; its detector is copied.
+        half: compute backbone, patches and discriminator in float16; scores and maps are float32.
+    """
+
+    def __init__(self, model: TrainedModel, half: bool = False) -> None:
+        super().__init__()
+        self.detector = copy.deepcopy(model.detector).cpu().float().eval()
+        self.dtype = torch.float16 if half else torch.float32
+        if half:
+            self.detector.half()
+            self.detector.discriminator.tail.float()  # as in training: its few digits would tie patches
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        height, width = self.detector.image_size
+        with torch.no_grad():
+            grid = self.detector.patch_embeddings(torch.zeros(1, 3, height, width, dtype=self.dtype)).shape[1:3]
+        self.register_buffer("rows", upsample_and_smooth(grid[0], height))
+        self.register_buffer("columns", upsample_and_smooth(grid[1], width))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B] and maps [B, H, W] of images [B, H, W, 3], uint8 or float in [0, 1]."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        if images.dtype == torch.uint8:
+            pixels = pixels / 255
+        normalised = ((pixels - self.mean) / self.std).to(self.dtype)
+        patch_scores = self.detector.patch_scores(self.detector.patch_embeddings(normalised)).float()
+        return patch_scores.flatten(1).amax(1), self.rows @ patch_scores @ self.columns.T
+
+
+def export(config: ExportConfig) -> None:
+    """Export a model, check the result against PyTorch, and only then write the file.
+
+    Raises:
+        UsageError: no model, or packages that are missing.
+        DataError: a model that cannot be exported, or an export that computes something else.
+    """
+    if config.style == "onnx":
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(f"export to ONNX needs {', '.join(missing)}: pip install -r {EXTRA}")
+    model = load(config.model_dir, backbone_weights=config.backbone_weights)
+    network = Exported(model, config.half)
+    side = model.transform.imagesize
+    pixels = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = pixels if config.input == "uint8" else pixels.float() / 255
+    out = config.out or config.model_dir / f"{config.model_dir.name}{SUFFIXES[config.style]}"
+    if out.suffix != SUFFIXES[config.style]:
+        raise UsageError(f"--out {out}: expected a name that ends in {SUFFIXES[config.style]}")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: no folder '{out.parent}'")
+    program = _traced(network, images, config)
+    temporary = out.with_name(f".partial-{out.name}")  # torch.export wants the ending
+    try:
+        if config.style == "onnx":
+            difference = _write_onnx(program, temporary, network, images, _metadata(model, config))
+        else:
+            notes = {"metadata.json": json.dumps(_metadata(model, config))}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.export.save(program, str(temporary), extra_files=notes)
+                difference = _difference(network(images), torch.export.load(str(temporary)).module()(images))
+        if not config.half and not difference <= BOUND:
+            raise DataError(
+                f"the export of '{config.model_dir}' differs from PyTorch by {difference:.2g}, more than {BOUND}: "
+                "nothing was written"
+            )
+        os.replace(temporary, out)
+    except OSError as error:
+        raise DataError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    precision = "fp16" if config.half else "fp32"
+    click.echo(
+        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {precision}, largest difference to PyTorch {difference:.2g}"
+    )
+    if model.description.precision != precision.replace("fp", "float"):
+        click.echo(
+            f"Note: the model was trained in {model.description.precision}, and its thresholds are of that; "
+            f"scores in {precision} differ from them by rounding; train with --precision fp32 where that matters",
+            err=True,
+        )
+
+
+def _traced(network: Exported, images: Tensor, config: ExportConfig) -> torch.export.ExportedProgram:
+    """The network as a graph of any batch size."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+        except Exception as error:  # tracing may raise anything
+            name = network.detector.backbone.name
+            raise DataError(
+                f"backbone '{name}' of '{config.model_dir}' cannot be traced: {_first_line(error)}"
+            ) from error
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, network: Exported, images: Tensor, metadata: dict[str, str]
+) -> float:
+    """Write an ONNX file; the largest difference between ONNX Runtime and PyTorch, also at another batch size."""
+    import onnxruntime
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            graph = torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=["scores", "maps"], optimize=True
+            )
+        except Exception as error:  # so may a translation
+            raise DataError(f"the model cannot be translated to ONNX: {_first_line(error)}") from error
+    graph.model.metadata_props.update(metadata)
+    graph.save(str(path))
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+    return max(
+        _difference(network(batch), [torch.from_numpy(one) for one in session.run(None, {"images": batch.numpy()})])
+        for batch in (images, images[:1])
+    )
+
+
+def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
+    """What whoever runs the file needs to know."""
+    description, thresholds = model.description, model.thresholds
+    return {
+        "title": description.title,
+        "class": description.class_name,
+        "image_threshold": repr(thresholds.image),
+        "pixel_threshold": repr(thresholds.pixel),
+        "threshold_quantile": repr(thresholds.quantile),
+        "threshold_source": f"{thresholds.images} {thresholds.source}",
+        "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
+        "transform": json.dumps(description.transform),
+        "trained_precision": description.precision,
+    }
+
+
+@torch.no_grad()
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

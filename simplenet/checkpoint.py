@@ -1,0 +1,236 @@
+"""A trained model on disk: checkpoint.safetensors, and model.json with all that is needed to rebuild and use it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor
+
+import backbones
+from datasets import ImageTransform, read_image
+from errors import DataError, UsageError
+from simplenet.detector import Prediction, SimpleNet
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "checkpoint.safetensors", "model.json"
+BATCH = 8  # images scored at once where nobody says otherwise
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores above which an image or a pixel is called anomalous, and where they come from.
+
+    Attributes:
+        image, pixel: the scores.
+        quantile: the share of normal images, and of their pixels, that stays at or below them.
+        source: "held-out normal images" or "training images".
+        images: how many of them.
+    """
+
+    image: float
+    pixel: float
+    quantile: float
+    source: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What model.json holds beside the format: every option that rebuilds the model, and what is known of it.
+
+    Attributes:
+        title, dataset, class_name: such as "mvtec_bottle", "mvtec" and "bottle".
+        backbone: name, weights (pretrained, random or a file), seed and layers.
+        backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
+        transform: resize, imagesize and resize_mode.
+        options: keyword arguments of SimpleNet.
+        seed: of weights and noise.
+        precision: that it was trained in, such as "bfloat16".
+        thresholds: for decisions.
+        map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures.
+        metrics: of the test images.
+    """
+
+    title: str
+    dataset: str
+    class_name: str
+    backbone: dict[str, Any]
+    backbone_sha256: str | None
+    transform: dict[str, Any]
+    options: dict[str, Any]
+    seed: int
+    precision: str
+    thresholds: Thresholds
+    map_range: tuple[float, float]
+    metrics: dict[str, float | None]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A detector that was trained, with the transform and the thresholds that belong to it."""
+
+    detector: SimpleNet
+    transform: ImageTransform
+    description: Description
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.description.thresholds
+
+    def predict(self, images: Tensor | NDArray[np.uint8] | str | Path | Sequence[str | Path]) -> Prediction:
+        """Image scores and anomaly maps.
+
+        Args:
+            images: a normalised tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3] of any
+                size, uint8; or the path of an image, or several.
+
+        Returns:
+            Scores [B] and maps [B, H, W] of the model's size, higher is more anomalous.
+
+        Raises:
+            ValueError: an array of another shape or type, or nothing to predict.
+            DataError: an image that cannot be read.
+        """
+        if isinstance(images, Tensor):
+            return self.detector.predict(images)
+        batches = self._tensors(images).split(BATCH)
+        scores, maps = zip(*(self.detector.predict(batch) for batch in batches), strict=True)
+        return Prediction(torch.cat(scores), torch.cat(maps))
+
+    def _tensors(self, images: NDArray[np.uint8] | str | Path | Sequence[str | Path]) -> Tensor:
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+                raise ValueError(f"expected uint8 [H, W, 3] or [B, H, W, 3], not {images.dtype} {list(images.shape)}")
+            pictures = [Image.fromarray(one) for one in (images if images.ndim == 4 else images[None])]
+        else:
+            pictures = [read_image(Path(p)) for p in ([images] if isinstance(images, str | Path) else images)]
+        if not pictures:
+            raise ValueError("no images to predict")
+        return torch.stack([self.transform.image(picture) for picture in pictures])
+
+
+def save(folder: Path, detector: SimpleNet, description: Description) -> None:
+    """Write a model into a folder that exists."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
+    weights = write_tensors(tensors)
+    (folder / WEIGHTS).write_bytes(weights)
+    written = {"format": FORMAT, **asdict(description), "checkpoint_sha256": hashlib.sha256(weights).hexdigest()}
+    (folder / DESCRIPTION).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> Description:
+    """What model.json says.
+
+    Raises:
+        UsageError: no folder of a model; those below it are named.
+        DataError: model.json is damaged or of another version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        below = sorted(str(found.parent) for found in folder.glob(f"**/{DESCRIPTION}")) if folder.is_dir() else []
+        found = f"; there are models in {', '.join(below)}" if below else ""
+        raise UsageError(f"'{folder}' is not the folder of a model: expected {DESCRIPTION} and {WEIGHTS} in it{found}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format")
+        if version != FORMAT:
+            raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
+        del content["checkpoint_sha256"]
+        content["thresholds"] = Thresholds(**content["thresholds"])
+        content["map_range"] = tuple(content["map_range"])
+        return Description(**content)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"'{path}' cannot be read as a model's description: {error}") from error
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weights: str | None = None) -> TrainedModel:
+    """Read a trained model.
+
+    Args:
+        folder: models/0/DATASET_CLASS of a run.
+        device: where to compute.
+        backbone_weights: a file to read the backbone from instead of where training read it from.
+
+    Raises:
+        UsageError: no folder of a model, or a backbone that does not exist any more.
+        DataError: files that are missing, damaged or of another version, or a backbone whose weights are not those that
+            the model was trained with.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    backbone = description.backbone
+    held = "random" if description.backbone_sha256 is None else None  # the checkpoint holds the backbone's weights
+    weights = backbone_weights or held or backbone["weights"]
+    transform = ImageTransform(**description.transform)
+    try:
+        detector = SimpleNet(
+            backbones.load(backbone["name"], weights, backbone["seed"]),
+            backbone["layers"],
+            (transform.imagesize, transform.imagesize),
+            seed=description.seed,
+            precision=description.dtype,
+            **description.options,
+        ).to(device)
+    except TypeError as error:
+        raise DataError(f"'{folder / DESCRIPTION}' holds options that do not exist: {error}") from error
+    restore(detector, folder)
+    return TrainedModel(detector, transform, description)
+
+
+def restore(detector: SimpleNet, folder: Path) -> None:
+    """Fill a detector that was built as model.json says with the weights of the checkpoint.
+
+    Raises:
+        DataError: as load.
+    """
+    description = read_description(folder)
+    try:
+        detector.load_state_dict(_read_weights(folder))
+    except RuntimeError as error:
+        raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': {error}") from error
+    detector.eval()
+    if description.backbone_sha256 != backbone_digest(detector):
+        raise DataError(
+            f"the weights of backbone '{detector.backbone.name}' ({detector.backbone.weights}) are not those that "
+            f"'{folder}' was trained with: give the file of those with --backbone_weights"
+        )
+
+
+def backbone_digest(detector: SimpleNet) -> str | None:
+    """The SHA-256 of a frozen backbone's weights; None of one that was trained, which the checkpoint holds."""
+    if detector.train_backbone:
+        return None
+    network = detector.backbone.build(detector.layers, detector.image_size, detector.device)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path, digest = folder / WEIGHTS, json.loads((folder / DESCRIPTION).read_text())["checkpoint_sha256"]
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"no '{path}' beside {DESCRIPTION}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"'{path}' is damaged or from another model: its SHA-256 is not the one in {DESCRIPTION}")
+    try:
+        return read_tensors(content)
+    except SafetensorError as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from error
