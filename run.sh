@@ -17,7 +17,8 @@ shift
 run=() net=() dataset=() owner=net
 for word in "$@"; do
   case $word in
-    --results_path | --gpu | --seed | --log_group | --log_project | --run_name | --precision | --feature_bank | --eval_every) owner=run ;;
+    --results_path | --gpu | --seed | --log_group | --log_project | --run_name | --precision | --feature_bank | \
+      --eval_every | --threshold_quantile | --test | --save_segmentation_images) owner=run ;;
     -d | --subdatasets | --train_val_split | --batch_size | --num_workers | --resize | --imagesize | --rotate_degrees | \
       --translate | --scale | --brightness | --contrast | --saturation | --gray | --hflip | --vflip | --augment | \
       --resize_mode | --normal_dir | --normal_test_dir | --abnormal_dir | --mask_dir) owner=dataset ;;
@@ -29,7 +30,7 @@ for word in "$@"; do
     dataset) dataset+=("$word") ;;
   esac
 done
-exec "$python" "$here/main.py" --seed 0 --log_project MVTecAD_Results --log_group simplenet_mvtec --run_name run ${run[@]+"${run[@]}"} \
+exec "$python" "$here/main.py" --log_project MVTecAD_Results --log_group simplenet_mvtec --run_name run ${run[@]+"${run[@]}"} \
   net -b wideresnet50 -le layer2 -le layer3 --pretrain_embed_dimension 1536 --target_embed_dimension 1536 \
   --patchsize 3 --meta_epochs 40 --embedding_size 256 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 \
   --dsc_layers 2 --dsc_margin .5 --pre_proj 1 ${net[@]+"${net[@]}"} \

@@ -3,6 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
+setup requirements-export.txt
 setup requirements-dev.txt
 cd "$here"
 "$python" -m ruff check .

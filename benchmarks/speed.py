@@ -9,6 +9,8 @@ backbone has random weights: neither changes the time.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import platform
 import resource
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -29,10 +32,14 @@ from PIL import Image
 import backbones
 import metrics
 from benchmarks import reference
-from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled
+from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, to_pixels
+from experiment.config import ExportConfig, PredictConfig
+from experiment.export import export
+from experiment.predict import predict
 from experiment.run import choose_precision
-from simplenet import SimpleNet
+from simplenet import SimpleNet, load
 from simplenet.anomalous_features import GaussianNoise
+from simplenet.checkpoint import Description, Thresholds, backbone_digest, save
 from simplenet.training import Trainer, autocast
 
 LAYERS = ["layer2", "layer3"]
@@ -133,6 +140,8 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     predict, floor = medians(rounds, lambda: detector.predict(images), backbone)
     row(f"predict from tensors, {BATCH} images", predict, None, floor)
 
+    measure_trained(folder, detector, {**options, "noise_std": 0.015, "dsc_margin": 0.5}, backbone, images, rounds)
+
     with torch.no_grad():
         embeddings = detector.embed(images)
     features = embeddings.flatten(0, 2)
@@ -214,6 +223,54 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
         row(f"fit on {TRAIN} images; plain: anomalib's PatchCore", ours_fit, theirs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     say(f"peak memory of this process, both ways together: {peak:.1f} GiB")
+
+
+def measure_trained(
+    folder: Path,
+    detector: SimpleNet,
+    options: dict[str, object],
+    backbone: Callable[[], object],
+    images: torch.Tensor,
+    rounds: int,
+) -> None:
+    """The predict command on images of the model's own size, which cost next to nothing to read; and ONNX Runtime."""
+    model, inputs = folder / "model", folder / "inputs"
+    model.mkdir()
+    inputs.mkdir()
+    for i in range(TRAIN):
+        Image.fromarray(to_pixels(images[i % BATCH])).save(inputs / f"{i:03}.bmp")
+    description = Description(
+        title="made",
+        dataset="made",
+        class_name="made",
+        backbone={"name": "wideresnet50", "weights": "random", "seed": 0, "layers": LAYERS},
+        backbone_sha256=backbone_digest(detector),
+        transform={"resize": SIZE, "imagesize": SIZE, "resize_mode": "aspect"},
+        options=options,
+        seed=0,
+        precision=str(detector.precision).removeprefix("torch."),
+        thresholds=Thresholds(0.0, 0.0, 0.995, "training images", TRAIN),
+        map_range=(-1.0, 1.0),
+        metrics={},
+    )
+    save(model, detector, description)
+    trained = load(model)
+    config = PredictConfig(model, (str(inputs),), folder / "out", BATCH, 2, 0, None, "none", "npy", False, None)
+    with contextlib.redirect_stderr(io.StringIO()), mock.patch("experiment.predict.load", lambda *_: trained):
+        command, floor = medians(3, lambda: predict(config), backbone)
+    row(f"predict command, {BATCH} of {TRAIN} images in files", command * BATCH / TRAIN, None, floor)
+    try:
+        import onnxruntime
+    except ImportError:
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        export(ExportConfig(model, "onnx", folder / "model.onnx", False, "uint8", None))
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    pixels = np.stack([to_pixels(image) for image in images])
+    exact = load(model).detector
+    exact.precision = torch.float32
+    ours, theirs = medians(rounds, lambda: exact.predict(images), lambda: session.run(None, {"images": pixels}))
+    row(f"predict {BATCH} images in fp32; plain: ONNX Runtime", ours, theirs)
 
 
 def anomalib_aupro(masks: np.ndarray, maps: np.ndarray) -> Callable[[], object] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,11 @@ def _predict_batch(model: TrainedModel, items: list[Item]) -> list[tuple[float, 
 def _inputs(paths: tuple[str, ...]) -> tuple[Iterator[Item], int | None]:
     """Images to read, and their number where it is known; of standard input, a path a line, it is not."""
     if paths in ((), (STDIN,)):
-        if sys.stdin is None or sys.stdin.isatty():
+        lines = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        first = None if sys.stdin.isatty() else next(lines, None)
+        if first is None:
             raise UsageError("predict needs images: give files or folders, or pipe paths into it, one a line")
-        lines = (line.rstrip("\r\n") for line in sys.stdin)
-        return _named((Path(line), Path(Path(line).name)) for line in lines if line.strip()), None
+        return _named((Path(line), Path(Path(line).name)) for line in chain([first], lines)), None
     found: list[tuple[Path, Path]] = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -20,11 +20,11 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 import metrics
-from errors import DataError
 from experiment.config import JobName, ReportConfig
 from experiment.pictures import picture_name, worst
-from experiment.results import RunRecord, flatten, read_run, write_text
-from experiment.tables import published, render, run_labels, summary
+from experiment.results import RunRecord, flatten, read_predictions, read_run, write_text
+from experiment.tables import decisions, published, render, run_labels, summary
+from simplenet.checkpoint import read_description
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
 STYLE = {
@@ -70,6 +70,8 @@ def report(config: ReportConfig) -> None:
         return
     for best_epoch in (True,) if config.best_epoch else (False, True):
         click.echo(render(summary(records, best_epoch), "table") + "\n")
+    if not config.best_epoch:
+        click.echo(render(decisions(records), "table") + "\n")
     out = config.out or config.directories[0] / "report.html"
     write_text(out, page(records))
     click.echo(f"The report is {out}", err=True)
@@ -84,12 +86,11 @@ def page(records: Sequence[RunRecord]) -> str:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it announces its font cache
     labels = run_labels(records)
     jobs = [(record, label, job) for record, label in zip(records, labels, strict=True) for job in record.jobs]
-    jobs = [entry for entry in jobs if (entry[0].directory / entry[2].folder / "predictions.csv").is_file()]
     views: dict[str, list[JobView]] = {}
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
             views.setdefault(job.title, []).append(_job_view(record, label, job))
-    tables = [summary(records), summary(records, best_epoch=True)]
+    tables = [summary(records), summary(records, best_epoch=True), decisions(records)]
     papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -101,7 +102,7 @@ def page(records: Sequence[RunRecord]) -> str:
     return environment.get_template("report.html.j2").render(
         labels=labels,
         tables=tables,
-        several_seeds=any(len(record.config["run"]["seeds"]) > 1 for record in records),
+        several_seeds=any(len(record.seeds) > 1 for record in records),
         papers=[paper for paper in papers if any(head.startswith(paper["paper"]) for head in tables[0].heads)],
         views=views,
         options=_options(records),
@@ -110,14 +111,11 @@ def page(records: Sequence[RunRecord]) -> str:
 
 def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     folder = record.directory / job.folder
-    try:
-        predictions = pd.read_csv(folder / "predictions.csv", dtype={"image": str, "defect_type": str})
-        scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"'{folder / 'predictions.csv'}' cannot be read as a run's predictions: {error}") from error
+    predictions, threshold = read_predictions(folder / "predictions.csv"), read_description(folder).thresholds.image
+    scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
     history = record.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
-    charts = [Picture("Image scores", _chart(_draw_histogram, scores, anomalous))]
+    charts = [Picture("Image scores", _chart(_draw_histogram, scores, anomalous, threshold))]
     if anomalous.any() and not anomalous.all():
         charts.append(Picture("ROC curve of image scores", _chart(_draw_roc, scores, anomalous)))
     charts.append(Picture("Training", _chart(_draw_training, history)))
@@ -157,11 +155,12 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _draw_histogram(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> None:
+def _draw_histogram(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float) -> None:
     edges = np.histogram_bin_edges(scores, bins=30)
     for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
         if chosen.any():
             axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
+    axes.axvline(threshold, color="#222", linewidth=1, linestyle="--", label="threshold")
     axes.set(xlabel="image score", ylabel="images")
     axes.legend(frameon=False)
 

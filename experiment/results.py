@@ -134,11 +134,30 @@ class RunRecord:
     history: pd.DataFrame
 
     @property
+    def seeds(self) -> list[int]:
+        return self.config["run"]["seeds"]
+
+    @property
     def jobs(self) -> list[JobName]:
-        """All jobs of the run, finished or not, in order."""
+        """The finished jobs of the run, in order."""
         labels = [backbone["label"] for backbone in self.config["net"]["backbones"]]
         data = self.config["dataset"]
-        return job_names(data["name"], data["subdatasets"], labels, self.config["run"]["seeds"])
+        jobs = job_names(data["name"], data["subdatasets"], labels, self.seeds)
+        return [job for job in jobs if (self.directory / job.folder / "predictions.csv").is_file()]
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """predictions.csv of a model: image, label, defect_type, score, decision.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"image": str, "defect_type": str})
+        table["score"].to_numpy(float), table["label"].astype(bool), table["decision"].astype(bool)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"'{path}' cannot be read as a run's predictions: {error}") from error
+    return table
 
 
 def read_run(directory: Path) -> RunRecord:

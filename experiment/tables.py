@@ -9,7 +9,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiment.evaluation import LOCO_METRICS, METRICS
-from experiment.results import EPOCH, RunRecord
+from experiment.results import EPOCH, RunRecord, read_predictions
+from simplenet.checkpoint import read_description
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 MAIN_METRICS = ("image_auroc", "pixel_auroc", "pro")
@@ -70,6 +71,36 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
     columns |= _beside_published(tables, names)
     title = f"{BEST if best_epoch else LAST}, percent"
     return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def decisions(records: Sequence[RunRecord]) -> Table:
+    """What the threshold of every model makes of its test images: precision, recall, F1, and false alarms.
+
+    The false-alarm rate is the share of the normal images that are called anomalous.
+
+    Raises:
+        DataError: a damaged file of a run.
+    """
+    labels = run_labels(records)
+    rows = []
+    for record, label in zip(records, labels, strict=True):
+        for job in record.jobs:
+            folder = record.directory / job.folder
+            table, thresholds = read_predictions(folder / "predictions.csv"), read_description(folder).thresholds
+            anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
+            hits, alarms = (anomalous & decided).sum(), (~anomalous & decided).sum()
+            shares = [
+                (hits, hits + alarms),
+                (hits, anomalous.sum()),
+                (2 * hits, anomalous.sum() + hits + alarms),
+                (alarms, (~anomalous).sum()),
+            ]
+            name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
+            cells = [f"{100 * part / whole:.1f}" if whole else NONE for part, whole in shares]
+            source = f"{thresholds.images} {thresholds.source}"
+            rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
+    heads = ["class", "threshold", "from", "precision", "recall", "F1", "false-alarm rate"]
+    return Table("decisions at the threshold, percent", heads, rows)
 
 
 def render(table: Table, style: str) -> str:

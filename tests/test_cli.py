@@ -83,7 +83,9 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
     folder = tmp_path / "results" / "MVTecAD_Results" / "simplenet_mvtec" / "run"
     own = {name for name in files(folder) if "tfevents" not in name}
     models = {
-        f"models/0/mvtec_{c}/{f}" for c in ("bottle", "cable") for f in ("checkpoint.safetensors", "predictions.csv")
+        f"models/0/mvtec_{c}/{f}"
+        for c in ("bottle", "cable")
+        for f in ("checkpoint.safetensors", "model.json", "predictions.csv")
     }
     pictures = {f"models/0/mvtec_{c}/examples/{i:05}.jpg" for c in ("bottle", "cable") for i in range(4)}
     tables = {"results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv"}
@@ -113,13 +115,12 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
 
     model = folder / "models" / "0" / "mvtec_bottle"
     predictions = pd.read_csv(model / "predictions.csv")
-    assert list(predictions.columns) == ["image", "label", "defect_type", "score"]
+    assert list(predictions.columns) == ["image", "label", "defect_type", "score", "decision"]
     assert predictions["image"].tolist()[0] == "bottle/test/crack/000.png"
     assert predictions["label"].tolist() == [1, 1, 0, 0]
     assert predictions["defect_type"].tolist() == ["crack", "crack", "good", "good"]
     with safe_open(model / "checkpoint.safetensors", "pt") as checkpoint:
         assert "discriminator.body.0.1.running_mean" in checkpoint.keys()  # noqa: SIM118
-        assert json.loads(checkpoint.metadata()["config"])["image_size"] == [288, 288]
     board = EventAccumulator(str(model))
     board.Reload()
     assert {"loss", "p_true", "p_fake", "image_auroc", "pixel_auroc", "pro"} <= set(board.Tags()["scalars"])

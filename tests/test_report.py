@@ -14,6 +14,7 @@ import pytest
 from browser import needs_chromium, visit
 from conftest import SMALL_DATA, SMALL_NET
 from PIL import Image
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 import main
 from errors import DataError, UsageError
@@ -21,7 +22,7 @@ from experiment.evaluation import METRICS
 from experiment.pictures import panel, picture_name, worst
 from experiment.report import page
 from experiment.results import EPOCH, read_run, write_csv, write_history, write_results
-from experiment.tables import published, render, run_labels, summary
+from experiment.tables import decisions, published, render, run_labels, summary
 
 CLASSES = (
     "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
@@ -37,8 +38,10 @@ def small_run(mvtec, tmp_path_factory):
     return results / "project" / "group" / "test"
 
 
-def make_run(folder, config, gain=0.0):
-    """A made-up run of the 15 MVTec classes: every file that the report reads."""
+def make_run(folder, like, gain=0.0):
+    """A made-up run of the 15 MVTec classes: every file that the report reads, configured as another run."""
+    config = json.loads((like / "config.json").read_text())
+    described = json.loads(next(like.rglob("model.json")).read_text())
     rng = np.random.default_rng(0)
     rows, best, history = [], [], []
     for name in CLASSES.split():
@@ -56,8 +59,12 @@ def make_run(folder, config, gain=0.0):
         scores = rng.normal(labels * 2)
         write_csv(
             model / "predictions.csv",
-            pd.DataFrame({"image": names, "label": labels, "defect_type": kinds, "score": scores}),
+            pd.DataFrame(
+                {"image": names, "label": labels, "defect_type": kinds, "score": scores, "decision": scores > 1}
+            ).astype({"decision": int}),
         )
+        thresholds = {**described["thresholds"], "image": 1.0}
+        (model / "model.json").write_text(json.dumps({**described, "thresholds": thresholds}))
         for index in chain(*worst(labels, scores)):
             image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
             drawn = panel(image, image[..., 0] > 200, rng.random((64, 64)), (0, 1))
@@ -72,7 +79,7 @@ def make_run(folder, config, gain=0.0):
 
 @pytest.fixture(scope="session")
 def mvtec_run(small_run, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("made") / "run", json.loads((small_run / "config.json").read_text()))
+    return make_run(tmp_path_factory.mktemp("made") / "run", small_run)
 
 
 def test_published_numbers_average_to_the_published_means():
@@ -108,8 +115,7 @@ def test_best_epoch_says_so(mvtec_run):
 
 
 def test_several_runs_stand_side_by_side(mvtec_run, tmp_path):
-    config = json.loads((mvtec_run / "config.json").read_text())
-    other = make_run(tmp_path / "made" / "wider", config, gain=0.01)
+    other = make_run(tmp_path / "made" / "wider", mvtec_run, gain=0.01)
     table = summary([read_run(mvtec_run), read_run(other)])
     assert table.heads == [
         "class",
@@ -180,6 +186,24 @@ def test_best_epoch_is_that_of_the_history(small_run):
             assert best.loc[name, metric] == pytest.approx(np.mean([row[metric] for row in rows]), abs=2e-6)
 
 
+def test_decisions(mvtec_run, small_run):
+    table = decisions([read_run(mvtec_run)])
+    predictions = pd.read_csv(mvtec_run / "models" / "0" / "mvtec_tile" / "predictions.csv")
+    labels, decided = predictions["label"], predictions["score"] > 1
+    row = dict(zip(table.heads, next(row for row in table.rows if row[0] == "mvtec_tile"), strict=True))
+    assert row["threshold"] == "1.000"
+    assert row["precision"] == f"{100 * precision_score(labels, decided):.1f}"
+    assert row["recall"] == f"{100 * recall_score(labels, decided):.1f}"
+    assert row["F1"] == f"{100 * f1_score(labels, decided):.1f}"
+    assert row["false-alarm rate"] == f"{100 * decided[labels == 0].mean():.1f}"
+    rows = decisions([read_run(small_run), read_run(mvtec_run)]).rows
+    assert [row[0] for row in rows[:5]] == [
+        *(f"test mvtec_{name} seed {seed}" for name in ("bolt", "nut") for seed in (1, 4)),
+        "run mvtec_bottle",
+    ]
+    assert "4 training images" in rows[0]
+
+
 def test_worst():
     misses, alarms = worst([1, 0, 1, 0, 1], [0.9, 0.8, 0.1, 0.2, 0.5], count=2)
     assert (misses, alarms) == ([2, 4], [1, 3])
@@ -208,7 +232,8 @@ def test_report_command(run_main, mvtec_run, tmp_path, capsys):
     assert done.stdout.startswith("Last meta epoch, percent")
     assert "Best epoch, picked on the test set" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 140
-    assert len([line for line in done.stdout.splitlines() if line.startswith("mvtec_")]) == 30
+    assert "Decisions at the threshold" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("mvtec_")]) == 45
     for style in ("csv", "markdown", "latex"):
         for best in (False, True):
             words = ["report", str(mvtec_run), "--format", style, *(["--best_epoch"] if best else [])]
@@ -271,7 +296,14 @@ def test_page_in_a_browser(request, tmp_path, runs, width):
     pictures = 8 if runs == "mvtec_run" else 4  # four misses and false alarms each, where there are as many
     assert seen["images"] == jobs * (3 + pictures)
     assert seen["overflow"] <= 0
-    for words in ("picked on the test set", "Worst misses", "Worst false alarms", "packages.torch", "git_revision"):
+    for words in (
+        "picked on the test set",
+        "Worst misses",
+        "Worst false alarms",
+        "false-alarm rate",
+        "packages.torch",
+        "git_revision",
+    ):
         assert words in seen["text"]
     assert seen["text"].count("image AUROC ") >= classes
 

@@ -1,0 +1,172 @@
+"""Exported models: the same scores and maps as PyTorch, from pixels, at any batch size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL_DATA, SMALL_NET
+from PIL import Image
+
+import main
+import simplenet
+from datasets import DATASETS, read_image
+from errors import DataError, UsageError
+from experiment import export as export_module
+
+
+def train(folder, mvtec, *net):
+    words = ["--results_path", str(folder), "--precision", "fp32", *SMALL_NET, *net, "dataset", *SMALL_DATA]
+    main.main([*words, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
+    return folder / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
+
+
+@pytest.fixture(scope="module")
+def model(mvtec, tmp_path_factory):
+    """The folder of a small model; tests must not change it."""
+    return train(tmp_path_factory.mktemp("model"), mvtec)
+
+
+def export(*words):
+    main.main(["export", *map(str, words)], standalone_mode=False)
+
+
+def pixels(mvtec):
+    """What the network sees of the test images, as uint8 [B, 32, 32, 3]."""
+    images = [read_image(sample.image_path) for sample in DATASETS["mvtec"].read_class(mvtec, "bolt").test]
+    return np.stack([np.asarray(image.resize((40, 40), Image.Resampling.BILINEAR))[4:36, 4:36] for image in images])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_onnx_gives_the_predictions(model, mvtec, tmp_path, capsys, kind):
+    export(model, "--out", tmp_path / "m.onnx", "--input", kind)
+    said = capsys.readouterr().out
+    assert float(said.rsplit(" ", 1)[1]) < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    images = pixels(mvtec) if kind == "uint8" else (pixels(mvtec) / 255).astype(np.float32)
+    expected = simplenet.load(model).predict([s.image_path for s in DATASETS["mvtec"].read_class(mvtec, "bolt").test])
+    for batch in (slice(0, 1), slice(0, 4), slice(1, 4)):
+        scores, maps = session.run(None, {"images": images[batch]})
+        np.testing.assert_allclose(scores, expected.scores[batch], atol=1e-3)
+        np.testing.assert_allclose(maps, expected.maps[batch], atol=1e-3)
+    notes = session.get_modelmeta().custom_metadata_map
+    thresholds = json.loads((model / "model.json").read_text())["thresholds"]
+    assert float(notes["image_threshold"]) == thresholds["image"]
+    assert float(notes["pixel_threshold"]) == thresholds["pixel"]
+    assert (notes["class"], notes["title"]) == ("bolt", "mvtec_bolt")
+    assert kind in notes["input"]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        ["--patchsize", "2"],
+        ["--pre_proj", "2", "--proj_layer_type", "2", "--dsc_layers", "1"],
+        ["--pretrain_embed_dimension", "24", "--target_embed_dimension", "24"],
+        ["--train_backbone"],
+        "-b vit_tiny_patch16_224 -le 1.blocks.1 -le 1.blocks.3".split(),
+    ],
+    ids=lambda net: net[0],
+)
+def test_every_kind_of_model_is_exported(mvtec, tmp_path, net, capsys):
+    if "-b" in net:
+        net = ["-b", "vit_tiny_patch16_224", "-le", "blocks.1", "-le", "blocks.3"]
+        start = SMALL_NET.index("--backbone_weights")
+        words = ["--results_path", str(tmp_path), "--precision", "fp32", "net", *net, *SMALL_NET[start:]]
+        main.main([*words, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
+        folder = tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
+    else:
+        folder = train(tmp_path, mvtec, *net)
+    capsys.readouterr()
+    export(folder)
+    assert (folder / "mvtec_bolt.onnx").is_file()
+    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < 1e-3
+
+
+def test_half(model, tmp_path, capsys):
+    export(model, "--out", tmp_path / "half.onnx", "--half")
+    export(model, "--out", tmp_path / "full.onnx")
+    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (tmp_path / "full.onnx").stat().st_size
+    images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    half, full = (
+        onnxruntime.InferenceSession(tmp_path / name).run(None, {"images": images})
+        for name in ("half.onnx", "full.onnx")
+    )
+    assert half[0].dtype == np.float32
+    np.testing.assert_allclose(half[0], full[0], atol=0.05)
+
+
+def test_torch_export(model, mvtec, tmp_path):
+    export(model, "--format", "torch_export", "--out", tmp_path / "m.pt2")
+    notes = {"metadata.json": ""}
+    loaded = torch.export.load(tmp_path / "m.pt2", extra_files=notes).module()
+    assert json.loads(notes["metadata.json"])["class"] == "bolt"
+    scores, maps = loaded(torch.from_numpy(pixels(mvtec)))
+    expected = simplenet.load(model).predict([s.image_path for s in DATASETS["mvtec"].read_class(mvtec, "bolt").test])
+    torch.testing.assert_close(scores, expected.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(maps, expected.maps, atol=1e-4, rtol=0)
+
+
+def test_an_export_that_computes_something_else_is_not_written(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_difference", lambda *_: 0.01)
+    for style, name in (("onnx", "m.onnx"), ("torch_export", "m.pt2")):
+        with pytest.raises(DataError, match=r"differs from PyTorch by 0\.01, more than 0\.001: nothing was written"):
+            export(model, "--format", style, "--out", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_precision_is_said(mvtec, tmp_path, capsys):
+    words = ["--results_path", str(tmp_path), "--precision", "bf16", *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt"]
+    main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
+    export(tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt", "--out", tmp_path / "m.onnx")
+    assert "trained in bfloat16" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(model, tmp_path, monkeypatch):
+    find = export_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        export_module.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name)
+    )
+    with pytest.raises(
+        UsageError, match=r"needs onnx, onnxscript, onnxruntime: pip install -r requirements-export\.txt"
+    ):
+        export(model, "--out", tmp_path / "m.onnx")
+    assert (ROOT / export_module.EXTRA).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("export {model} --out m.bin", 2, "--out m.bin: expected a name that ends in .onnx"),
+        ("export {model} --out gone/m.onnx", 2, "--out gone/m.onnx: no folder 'gone'"),
+        ("export nowhere", 2, "'nowhere' is not the folder of a model"),
+        ("export {model} --format tflite", 2, "'tflite' is not one of"),
+    ],
+)
+def test_mistakes(run_main, model, words, code, message):
+    done = run_main(*words.format(model=model).split())
+    assert done.returncode == code
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_readme_script_needs_onnx_runtime_alone(model, mvtec, tmp_path):
+    """The README's script, in a process that cannot import torch or this project."""
+    readme = (ROOT / "README.md").read_text()
+    script = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "onnxruntime" in b)
+    export(model, "--out", tmp_path / "model.onnx")
+    image = next((mvtec / "bolt" / "test").rglob("*.png"))
+    (tmp_path / "script.py").write_text("import sys\nsys.modules['torch'] = None\n" + script)
+    done = subprocess.run(
+        [sys.executable, "script.py", "model.onnx", str(image)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    expected = pd.read_csv(model / "predictions.csv").set_index("image")["score"]
+    name = Path(image).relative_to(mvtec).as_posix()
+    assert float(done.stdout.split()[1].rstrip(",")) == pytest.approx(expected[name], abs=1e-3)
+    assert len(script.strip().splitlines()) <= 15
