@@ -13,6 +13,11 @@ from errors import UsageError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The word for a type on the command line."""
+    return next(name for name, own in PRECISIONS.items() if own == dtype)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Where results go, the seeds, and how the machine is used."""

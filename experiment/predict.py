@@ -24,11 +24,11 @@ from torch import Tensor
 
 from datasets import IMAGE_SUFFIXES, ImageTransform, images_in, read_image, to_pixels
 from errors import DataError, UsageError
-from experiment.config import PredictConfig
+from experiment.config import PredictConfig, precision_name
 from experiment.features import progress
 from experiment.pictures import captioned, encoded, panel
 from experiment.results import create_directory, write_bytes
-from experiment.run import choose_device
+from experiment.run import choose_device, choose_precision
 from simplenet import TrainedModel, load
 
 COLUMNS = ("path", "score", "decision", "seconds", "error")
@@ -67,7 +67,9 @@ def predict(config: PredictConfig) -> int:
         DataError: a folder without images, or a model that cannot be used.
     """
     items, total = _inputs(config.paths)
-    model = load(config.model_dir, choose_device((config.gpu,)), config.backbone_weights)
+    device = choose_device((config.gpu,))
+    model = load(config.model_dir, device, config.backbone_weights)
+    choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
     threshold = model.thresholds.image if config.threshold is None else config.threshold
     create_directory(config.out)
     counts = {"anomalous": 0, "normal": 0, "broken": 0}

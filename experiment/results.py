@@ -68,6 +68,23 @@ def write_results(
     return table
 
 
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of results_per_seed.csv but for the means; none where it does not exist yet."""
+    path = folder / "results_per_seed.csv"
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path, dtype={"class": str})
+    return table[table["class"] != "Mean"].to_dict("records")
+
+
+def replace_row(rows: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with one in the place of that of the same class and seed, or behind all."""
+    key = lambda row: (row["class"], row["seed"])  # noqa: E731
+    if key(new) not in map(key, rows):
+        return [*rows, new]
+    return [new if key(row) == key(new) else row for row in rows]
+
+
 def _with_mean_row(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """The rows, then of every seed the mean over its rows."""
     means = rows.groupby("seed", sort=False)[names].mean().reset_index()

@@ -14,10 +14,27 @@ import backbones
 from backbones.patches import patch_grid
 from datasets import DATASETS, ClassSamples, check_headers, find_root
 from errors import DataError, UsageError
-from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
+from experiment.config import (
+    PRECISIONS,
+    BackboneConfig,
+    DatasetConfig,
+    DetectorConfig,
+    JobName,
+    RunConfig,
+    job_names,
+    precision_name,
+)
 from experiment.features import ClassBanks, build_banks
 from experiment.job import Job, check_trained, run_job, test_job
-from experiment.results import create_directory, read_run, write_config, write_history, write_results
+from experiment.results import (
+    create_directory,
+    read_rows,
+    read_run,
+    replace_row,
+    write_config,
+    write_history,
+    write_results,
+)
 from experiment.tables import render, summary
 from simplenet import SimpleNet
 
@@ -48,12 +65,13 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         if key not in sources:
             sources[key] = load_backbone(detector.backbones[name.backbone], detector, name.seed, data.imagesize)
     device = choose_device(run.gpu)
-    precision = trained[0].dtype if run.test else choose_precision(run.precision, device)
+    precision = choose_precision(precision_name(trained[0].dtype) if run.test else run.precision, device)
     for key, extractor in sources.items():
         extractor.build(key[1], image_size, device)
     create_directory(run.directory)
     click.echo(f"Results go to {run.directory}", err=True)
 
+    earlier = read_rows(run.directory) if run.test else []
     rows: list[dict[str, Any]] = []
     best_rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
@@ -67,8 +85,9 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
             banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
         if run.test:
-            rows.append(test_job(job, model, run, data, banks.get(bank_key)))
-            write_results(run.directory, rows, None)
+            row = test_job(job, model, run, data, banks.get(bank_key))
+            earlier = replace_row(earlier, row)
+            write_results(run.directory, earlier, None)
         else:
             result = run_job(job, model, run, data, banks.get(bank_key))
             rows.append(result.row)
