@@ -7,3 +7,8 @@ class UsageError(ValueError):
 
 class DataError(RuntimeError):
     """A file or folder is not what it should be (exit code 1)."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough to stand in another's line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

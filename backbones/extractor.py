@@ -17,7 +17,7 @@ from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from backbones.names import BACKBONES
-from errors import DataError, UsageError
+from errors import DataError, UsageError, first_line
 
 _TORCHVISION = "torchvision/"
 
@@ -126,9 +126,7 @@ class FeatureExtractor(nn.Module):
                 maps = network.eval()(torch.zeros(2, 3, *image_size))
             except (RuntimeError, AssertionError) as error:
                 size = f"{image_size[0]} x {image_size[1]}"
-                raise UsageError(
-                    f"backbone '{self.name}' cannot take images of {size}: {_first_line(error)}"
-                ) from error
+                raise UsageError(f"backbone '{self.name}' cannot take images of {size}: {first_line(error)}") from error
         folded = [self._fold(maps[layer], layer, layout) for layer in layers]
         return [
             LayerInfo(layer, m.shape[1], round(image_size[0] / m.shape[2]), (m.shape[2], m.shape[3]))
@@ -170,7 +168,7 @@ class FeatureExtractor(nn.Module):
             return self._create_model(pretrained=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(
-                f"weights of backbone '{self.name}' cannot be downloaded ({_first_line(error)}); "
+                f"weights of backbone '{self.name}' cannot be downloaded ({first_line(error)}); "
                 f"pass a state dict of {self.model_name} with --backbone_weights FILE.pth or FILE.safetensors"
             ) from error
 
@@ -209,7 +207,7 @@ class FeatureExtractor(nn.Module):
                 return create_feature_extractor(model, list(layers)), layout
             except ValueError as error:
                 names = ", ".join(layers)
-                raise UsageError(f"backbone '{self.name}' cannot be cut at {names}: {_first_line(error)}") from error
+                raise UsageError(f"backbone '{self.name}' cannot be cut at {names}: {first_line(error)}") from error
 
     def _fold(self, output: Tensor, layer: str, layout: "_Layout") -> Tensor:
         """Bring a layer's output to [B, C, H, W]: tokens to their grid (no class or register tokens), NHWC to NCHW."""
@@ -254,7 +252,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DataError(f"backbone weights '{path}' cannot be read as a state dict: {_first_line(error)}") from error
+        raise DataError(f"backbone weights '{path}' cannot be read as a state dict: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -265,7 +263,3 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name and name.count(".") <= 1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

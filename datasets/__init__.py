@@ -5,8 +5,8 @@ from datasets.cifar10 import CIFAR10
 from datasets.decode import read_image
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
-from datasets.folders import IMAGE_SUFFIXES
 from datasets.folders import images as images_in
+from datasets.folders import require_images
 from datasets.images import Batch, BatchLoader, Defect, ImageDataset, Shuffled, check_headers, read_defects
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
@@ -25,7 +25,6 @@ DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READE
 
 __all__ = [
     "DATASETS",
-    "IMAGE_SUFFIXES",
     "Batch",
     "BatchLoader",
     "ClassSamples",
@@ -44,5 +43,6 @@ __all__ = [
     "images_in",
     "read_defects",
     "read_image",
+    "require_images",
     "to_pixels",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from errors import DataError, UsageError
+from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
 from simplenet import TrainedModel, load
 from simplenet.anomaly_map import upsample_and_smooth
@@ -123,7 +123,7 @@ def _traced(network: Exported, images: Tensor, config: ExportConfig) -> torch.ex
         except Exception as error:  # tracing may raise anything
             name = network.detector.backbone.name
             raise DataError(
-                f"backbone '{name}' of '{config.model_dir}' cannot be traced: {_first_line(error)}"
+                f"backbone '{name}' of '{config.model_dir}' cannot be traced: {first_line(error)}"
             ) from error
 
 
@@ -141,7 +141,7 @@ def _write_onnx(
                 program, dynamo=True, input_names=["images"], output_names=["scores", "maps"], optimize=True
             )
         except Exception as error:  # so may a translation
-            raise DataError(f"the model cannot be translated to ONNX: {_first_line(error)}") from error
+            raise DataError(f"the model cannot be translated to ONNX: {first_line(error)}") from error
     graph.model.metadata_props.update(metadata)
     graph.save(str(path))
     quiet = onnxruntime.SessionOptions()
@@ -172,7 +172,3 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
 @torch.no_grad()
 def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

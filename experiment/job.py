@@ -138,13 +138,13 @@ def test_job(
     Raises:
         DataError: an image, a mask or a model that cannot be used.
     """
-    restore(detector, job.folder)
+    description = read_description(job.folder)
+    restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
     with progress(f"{job.name.title} seed {job.seed}", total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
-    description = read_description(job.folder)
     _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
     return {**job.key, **evaluation.metrics}
 

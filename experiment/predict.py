@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datasets import IMAGE_SUFFIXES, ImageTransform, images_in, read_image, to_pixels
+from datasets import ImageTransform, images_in, read_image, require_images, to_pixels
 from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
 from experiment.features import progress
@@ -71,7 +71,7 @@ def predict(config: PredictConfig) -> int:
     model = load(config.model_dir, device, config.backbone_weights)
     choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
     threshold = model.thresholds.image if config.threshold is None else config.threshold
-    create_directory(config.out)
+    create_directory(config.out, "--out")
     counts = {"anomalous": 0, "normal": 0, "broken": 0}
     with _rows(config.out / "predictions.csv") as write, progress("predict", total=total, unit="image") as bar:
         stream = _read_ahead(items, model.transform, config)
@@ -121,9 +121,7 @@ def _inputs(paths: tuple[str, ...]) -> tuple[Iterator[Item], int | None]:
     for path in map(Path, paths):
         if path.is_dir():
             inside = images_in(path, recursive=True)
-            if not inside:
-                endings = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-                raise DataError(f"no images in '{path}': expected files ending in {endings}")
+            require_images(inside, path)
             found += [(one, one.relative_to(path)) for one in inside]
         elif path.exists():
             found.append((path, Path(path.name)))

@@ -24,8 +24,8 @@ EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol st
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
 
 
-def create_directory(path: Path) -> None:
-    """Make the run's folder and check that files can be written there.
+def create_directory(path: Path, flag: str) -> None:
+    """Make a folder that a flag names, and check that files can be written there.
 
     Raises:
         UsageError: they cannot.
@@ -36,13 +36,13 @@ def create_directory(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another --results_path") from error
+        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another {flag}") from error
 
 
-def write_results(
-    folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]] | None
-) -> pd.DataFrame:
+def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]] | None) -> None:
     """Write results.csv, results_per_seed.csv and results_best_epoch.csv of the jobs finished so far.
+
+    results.csv holds, for every class, the means over the seeds and, of several, their standard deviations.
 
     A metric that does not exist is an empty cell and left out of the means.
 
@@ -51,21 +51,16 @@ def write_results(
         rows: class, seed and metrics of every job after the last meta epoch.
         best_rows: the same at the meta epoch with the best test image AUROC, and that epoch's number; None leaves
             results_best_epoch.csv as it is.
-
-    Returns:
-        The table of results.csv: for every class the means over the seeds and, of several, standard deviations.
     """
     names = [*METRICS, *(name for name in LOCO_METRICS if any(name in row for row in rows))]
     per_seed = _with_mean_row(pd.DataFrame(rows, columns=["class", "seed", *names]), names)
-    table = _over_seeds(per_seed, names)
     if best_rows is not None:
         best = pd.DataFrame(best_rows, columns=["class", "seed", *names, EPOCH])
         epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
         best_table = _over_seeds(_with_mean_row(best, names), names).merge(epochs, "left", on="class")
         write_csv(folder / "results_best_epoch.csv", best_table)
     write_csv(folder / "results_per_seed.csv", per_seed)
-    write_csv(folder / "results.csv", table)
-    return table
+    write_csv(folder / "results.csv", _over_seeds(per_seed, names))
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -68,11 +68,10 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     precision = choose_precision(precision_name(trained[0].dtype) if run.test else run.precision, device)
     for key, extractor in sources.items():
         extractor.build(key[1], image_size, device)
-    create_directory(run.directory)
+    create_directory(run.directory, "--results_path")
     click.echo(f"Results go to {run.directory}", err=True)
 
-    earlier = read_rows(run.directory) if run.test else []
-    rows: list[dict[str, Any]] = []
+    rows = read_rows(run.directory) if run.test else []
     best_rows: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
@@ -85,9 +84,8 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
             banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
         if run.test:
-            row = test_job(job, model, run, data, banks.get(bank_key))
-            earlier = replace_row(earlier, row)
-            write_results(run.directory, earlier, None)
+            rows = replace_row(rows, test_job(job, model, run, data, banks.get(bank_key)))
+            write_results(run.directory, rows, None)
         else:
             result = run_job(job, model, run, data, banks.get(bank_key))
             rows.append(result.row)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Description:
         thresholds: for decisions.
         map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures.
         metrics: of the test images.
+        checkpoint_sha256: of the checkpoint beside it; save fills it in.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Description:
     thresholds: Thresholds
     map_range: tuple[float, float]
     metrics: dict[str, float | None]
+    checkpoint_sha256: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +130,8 @@ def save(folder: Path, detector: SimpleNet, description: Description) -> None:
     tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
     weights = write_tensors(tensors)
     (folder / WEIGHTS).write_bytes(weights)
-    written = {"format": FORMAT, **asdict(description), "checkpoint_sha256": hashlib.sha256(weights).hexdigest()}
+    description = replace(description, checkpoint_sha256=hashlib.sha256(weights).hexdigest())
+    written = {"format": FORMAT, **asdict(description)}
     (folder / DESCRIPTION).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
@@ -149,7 +152,6 @@ def read_description(folder: Path) -> Description:
         version = content.pop("format")
         if version != FORMAT:
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
-        del content["checkpoint_sha256"]
         content["thresholds"] = Thresholds(**content["thresholds"])
         content["map_range"] = tuple(content["map_range"])
         return Description(**content)
@@ -187,19 +189,18 @@ def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weight
         ).to(device)
     except TypeError as error:
         raise DataError(f"'{folder / DESCRIPTION}' holds options that do not exist: {error}") from error
-    restore(detector, folder)
+    restore(detector, folder, description)
     return TrainedModel(detector, transform, description)
 
 
-def restore(detector: SimpleNet, folder: Path) -> None:
-    """Fill a detector that was built as model.json says with the weights of the checkpoint.
+def restore(detector: SimpleNet, folder: Path, description: Description) -> None:
+    """Fill a detector that was built as the folder's description says with the weights of the checkpoint.
 
     Raises:
         DataError: as load.
     """
-    description = read_description(folder)
     try:
-        detector.load_state_dict(_read_weights(folder))
+        detector.load_state_dict(_read_weights(folder / WEIGHTS, description.checkpoint_sha256))
     except RuntimeError as error:
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': {error}") from error
     detector.eval()
@@ -222,8 +223,7 @@ def backbone_digest(detector: SimpleNet) -> str | None:
     return digest.hexdigest()
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path, digest = folder / WEIGHTS, json.loads((folder / DESCRIPTION).read_text())["checkpoint_sha256"]
+def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
