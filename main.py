@@ -90,7 +90,25 @@ def main(**_: Any) -> None:
     """
 
 
+def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
+    """Let a recipe's values be the defaults of the flags it sets."""
+    if recipe != "paper":
+        from simplenet.recipes import RECIPES
+
+        ctx.default_map = RECIPES[recipe]
+    return recipe
+
+
 @main.command(short_help="SimpleNet on one or more backbones.", context_settings=SETTINGS)
+@click.option(
+    "--recipe",
+    type=click.Choice(["paper", "stable"]),
+    default="paper",
+    is_eager=True,
+    callback=choose_recipe,
+    help="Defaults of the flags below. paper: those of the original. stable: other values of noise, discriminators, "
+    "rates and score, for a last epoch that needs no picking; the run prints them. A flag that is given wins.",
+)
 @click.option(
     "--backbone_names",
     "-b",
@@ -131,14 +149,51 @@ def main(**_: Any) -> None:
 @click.option("--pre_proj", type=WHOLE, default=0, help="Linear layers of the feature adaptor; 0 is none.")
 @click.option("--proj_layer_type", type=WHOLE, default=0, help="Above 1: LeakyReLU between the adaptor's layers.")
 @click.option("--mix_noise", type=COUNT, default=1, help="Noise scales; scale k is 1.1^k times --noise_std.")
+@click.option(
+    "--difference_noise",
+    type=SHARE,
+    default=0,
+    help="Share of the patches whose noise is the difference of two other patches, over sqrt(2), times --noise_std.",
+)
+@click.option(
+    "--whiten", type=Number(0), default=0, help="Above 0: the adaptor starts as a whitening; 0.1 shrinks well."
+)
+@click.option("--adaptor_lr", type=Number(0, min_open=True), default=0.0001, help="The adaptor's learning rate.")
+@click.option(
+    "--ensemble",
+    type=COUNT,
+    default=1,
+    help="Adaptors and discriminators; of several, each trains on random halves of the patches.",
+)
+@click.option(
+    "--ema",
+    type=Number(0, 1, max_open=True),
+    default=0,
+    help="Above 0: evaluate and keep a moving average of the weights, of this decay.",
+)
+@click.option(
+    "--warm_up_cosine/--no_warm_up_cosine", help="Raise all learning rates over 30 steps, then lower them to zero."
+)
+@click.option(
+    "--score_top_k", type=COUNT, default=1, help="An image's score is the mean of its k highest patch scores."
+)
+@click.pass_context
 def net(
-    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
+    ctx: click.Context,
+    backbone_names: tuple[str, ...],
+    layers_to_extract_from: tuple[str, ...],
+    backbone_weights: str,
+    recipe: str,
+    **options: Any,
 ) -> "DetectorConfig":
     """SimpleNet: a discriminator of patch features and their noisy copies."""
     from experiment import DetectorConfig, parse_backbones
 
     del options["embedding_size"]
-    return DetectorConfig(parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+    of_recipe = click.core.ParameterSource.DEFAULT_MAP
+    set_by_recipe = {name: value for name, value in options.items() if ctx.get_parameter_source(name) == of_recipe}
+    backbones = parse_backbones(backbone_names, layers_to_extract_from)
+    return DetectorConfig(backbones, backbone_weights, options, recipe, set_by_recipe)
 
 
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash run.sh                          demo: SimpleNet on real solar cells, on this machine's CPU or GPU
-# bash run.sh /path/to/mvtec [option]  the paper's recipe on all MVTec AD classes; options go to the command they belong to
+# bash run.sh /path/to/mvtec [option]  the paper's recipe on all MVTec AD classes; options go to the command they belong to,
+#                                      and --recipe stable takes the place of the paper's
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
@@ -30,8 +31,9 @@ for word in "$@"; do
     dataset) dataset+=("$word") ;;
   esac
 done
+paper=(--meta_epochs 40 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 --dsc_layers 2 --dsc_margin .5 --pre_proj 1)
+if [[ " ${net[*]-} " =~ " --recipe"[\ =]"stable " ]]; then paper=(); fi
 exec "$python" "$here/main.py" --log_project MVTecAD_Results --log_group simplenet_mvtec --run_name run ${run[@]+"${run[@]}"} \
   net -b wideresnet50 -le layer2 -le layer3 --pretrain_embed_dimension 1536 --target_embed_dimension 1536 \
-  --patchsize 3 --meta_epochs 40 --embedding_size 256 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 \
-  --dsc_layers 2 --dsc_margin .5 --pre_proj 1 ${net[@]+"${net[@]}"} \
+  --patchsize 3 --embedding_size 256 ${paper[@]+"${paper[@]}"} ${net[@]+"${net[@]}"} \
   dataset --batch_size 8 --resize 329 --imagesize 288 ${dataset[@]+"${dataset[@]}"} mvtec "$mvtec"

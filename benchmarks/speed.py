@@ -38,7 +38,7 @@ from experiment.export import export
 from experiment.predict import predict
 from experiment.run import choose_precision
 from simplenet import SimpleNet, load
-from simplenet.anomalous_features import GaussianNoise
+from simplenet.anomalous_features import FeatureNoise
 from simplenet.checkpoint import Description, Thresholds, backbone_digest, save
 from simplenet.training import Trainer, autocast
 
@@ -145,7 +145,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     with torch.no_grad():
         embeddings = detector.embed(images)
     features = embeddings.flatten(0, 2)
-    trainer = Trainer(detector.adaptor, detector.discriminator, GaussianNoise(0.015), 0.5, 2e-4, precision=precision)
+    trainer = Trainer(detector.members, FeatureNoise(0.015), 0.5, 2e-4, precision=precision)
     plain_training = reference.Training(DIM, HIDDEN, 0.015, 0.5)
     float_features = features.float()
     weight = torch.randn(HIDDEN, DIM).to(precision)

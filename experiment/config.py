@@ -60,11 +60,18 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """A detector per backbone; `options` are the keyword arguments of simplenet.SimpleNet."""
+    """A detector per backbone.
+
+    Attributes:
+        options: the keyword arguments of simplenet.SimpleNet.
+        recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
+    """
 
     backbones: tuple[BackboneConfig, ...]
     backbone_weights: str
     options: dict[str, Any]
+    recipe: str = "paper"
+    set_by_recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Exported(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
         if half:
             self.detector.half()
-            self.detector.discriminator.tail.float()  # as in training: its few digits would tie patches
+            for member in self.detector.members:
+                member.discriminator.tail.float()  # as in training: its few digits would tie patches
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
         height, width = self.detector.image_size
@@ -57,7 +58,7 @@ class Exported(nn.Module):
             pixels = pixels / 255
         normalised = ((pixels - self.mean) / self.std).to(self.dtype)
         patch_scores = self.detector.patch_scores(self.detector.patch_embeddings(normalised)).float()
-        return patch_scores.flatten(1).amax(1), self.rows @ patch_scores @ self.columns.T
+        return self.detector.image_scores(patch_scores), self.rows @ patch_scores @ self.columns.T
 
 
 def export(config: ExportConfig) -> None:

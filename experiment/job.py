@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,9 +224,12 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 class _Counted:
     """Batches that advance a bar."""
 
-    def __init__(self, batches: Iterable[Tensor], bar: tqdm) -> None:
+    def __init__(self, batches: TrainingEmbeddings, bar: tqdm) -> None:
         self.batches = batches
         self.bar = bar
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:

@@ -69,6 +69,11 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     for key, extractor in sources.items():
         extractor.build(key[1], image_size, device)
     create_directory(run.directory, "--results_path")
+    if detector.set_by_recipe:
+        flags = (
+            f"--{name}" if value is True else f"--{name} {value}" for name, value in detector.set_by_recipe.items()
+        )
+        click.echo(f"Recipe {detector.recipe}: {' '.join(flags)}", err=True)
     click.echo(f"Results go to {run.directory}", err=True)
 
     rows = read_rows(run.directory) if run.test else []

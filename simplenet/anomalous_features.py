@@ -1,6 +1,6 @@
-"""Anomalous feature generation (SimpleNet, Eq. 6): Gaussian noise that is added to adapted normal features."""
+"""Anomalous feature generation (SimpleNet, Eq. 6): noise that is added to adapted normal features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,38 +11,59 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noise:
-    """epsilon of q- = q + epsilon, as its factors: epsilon[n, d] = row[n] * unit[n, d] * column[d].
+    """epsilon of q- = q + epsilon for N patches: differences for the first M of them, Gaussian for the others.
 
     Attributes:
-        unit: [N, D].
+        unit: Gaussian numbers [N - M, D].
         column: standard deviation per dimension, [D] or one number.
         row: scale per patch, [N, 1] or one number.
+        difference: factor of the differences.
     """
 
     unit: Tensor
     column: Tensor | float = 1.0
     row: Tensor | float = 1.0
+    difference: float = 0.0
 
-    @property
-    def values(self) -> Tensor:
-        """The noise itself, [N, D]."""
-        return self.row * self.unit * self.column
+    def values(self, adapted: Tensor) -> Tensor:
+        """The noise itself, [N, D], for adapted features [N, D]."""
+        return self.mapped(adapted, lambda unit: unit * self.column)
+
+    def mapped(self, hidden: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
+        """The noise after an affine layer.
+
+        Args:
+            hidden: what the layer makes of the adapted features, [N, H].
+            first: maps `unit` as the layer's weight maps unit * column; the differences need no product of their own.
+        """
+        gaussian = first(self.unit)
+        if count := len(hidden) - len(gaussian):
+            own = hidden[:count]
+            gaussian = torch.cat([self.difference * (own.roll(1, 0) - own.roll(2, 0)), gaussian])
+        return self.row * gaussian
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class FeatureNoise:
     """The distribution of the noise.
 
+    Gaussian noise points anywhere. The difference of two normal features, q_j - q_k, has the features' own covariance
+    and moves a feature as features differ (the mutation of differential evolution, Storn and Price 1997); over
+    sqrt(2), its covariance is theirs.
+
     Attributes:
-        std: standard deviation of the smallest scale (`--noise_std`).
-        scales: number of scales; scale k has std * 1.1**k and every patch draws its k uniformly (`--mix_noise`).
+        std: standard deviation of the smallest scale, and factor of the differences (`--noise_std`).
+        scales: number of scales; scale k has 1.1**k and every patch draws its k uniformly (`--mix_noise`).
         relative: above 0, every dimension's std is `relative` times the standard deviation of that dimension over the
             batch's adapted features, in place of `std` (`--auto_noise`).
+        difference: share of the patches whose noise is the difference of two other patches' features
+            (`--difference_noise`); the patches must come in random order.
     """
 
     std: float
     scales: int = 1
     relative: float = 0.0
+    difference: float = 0.0
 
     def sample(self, features: Tensor, adapted: Tensor | None, source: "NoiseSource") -> Noise:
         """Noise for a batch of features [N, D], of their shape, dtype and device.
@@ -55,8 +76,10 @@ class GaussianNoise:
             column = self.relative * adapted.float().std(dim=0, correction=0)
         row: Tensor | float = 1.0
         if self.scales > 1:
-            row = 1.1 ** source.integers(self.scales, len(features)).unsqueeze(1)
-        return Noise(source.normal(features.shape, features.dtype), column, row)
+            row = (1.1 ** source.integers(self.scales, len(features)).unsqueeze(1)).to(features.dtype)
+        gaussian = len(features) - round(self.difference * len(features))
+        unit = source.normal((gaussian, features.shape[1]), features.dtype)
+        return Noise(unit, column, row, (self.relative or self.std) / 2**0.5)
 
 
 class NoiseSource:
@@ -85,3 +108,7 @@ class NoiseSource:
     def integers(self, high: int, count: int) -> Tensor:
         """Uniform integers of 0..high-1, int64 [count]."""
         return torch.randint(high, (count,), generator=self.generators[0], device=self.device)
+
+    def permutation(self, count: int) -> Tensor:
+        """The numbers 0..count-1 in random order, int64."""
+        return torch.randperm(count, generator=self.generators[0], device=self.device)

@@ -21,7 +21,7 @@ from datasets import ImageTransform, read_image
 from errors import DataError, UsageError
 from simplenet.detector import Prediction, SimpleNet
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, DESCRIPTION = "checkpoint.safetensors", "model.json"
 BATCH = 8  # images scored at once where nobody says otherwise
 

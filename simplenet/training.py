@@ -1,18 +1,22 @@
-"""Training the adaptor and the discriminator on patch features (SimpleNet, section 3.5 and Algorithm 1)."""
+"""Training adaptor and discriminator on patch features (SimpleNet, section 3.5 and Algorithm 1)."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from simplenet.anomalous_features import GaussianNoise, Noise, NoiseSource
-from simplenet.model import Adaptor, Discriminator, compose
+from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
+from simplenet.model import Member, compose
 
 ADAPTOR_LR = 1e-4
 BACKBONE_LR = 1e-3
 DISCRIMINATOR_WEIGHT_DECAY = 1e-5
+WARM_UP_STEPS = 30
 FP16_LOSS_SCALE = 1024.0
 
 
@@ -52,18 +56,22 @@ class Trainer:
     """Optimisers, schedule and random state of one training run.
 
     AdamW(adaptor, 1e-4), Adam(discriminator, dsc_lr, weight decay 1e-5) and, where a backbone is trained,
-    AdamW(backbone, 1e-3).
+    AdamW(backbone, 1e-3). Where there are several members, each learns from its own random half of every batch's
+    patches (subagging, Buehlmann and Yu: Analyzing bagging, 2002).
 
     The adaptor's layers and the discriminator's first are all affine unless --proj_layer_type puts activations between
     them, so they are composed: h = W o + b with W = W1 Wp, and h- = h + W1 epsilon. The step is the same, with four
     products of N x D x H in place of nine (at the paper's sizes).
 
     Args:
-        adaptor, discriminator: the networks to train.
+        members: the networks to train.
         noise: the anomalous feature generator.
         margin: th of the loss.
         dsc_lr: the discriminator's learning rate.
+        adaptor_lr: the adaptor's.
         cosine_epochs: T_max of a cosine schedule down to 0.4 * dsc_lr, one step per gan epoch; 0 keeps the rate.
+        warm_up_cosine: number of all steps of a schedule that raises all rates linearly over the first 30 and lets them
+            fall to zero at the last along a cosine (Loshchilov and Hutter, SGDR, 2017); 0 is none.
         seed: of the noise.
         precision: of features, noise and products; weights, statistics of weights and losses are float32.
         backbone_parameters: what else learns; none when the backbone is frozen.
@@ -71,57 +79,71 @@ class Trainer:
 
     def __init__(
         self,
-        adaptor: Adaptor,
-        discriminator: Discriminator,
-        noise: GaussianNoise,
+        members: Sequence[Member],
+        noise: FeatureNoise,
         margin: float,
         dsc_lr: float,
+        adaptor_lr: float = ADAPTOR_LR,
         cosine_epochs: int = 0,
+        warm_up_cosine: int = 0,
         seed: int = 0,
         precision: torch.dtype = torch.float32,
         backbone_parameters: Iterable[nn.Parameter] = (),
     ) -> None:
-        self.adaptor = adaptor
-        self.discriminator = discriminator
+        self.members = members
         self.noise = noise
         self.margin = margin
+        adaptors = [parameter for member in members for parameter in member.adaptor.parameters()]
+        discriminators = [parameter for member in members for parameter in member.discriminator.parameters()]
         discriminator_optimizer = torch.optim.Adam(
-            discriminator.parameters(), lr=dsc_lr, weight_decay=DISCRIMINATOR_WEIGHT_DECAY, fused=True
+            discriminators, lr=dsc_lr, weight_decay=DISCRIMINATOR_WEIGHT_DECAY, fused=True
         )
         self.optimizers: list[torch.optim.Optimizer] = [discriminator_optimizer]
-        for parameters, lr in ((adaptor.parameters(), ADAPTOR_LR), (backbone_parameters, BACKBONE_LR)):
+        for parameters, lr in ((adaptors, adaptor_lr), (backbone_parameters, BACKBONE_LR)):
             if parameters := list(parameters):
                 self.optimizers.append(torch.optim.AdamW(parameters, lr=lr, fused=True))
-        self.schedule = (
-            torch.optim.lr_scheduler.CosineAnnealingLR(discriminator_optimizer, cosine_epochs, eta_min=0.4 * dsc_lr)
-            if cosine_epochs
-            else None
+        self.epoch_schedule = (
+            CosineAnnealingLR(discriminator_optimizer, cosine_epochs, eta_min=0.4 * dsc_lr) if cosine_epochs else None
         )
-        self.device = next(discriminator.parameters()).device
+        factor = partial(warm_up_cosine_factor, steps=warm_up_cosine)
+        self.step_schedules = [LambdaLR(one, factor) for one in self.optimizers] if warm_up_cosine else []
+        self.device = discriminators[0].device
         self.precision = precision
         self.source = NoiseSource(self.device, seed)
 
     def step(self, features: Tensor, noise: Noise | None = None) -> StepStats:
         """One optimisation step on patch embeddings [N, D]; `noise` replaces the drawn one where it is given."""
+        scores = []
         with autocast(self.device, self.precision):
-            if noise is None:
-                noise = self._sample(features)
-            true, fake = _discriminate(self.adaptor, self.discriminator, features.to(self.precision), noise)
-        loss = truncated_l1(true.float(), fake.float(), self.margin)
+            for member in self.members:
+                share = self._share(features)
+                own = self._sample(member, share) if noise is None else noise
+                scores.append(_discriminate(member, share.to(self.precision), own))
+        loss = torch.stack([truncated_l1(true.float(), fake.float(), self.margin) for true, fake in scores]).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._backward(loss)
         for optimizer in self.optimizers:
             optimizer.step()
+        for schedule in self.step_schedules:
+            schedule.step()
+        true, fake = (torch.cat(parts).detach() for parts in zip(*scores, strict=True))
         return StepStats(
-            loss.detach(),
-            (true.detach() >= self.margin).float().mean(),
-            (fake.detach() < -self.margin).float().mean(),
+            loss.detach() / len(scores),
+            (true >= self.margin).float().mean(),
+            (fake < -self.margin).float().mean(),
         )
 
+    def _share(self, features: Tensor) -> Tensor:
+        """What one member learns from: all patches or a random half; in random order where the noise needs it."""
+        count = len(features) if len(self.members) == 1 else -(-len(features) // 2)
+        if count == len(features) and self.noise.difference == 0:
+            return features
+        return features[self.source.permutation(len(features))[:count]]
+
     @torch.no_grad()
-    def _sample(self, features: Tensor) -> Noise:
-        adapted = self.adaptor(features) if self.noise.relative > 0 else None
+    def _sample(self, member: Member, features: Tensor) -> Noise:
+        adapted = member.adaptor(features) if self.noise.relative > 0 else None
         return self.noise.sample(features.to(self.precision), adapted, self.source)
 
     def _backward(self, loss: Tensor) -> None:
@@ -135,8 +157,41 @@ class Trainer:
 
     def end_gan_epoch(self) -> None:
         """Advance the learning-rate schedule by one pass over the training images."""
-        if self.schedule is not None:
-            self.schedule.step()
+        if self.epoch_schedule is not None:
+            self.epoch_schedule.step()
+
+
+def warm_up_cosine_factor(step: int, steps: int) -> float:
+    """What a learning rate is multiplied by at a step from 0: it rises over the first 30 and is 0 after `steps`."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class MovingAverage:
+    """Exponential moving average of networks while others like them are trained (Polyak and Juditsky 1992).
+
+    Weights and BatchNorm's running statistics are averaged alike, so that they fit each other. The decay grows as
+    n / (n + 9) over the first n steps, or the average would remember weights from before training.
+
+    Args:
+        averaged: the networks that become the average.
+        trained: the networks that are trained, with the same initial weights.
+        decay: what the average keeps of itself at every step (`--ema`).
+    """
+
+    def __init__(self, averaged: nn.Module, trained: nn.Module, decay: float) -> None:
+        self.averaged, self.trained = (
+            [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+            for network in (averaged, trained)
+        )
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the trained networks as they are now."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -145,17 +200,16 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, reduced, enabled=precision != torch.float32)
 
 
-def _discriminate(
-    adaptor: Adaptor, discriminator: Discriminator, features: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor]:
+def _discriminate(member: Member, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """Scores [N, 1] of normal and anomalous features as ONE batch, so that they share BatchNorm's statistics."""
+    adaptor, discriminator = member.adaptor, member.discriminator
     composed = compose(adaptor, discriminator)
     if composed is None:
         adapted = adaptor(features)
-        true, fake = discriminator(torch.cat([adapted, adapted + noise.values])).chunk(2)
+        true, fake = discriminator(torch.cat([adapted, adapted + noise.values(adapted)])).chunk(2)
         return true, fake
     hidden = F.linear(features, *composed)
-    shift = noise.row * F.linear(noise.unit, discriminator.first.weight * noise.column)
+    shift = noise.mapped(hidden, lambda unit: F.linear(unit, discriminator.first.weight * noise.column))
     true, fake = discriminator.after_first(torch.cat([hidden, hidden + shift])).chunk(2)
     return true, fake
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from experiment.evaluation import METRICS
+from simplenet.recipes import STABLE
 
 PAPER = [
     "--gpu",
@@ -120,7 +121,7 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
     assert predictions["label"].tolist() == [1, 1, 0, 0]
     assert predictions["defect_type"].tolist() == ["crack", "crack", "good", "good"]
     with safe_open(model / "checkpoint.safetensors", "pt") as checkpoint:
-        assert "discriminator.body.0.1.running_mean" in checkpoint.keys()  # noqa: SIM118
+        assert "members.0.discriminator.body.0.1.running_mean" in checkpoint.keys()  # noqa: SIM118
     board = EventAccumulator(str(model))
     board.Reload()
     assert {"loss", "p_true", "p_fake", "image_auroc", "pixel_auroc", "pro"} <= set(board.Tags()["scalars"])
@@ -143,6 +144,31 @@ def test_same_command_same_bytes(run_main, tmp_path, mvtec):
     assert len(pd.read_csv(first / "history.csv")) == 4
     assert run_main("--run_name", "a", *words).returncode == 0
     assert (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
+
+
+def test_stable_recipe(run_main, tmp_path, mvtec):
+    """Says what it sets, yields to flags that are given, repeats its bytes, and its models do all that models do."""
+    words = [word for word in SMALL_NET if word not in ("--dsc_hidden", "8")]
+    words += ["--recipe", "stable", "--meta_epochs", "2", "--no_warm_up_cosine", "--noise_std", "1"]
+    words += ["dataset", *SMALL_DATA, "mvtec", mvtec]
+    for name in ("a", "b"):
+        done = run_main("--run_name", name, *words)
+        assert done.returncode == 0, done.stderr
+    said = next(line for line in done.stderr.splitlines() if line.startswith("Recipe stable: "))
+    first, second = (tmp_path / "results" / "project" / "group" / name for name in ("a", "b"))
+    net = json.loads((first / "config.json").read_text())["net"]
+    given = {"meta_epochs": 2, "warm_up_cosine": False, "noise_std": 1.0, "pre_proj": 1}
+    assert net["recipe"] == "stable"
+    assert net["set_by_recipe"] == {name: value for name, value in STABLE.items() if name not in given}
+    assert net["options"] == {**net["options"], **STABLE, **given}
+    assert said == "Recipe stable: " + " ".join(f"--{name} {value}" for name, value in net["set_by_recipe"].items())
+    for file in ("results.csv", "models/0/mvtec_nut/predictions.csv"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    before = (first / "results.csv").read_bytes()
+    assert run_main("--run_name", "a", "--test", *words).returncode == 0
+    assert (first / "results.csv").read_bytes() == before
+    done = run_main("export", first / "models/0/mvtec_nut")  # which compares with PyTorch
+    assert done.returncode == 0, done.stderr
 
 
 def test_several_backbones(run_main, tmp_path, mvtec):

@@ -36,6 +36,14 @@ NET = {
     "--train_backbone": ["--train_backbone"],
     "--pre_proj": ["--pre_proj", "2"],
     "--mix_noise": ["--mix_noise", "3"],
+    "--recipe": ["--recipe", "stable"],
+    "--difference_noise": ["--difference_noise", "0.5"],
+    "--whiten": ["--whiten", "0.1"],
+    "--adaptor_lr": ["--adaptor_lr", "0.01"],
+    "--ensemble": ["--ensemble", "2"],
+    "--ema": ["--ema", "0.9"],
+    "--warm_up_cosine": ["--warm_up_cosine"],
+    "--score_top_k": ["--score_top_k", "5"],
 }
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import subprocess
 
+import pytest
 import torch
 from conftest import ROOT, SMALL_DATA, SMALL_NET
 
@@ -39,13 +41,35 @@ def test_load_snippet(mvtec, tmp_path, monkeypatch):
     assert names["anomalous"].dtype == torch.bool
 
 
-def test_papers_command_is_run_shs():
+@pytest.fixture
+def run_sh(tmp_path):
+    """What run.sh, with options behind the path, passes to main.py."""
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    (tmp_path / "setup.sh").write_text(f"here={tmp_path} python=echo\nsetup() {{ :; }}\n")
+
+    def words(*options):
+        command = ["bash", str(tmp_path / "run.sh"), "/path/to/mvtec", *options]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1:]
+
+    return words
+
+
+def test_papers_command_is_run_shs(run_sh):
     """The README shows the command that run.sh runs."""
     shown = re.search(
-        r"    python main.py --log_project MVTec.*?mvtec /path/to/mvtec\n", (ROOT / "README.md").read_text(), re.S
+        r"    python (main.py --log_project MVTec.*?mvtec /path/to/mvtec)\n", (ROOT / "README.md").read_text(), re.S
     )
-    script = (ROOT / "run.sh").read_text()
-    recipe = script[script.index("exec", script.index("done")) :]
-    recipe = re.sub(r"\$\{(run|net|dataset)\[@\].*?\}\"\}", "", recipe)
-    words = lambda text: [w for w in text.split() if w != "\\"][2:-1]  # noqa: E731
-    assert words(shown.group()) == words(recipe.replace("exec ", "", 1))
+    assert [word for word in shown.group(1).split() if word != "\\"][1:] == run_sh()
+
+
+def test_run_sh_takes_options_and_recipes(run_sh):
+    words = run_sh("-d", "bottle", "--gpu", "1", "--meta_epochs", "10", "--batch_size", "4")
+    net, dataset = words.index("net"), words.index("dataset")
+    assert words[net - 2 : net] == ["--gpu", "1"]
+    assert words[dataset - 2 : dataset] == ["--meta_epochs", "10"]
+    assert words[-6:] == ["-d", "bottle", "--batch_size", "4", "mvtec", "/path/to/mvtec"]
+    for stable in (["--recipe", "stable"], ["--recipe=stable"]):
+        words = run_sh(*stable, "--ema", "0.9")
+        assert "--noise_std" not in words
+        assert "wideresnet50" in words
+    assert "--noise_std" in run_sh("--recipe", "paper")

@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import backbones
 from errors import UsageError
 from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
-from simplenet.anomalous_features import GaussianNoise, Noise, NoiseSource
+from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.anomaly_map import anomaly_maps
-from simplenet.model import compose
-from simplenet.training import Trainer, _discriminate, truncated_l1
+from simplenet.model import Member, compose, whitening
+from simplenet.training import MovingAverage, Trainer, _discriminate, truncated_l1
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
 META = json.loads(GOLDEN["meta"].tobytes())
@@ -52,7 +52,7 @@ def test_golden_scores_and_maps():
     size = tuple(GOLDEN["input_size"].tolist())
     dims = {k: case[k] for k in ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")}
     detector = SimpleNet(GoldenBackbone(), case["layers"], size, dsc_hidden=24, pre_proj=1, **dims)
-    detector.adaptor, detector.discriminator = golden_models()
+    detector.members[0] = Member(*golden_models())
     scores, maps = detector.predict(torch.zeros(2, 3, *size))
     np.testing.assert_allclose(scores.numpy(), GOLDEN["image_scores"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(maps.numpy(), GOLDEN["anomaly_maps"], atol=1e-4, rtol=0)
@@ -60,7 +60,7 @@ def test_golden_scores_and_maps():
 
 def test_golden_training():
     adaptor, discriminator = golden_models()
-    trainer = Trainer(adaptor, discriminator, GaussianNoise(0.0), META["dsc_margin"], 2e-4)
+    trainer = Trainer([Member(adaptor, discriminator)], FeatureNoise(0.0), META["dsc_margin"], 2e-4)
     features = golden("embed.0")
     for step in range(META["steps"]):
         noise = META["noise_std"] * golden("train.noise")[step]
@@ -129,14 +129,14 @@ def test_a_discriminator_cannot_shrink_to_nothing():
 
 def test_noise_has_the_std_asked_for():
     adapted = torch.zeros(20000, 8)
-    noise = GaussianNoise(0.3).sample(adapted, None, NoiseSource("cpu", 0)).values
+    noise = FeatureNoise(0.3).sample(adapted, None, NoiseSource("cpu", 0)).values(adapted)
     assert noise.shape == adapted.shape
     assert noise.std(dim=0).tolist() == pytest.approx([0.3] * 8, rel=0.03)
 
 
 def test_mixed_noise_draws_a_scale_per_patch():
-    noise = GaussianNoise(0.5, scales=3).sample(torch.zeros(30000, 2), None, NoiseSource("cpu", 0))
-    torch.testing.assert_close(noise.values, noise.unit * noise.row * 0.5)
+    noise = FeatureNoise(0.5, scales=3).sample(torch.zeros(30000, 2), None, NoiseSource("cpu", 0))
+    torch.testing.assert_close(noise.values(noise.unit), noise.unit * noise.row * 0.5)
     values, counts = (0.5 * noise.row[:, 0]).unique(return_counts=True)
     assert values.tolist() == pytest.approx([0.5, 0.55, 0.605])
     assert (counts / 30000).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
@@ -144,16 +144,151 @@ def test_mixed_noise_draws_a_scale_per_patch():
 
 def test_auto_noise_follows_each_dimension():
     adapted = torch.randn(5000, 3) * torch.tensor([1.0, 10.0, 0.0]) + 7
-    noise = GaussianNoise(99.0, relative=0.25).sample(torch.zeros(5000, 3), adapted, NoiseSource("cpu", 0))
+    noise = FeatureNoise(99.0, relative=0.25).sample(torch.zeros(5000, 3), adapted, NoiseSource("cpu", 0))
     expected = 0.25 * adapted.std(dim=0, correction=0)
     torch.testing.assert_close(noise.column, expected)
-    torch.testing.assert_close(noise.values.std(dim=0), expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(noise.values(adapted).std(dim=0), expected, rtol=0.05, atol=0)
+
+
+def test_difference_noise_has_the_features_covariance():
+    """Differences for the first share of the patches, Gaussian for the others; both with std * 1.1^k."""
+    mixing = torch.tensor([[3.0, 0, 0], [1, 1, 0], [0, 2, 0.1]])
+    adapted = torch.randn(40000, 3) @ mixing + 5
+    noise = FeatureNoise(0.5, difference=0.25).sample(adapted, None, NoiseSource("cpu", 0))
+    values = noise.values(adapted)
+    assert values.shape == adapted.shape
+    torch.testing.assert_close(torch.cov(values[:10000].T), 0.25 * torch.cov(adapted.T), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(torch.cov(values[10000:].T), 0.25 * torch.eye(3), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(values[5], 0.5 / 2**0.5 * (adapted[4] - adapted[3]))
+    relative = FeatureNoise(99.0, scales=3, relative=0.5, difference=1.0).sample(
+        adapted, adapted, NoiseSource("cpu", 0)
+    )
+    expected = relative.row * 0.5 / 2**0.5 * (adapted.roll(1, 0) - adapted.roll(2, 0))
+    torch.testing.assert_close(relative.values(adapted), expected)
+
+
+def test_whitening():
+    """Zero mean, and the shrunk covariance of its definition; a dimension that never moves stays finite."""
+    torch.manual_seed(0)
+    features = torch.randn(4, 50, 40, 5) @ torch.randn(5, 5) + 100
+    features[..., 3] = 7
+    weight, bias = whitening(features, 0.1)
+    flat = features.flatten(0, 2)
+    adapted = flat @ weight.T + bias
+    torch.testing.assert_close(adapted.mean(0), torch.zeros(5), atol=1e-3, rtol=0)
+    found = torch.cov(adapted[:, [0, 1, 2, 4]].T)
+    correlation = torch.corrcoef(flat[:, [0, 1, 2, 4]].T).double()
+    inverse = torch.linalg.inv(torch.linalg.cholesky(correlation + 0.1 * torch.eye(4)))
+    torch.testing.assert_close(found, (inverse @ correlation @ inverse.T).float(), atol=2e-3, rtol=0)
+    assert torch.isfinite(weight).all()
+    assert not torch.isfinite(whitening(torch.full((1, 4, 2), float("nan")), 0.1)[0]).all()
+
+
+def test_whiten_starts_the_adaptor_and_makes_the_features_scale_irrelevant():
+    """With a vanishing rate the adaptor stays what whitening made it; features in another unit train alike."""
+    embeddings = [torch.randn(2, 4, 4, 16) * torch.rand(16) + 3 for _ in range(4)]
+    options = {"whiten": 0.1, "dsc_lr": 1e-3, "noise_std": 1.0, "gan_epochs": 3}
+    frozen = random_detector(**options, adaptor_lr=1e-30)
+    frozen.fit_embeddings(embeddings)
+    torch.testing.assert_close(frozen.members[0].adaptor.layers[0].weight, whitening(embeddings, 0.1)[0])
+    scores = []
+    for unit in (1, 64):
+        detector = random_detector(**options, adaptor_lr=1e-3)
+        detector.fit_embeddings([unit * batch for batch in embeddings])
+        scores.append(detector.score(unit * embeddings[0]).scores)
+    torch.testing.assert_close(scores[0], scores[1], atol=0.02, rtol=0)
+    assert not torch.allclose(scores[0], frozen.score(embeddings[0]).scores, atol=0.02)
+
+
+def test_moving_average_covers_weights_and_batch_norm():
+    """Against its definition, with the decay's growth over the first steps."""
+    averaged, trained = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    average = MovingAverage(averaged, trained, 0.5)
+    expected = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
+    for step in range(1, 13):
+        with torch.no_grad():
+            trained.weight.fill_(step)
+            trained.running_var.fill_(10 * step)
+        average.update()
+        decay = min(0.5, step / (step + 9))
+        for name in ("weight", "running_var"):
+            expected[name] = decay * expected[name] + (1 - decay) * trained.state_dict()[name]
+            torch.testing.assert_close(averaged.state_dict()[name], expected[name])
+
+
+def test_ema_trains_as_without_and_evaluates_the_average():
+    embeddings = [torch.randn(2, 4, 4, 16) for _ in range(3)]
+    losses = {}
+    detectors = {}
+    for ema in (0.0, 0.9):
+        found = losses[ema] = []
+        detectors[ema] = random_detector(ema=ema, meta_epochs=4, noise_std=1.0, dsc_lr=1e-2)
+        detectors[ema].fit_embeddings(embeddings, lambda stats, found=found: found.append(stats.loss))
+    assert losses[0.0] == losses[0.9]
+    last, mean = (detectors[ema].score(embeddings[0]).scores for ema in losses)
+    assert not torch.allclose(last, mean, atol=1e-3)
+
+
+def test_warm_up_cosine():
+    """All rates rise over 30 steps and would be zero one step after the last."""
+    parameters = Adaptor(2).parameters()
+    trainer = Trainer(
+        [Member(Adaptor(4), Discriminator(4))],
+        FeatureNoise(0.1),
+        0.5,
+        1e-3,
+        adaptor_lr=3e-3,
+        warm_up_cosine=100,
+        backbone_parameters=parameters,
+    )
+    rates = []
+    for _ in range(100):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+        trainer.step(torch.randn(6, 4))
+    factors = [min(1, (k + 1) / 30) * (1 + np.cos(np.pi * k / 100)) / 2 for k in range(100)]
+    np.testing.assert_allclose(rates, np.outer(factors, [1e-3, 3e-3, 1e-3]), rtol=1e-9)
+    assert rates[-1][0] < 1e-6
+
+
+def test_members_differ_learn_from_halves_and_are_averaged():
+    detector = random_detector(ensemble=3, gan_epochs=2)
+    embeddings = torch.randn(2, 4, 4, 16)
+    seen = []
+    for member in detector.members:
+        member.discriminator.body[0][1].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    detector.fit_embeddings([embeddings])
+    assert seen == [2 * 16] * 6  # half of 32 patches, true and fake
+    with torch.no_grad():
+        flat = embeddings.flatten(0, 2)
+        each = [-member.discriminator(member.adaptor(flat)).view(2, 4, 4) for member in detector.members]
+        torch.testing.assert_close(detector.patch_scores(embeddings), torch.stack(each).mean(0))
+    assert not torch.allclose(each[0], each[1])
+
+
+def test_score_top_k():
+    embeddings = torch.randn(3, 4, 4, 16)
+    flat = random_detector().patch_scores(embeddings).detach().flatten(1)
+    for k, expected in ((1, flat.amax(1)), (3, flat.sort(1).values[:, -3:].mean(1)), (99, flat.mean(1))):
+        torch.testing.assert_close(random_detector(score_top_k=k).eval().image_scores(flat.view(3, 4, 4)), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cos_lr": True, "meta_epochs": 3, "warm_up_cosine": True}, "two schedules"),
+        ({"whiten": 0.1, "pre_proj": 0}, "pre_proj must be 1 or more, not 0"),
+        ({"ema": 0.9, "train_backbone": True}, "ema averages no backbone"),
+    ],
+)
+def test_options_that_do_not_fit_each_other(options, words):
+    with pytest.raises(UsageError, match=words):
+        random_detector(**options)
 
 
 def test_noise_is_seeded():
     def losses(seed):
         torch.manual_seed(0)
-        trainer = Trainer(Adaptor(6), Discriminator(6, hidden=5), GaussianNoise(0.5), 0.5, 2e-4, seed=seed)
+        trainer = Trainer([Member(Adaptor(6), Discriminator(6, hidden=5))], FeatureNoise(0.5), 0.5, 2e-4, seed=seed)
         features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
         return [trainer.step(features).loss.item() for _ in range(3)]
 
@@ -167,7 +302,7 @@ def test_step_shares_beyond_the_margin():
     with torch.no_grad():
         q = adaptor(features)
         true, fake = discriminator(torch.cat([q, q + noise])).chunk(2)
-    stats = Trainer(adaptor, discriminator, GaussianNoise(0.5), 0.1, 2e-4).step(features, Noise(noise))
+    stats = Trainer([Member(adaptor, discriminator)], FeatureNoise(0.5), 0.1, 2e-4).step(features, Noise(noise))
     assert stats.p_true.item() == pytest.approx((true >= 0.1).float().mean().item())
     assert stats.p_fake.item() == pytest.approx((fake < -0.1).float().mean().item())
     assert 0 < stats.p_true.item() < 1
@@ -175,7 +310,7 @@ def test_step_shares_beyond_the_margin():
 
 def test_cosine_schedule():
     """One step per gan epoch, down to 0.4 of the rate after (meta_epochs - aed_meta_epochs) * gan_epochs."""
-    trainer = Trainer(Adaptor(4), Discriminator(4), GaussianNoise(0.1), 0.5, 1e-3, cosine_epochs=6)
+    trainer = Trainer([Member(Adaptor(4), Discriminator(4))], FeatureNoise(0.1), 0.5, 1e-3, cosine_epochs=6)
     rates = []
     for _ in range(7):
         trainer.step(torch.randn(6, 4))
@@ -193,11 +328,15 @@ def test_cos_lr_needs_epochs():
 
 def test_optimizers():
     trainer = Trainer(
-        Adaptor(4), Discriminator(4), GaussianNoise(0.1), 0.5, 3e-4, backbone_parameters=Adaptor(2).parameters()
+        [Member(Adaptor(4), Discriminator(4))],
+        FeatureNoise(0.1),
+        0.5,
+        3e-4,
+        backbone_parameters=Adaptor(2).parameters(),
     )
     found = [(type(o).__name__, o.param_groups[0]["lr"], o.param_groups[0]["weight_decay"]) for o in trainer.optimizers]
     assert found == [("Adam", 3e-4, 1e-5), ("AdamW", 1e-4, 0.01), ("AdamW", 1e-3, 0.01)]
-    assert len(Trainer(Adaptor(4, 0), Discriminator(4), GaussianNoise(0.1), 0.5, 3e-4).optimizers) == 1
+    assert len(Trainer([Member(Adaptor(4, 0), Discriminator(4))], FeatureNoise(0.1), 0.5, 3e-4).optimizers) == 1
 
 
 @pytest.mark.parametrize(
@@ -225,7 +364,7 @@ def test_fit_and_predict():
     detector.fit(images, on_epoch)
     assert [e.meta_epoch for e in epochs] == [1, 2]
     assert detector.passes == 6
-    assert int(detector.state_dict()["discriminator.body.0.1.num_batches_tracked"]) == 6 * 3
+    assert int(detector.state_dict()["members.0.discriminator.body.0.1.num_batches_tracked"]) == 6 * 3
     assert all(not torch.equal(v, before[k]) for k, v in detector.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(backbone, detector.backbone.parameters(), strict=False))
     scores, maps = detector.predict(torch.cat(images))
@@ -240,7 +379,8 @@ def test_image_score_is_the_highest_patch_score():
     embeddings = detector.embed(torch.randn(2, 3, 64, 64))
     assert embeddings.shape == (2, 16, 16, 16)
     with torch.no_grad():
-        expected = -detector.eval().discriminator(detector.adaptor(embeddings.flatten(0, 2))).view(2, -1)
+        (member,) = detector.eval().members
+        expected = -member.discriminator(member.adaptor(embeddings.flatten(0, 2))).view(2, -1)
     torch.testing.assert_close(detector.score(embeddings).scores, expected.amax(dim=1))
 
 
@@ -275,7 +415,7 @@ def test_frozen_backbone_stays_in_eval_mode():
     detector = random_detector()
     detector.fit([torch.randn(2, 3, 64, 64)])
     detector.train()
-    assert detector.discriminator.training
+    assert detector.members.training
     assert not any(module.training for module in detector.backbone.modules())
 
 
@@ -306,10 +446,12 @@ def test_everything_happens_on_the_detectors_device():
         assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
         features = detector.embed(images).flatten(0, 2)
         source = FakeSource("cuda")
-        noise = detector.noise.sample(features, detector.adaptor(features).detach(), source)
-        true, fake = _discriminate(detector.adaptor, detector.discriminator, features, noise)
+        (member,) = detector.members
+        adapted = member.adaptor(features).detach()
+        noise = detector.noise.sample(features, adapted, source)
+        true, fake = _discriminate(member, features, noise)
         assert true.device.type == fake.device.type == "cuda"
-        loss = discrimination_loss(detector.adaptor, detector.discriminator, features, noise.values, 0.5)
+        loss = discrimination_loss(member.adaptor, member.discriminator, features, noise.values(adapted), 0.5)
         assert loss.device.type == "cuda"
 
 
@@ -318,13 +460,15 @@ def test_everything_happens_on_the_detectors_device():
 def test_composed_step_has_the_plain_steps_gradients(n_layers, dsc_layers, hidden, layer_type):
     """Every kind of noise; with activations in the adaptor (type 2, three layers) nothing is composed."""
     torch.manual_seed(0)
-    features, unit = torch.randn(60, 12, dtype=torch.float64), torch.randn(60, 12, dtype=torch.float64)
+    features, unit = torch.randn(60, 12, dtype=torch.float64), torch.randn(36, 12, dtype=torch.float64)
     adaptor = Adaptor(12, n_layers, layer_type).double()
     discriminator = Discriminator(12, dsc_layers, hidden).double()
-    noise = Noise(unit, column=torch.rand(12, dtype=torch.float64), row=1.1 ** torch.randint(3, (60, 1)))
+    noise = Noise(
+        unit, column=torch.rand(12, dtype=torch.float64), row=1.1 ** torch.randint(3, (60, 1)), difference=0.7
+    )
     parameters = [*adaptor.parameters(), *discriminator.parameters()]
-    plain = discrimination_loss(adaptor, discriminator, features, noise.values, 0.5)
-    composed = truncated_l1(*_discriminate(adaptor, discriminator, features, noise), 0.5)
+    plain = discrimination_loss(adaptor, discriminator, features, noise.values(adaptor(features)), 0.5)
+    composed = truncated_l1(*_discriminate(Member(adaptor, discriminator), features, noise), 0.5)
     assert (compose(adaptor, discriminator) is None) == (layer_type == 2 and n_layers == 3)
     torch.testing.assert_close(composed, plain)
     expected = torch.autograd.grad(plain, parameters)

@@ -113,7 +113,7 @@ def test_missing_models_are_listed(mvtec, copy):
 def test_the_description_stands_alone(trained):
     model = trained / "models" / "0" / "mvtec_bolt"
     described = json.loads((model / "model.json").read_text())
-    assert described["format"] == 1
+    assert described["format"] == 2
     assert described["backbone"] == {"name": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "seed": 0}
     assert described["transform"] == {"resize": 40, "imagesize": 32, "resize_mode": "aspect"}
     assert described["options"]["dsc_hidden"] == 8
@@ -122,7 +122,7 @@ def test_the_description_stands_alone(trained):
     assert described["metrics"]["pro"] == pytest.approx(results.loc["mvtec_bolt", "pro"], abs=1e-6)
     with safe_open(model / "checkpoint.safetensors", "pt") as checkpoint:
         names = set(checkpoint.keys())
-    assert "discriminator.body.0.1.running_var" in names
+    assert "members.0.discriminator.body.0.1.running_var" in names
     assert not [name for name in names if name.startswith("backbone")]
 
 
@@ -239,7 +239,7 @@ def flip(folder):
         (lambda f: (f / "model.json").unlink(), UsageError, r"is not the folder of a model: expected model\.json"),
         (lambda f: (f / "model.json").write_text("{"), DataError, r"model\.json' cannot be read"),
         (lambda f: (f / "model.json").write_text("[]"), DataError, r"model\.json' cannot be read"),
-        (edit(lambda d: d.update(format=2)), DataError, "is of format 2, and this version reads 1"),
+        (edit(lambda d: d.update(format=1)), DataError, "is of format 1, and this version reads 2"),
         (edit(lambda d: d.pop("thresholds")), DataError, r"model\.json' cannot be read"),
         (edit(lambda d: d["options"].update(new=3)), DataError, "holds options that do not exist.*new"),
         (edit(lambda d: d["options"].update(dsc_hidden=9)), DataError, "does not fit"),

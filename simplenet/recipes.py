@@ -1,0 +1,25 @@
+"""Combinations of options under one name (`--recipe`)."""
+
+from typing import Any
+
+# For an honest last epoch. What each option does and where it comes from is said where it is computed: whiten_,
+# FeatureNoise, Trainer and MovingAverage. benchmarks/accuracy.py measures them apart and together.
+STABLE: dict[str, Any] = {
+    "meta_epochs": 20,
+    "gan_epochs": 1,
+    "pre_proj": 1,
+    "whiten": 0.1,
+    "adaptor_lr": 0.0015,
+    "dsc_layers": 2,
+    "dsc_hidden": 512,
+    "dsc_margin": 0.5,
+    "dsc_lr": 0.001,
+    "ensemble": 4,
+    "noise_std": 1.0,  # of whitened features
+    "mix_noise": 8,
+    "difference_noise": 0.5,
+    "ema": 0.99,
+    "warm_up_cosine": True,
+    "score_top_k": 4,
+}
+RECIPES = {"stable": STABLE}
