@@ -1,0 +1,58 @@
+"""The benchmarks that choose recipes: their table, and the defects they paste."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import synthetic
+
+
+def test_accuracys_table(mvtec):
+    words = [
+        "mvtec",
+        str(mvtec),
+        "-d",
+        "bolt",
+        "--imagesize",
+        "64",
+        "--settings",
+        "paper",
+        "stable",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "accuracy.py"), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[1:]]
+    assert header[:6] == ["class", "setting", "image AUROC", "std", "worst seed", "moves by"]
+    assert [row[:2] for row in rows] == [["bolt", "paper"], ["bolt", "stable"], ["bolt", "memory bank"]]
+    for row in rows:
+        mean, _, worst, _, pixel_auroc, pro, _ = map(float, row[2:])
+        assert 0 <= worst <= mean <= 1
+        assert 0 <= pixel_auroc <= 1
+        assert 0 <= pro <= 1
+
+
+@pytest.mark.parametrize("kind", synthetic.DEFECTS)
+def test_synthetic_defects(kind):
+    """Nothing changes outside the mask that can be seen, what is inside does, and a seed draws the same again."""
+    cells = np.random.default_rng(0).integers(100, 200, (2, 300, 300), dtype=np.uint8)
+    draw = synthetic.DEFECTS[kind]
+    for seed in range(20):
+        image, mask = draw(*cells, np.random.default_rng(seed))
+        assert image.dtype == mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 255}
+        changed = np.abs(image.astype(int) - cells[0]) > synthetic.VISIBLE * cells[0] + 1
+        assert not changed[mask == 0].any()
+        assert changed[mask == 255].mean() > 0.3
+        again, same = draw(*cells, np.random.default_rng(seed))
+        assert np.array_equal(image, again)
+        assert np.array_equal(mask, same)
