@@ -66,12 +66,12 @@ def check_headers(samples: Sequence[Sample]) -> None:
     """Look into every file as far as its header, so that a bad one is known before hours of training.
 
     Raises:
-        DataError: a file that is no image, or a mask of another size than its image; the first, and how many more.
+        DataError: files that are no images, or masks of another size than their image; all of them.
     """
     problems = [problem for sample in samples if (problem := _header_problem(sample))]
     if problems:
-        more = f" (and {len(problems) - 1} more such files)" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
+        count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
+        raise DataError(count + "; ".join(problems))
 
 
 def _header_problem(sample: Sample) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
-from errors import UsageError
+from errors import DataError, UsageError
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.anomaly_map import anomaly_maps
 from simplenet.model import Adaptor, Discriminator, Member, whitening
@@ -154,6 +154,9 @@ class SimpleNet(nn.Module):
         Args:
             images: batches [B, 3, H, W], normalised; iterated `passes` times. It must have a length for warm_up_cosine.
             on_epoch: called after every meta epoch, with the detector in eval mode; it may call predict.
+
+        Raises:
+            DataError: the loss is not finite any more, found at the end of a pass.
         """
         self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
 
@@ -190,6 +193,7 @@ class SimpleNet(nn.Module):
                     if average is not None:
                         average.update()
                 trainer.end_gan_epoch()
+                _check_finite(steps, meta_epoch)
             self.eval()
             loss, p_true, p_fake = (torch.stack(values).mean().item() for values in zip(*steps, strict=True))
             if on_epoch is not None:
@@ -261,6 +265,16 @@ class SimpleNet(nn.Module):
             return []
         network = self.backbone.build(self.layers, self.image_size, self.device)
         return list(network.requires_grad_(True).parameters())
+
+
+def _check_finite(steps: Sequence[StepStats], meta_epoch: int) -> None:
+    finite = torch.isfinite(torch.stack([stats.loss for stats in steps]))
+    if not finite.all():
+        step = int(finite.logical_not().nonzero()[0]) + 1
+        raise DataError(
+            f"training diverged: the loss is not finite from meta epoch {meta_epoch}, step {step} on; "
+            "lower dsc_lr or the noise, or look for extreme images"
+        )
 
 
 class _Mapped:

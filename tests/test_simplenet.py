@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
-from errors import UsageError
+from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.anomaly_map import anomaly_maps
@@ -263,6 +263,13 @@ def test_members_differ_learn_from_halves_and_are_averaged():
         each = [-member.discriminator(member.adaptor(flat)).view(2, 4, 4) for member in detector.members]
         torch.testing.assert_close(detector.patch_scores(embeddings), torch.stack(each).mean(0))
     assert not torch.allclose(each[0], each[1])
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    batches = [torch.randn(2, 4, 4, 16), torch.full((2, 4, 4, 16), float("inf")), torch.randn(2, 4, 4, 16)]
+    detector = random_detector(meta_epochs=2)
+    with pytest.raises(DataError, match="the loss is not finite from meta epoch 1, step 2 on; lower dsc_lr"):
+        detector.fit_embeddings(batches, lambda _: pytest.fail("a diverged detector is not evaluated"))
 
 
 def test_score_top_k():
