@@ -26,6 +26,7 @@ from experiment.config import (
 )
 from experiment.features import ClassBanks, build_banks
 from experiment.job import Job, check_trained, run_job, test_job
+from experiment.lock import only_writer
 from experiment.results import (
     create_directory,
     read_rows,
@@ -76,31 +77,32 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         click.echo(f"Recipe {detector.recipe}: {' '.join(flags)}", err=True)
     click.echo(f"Results go to {run.directory}", err=True)
 
-    rows = read_rows(run.directory) if run.test else []
-    best_rows: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
-    bank_keys = [(name.class_name, key) for name, key in zip(names, keys, strict=True)]
-    for i, (job, bank_key) in enumerate(zip(jobs, bank_keys, strict=True)):
-        layers = detector.backbones[job.name.backbone].layers
-        model = SimpleNet(
-            sources[keys[i]], layers, image_size, seed=job.seed, precision=precision, **detector.options
-        ).to(device)
-        if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
-            banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
-        if run.test:
-            rows = replace_row(rows, test_job(job, model, run, data, banks.get(bank_key)))
-            write_results(run.directory, rows, None)
-        else:
-            result = run_job(job, model, run, data, banks.get(bank_key))
-            rows.append(result.row)
-            best_rows.append(result.best_row)
-            history.extend(result.history)
-            write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
-            write_history(run.directory / "history.csv", history)
-            write_results(run.directory, rows, best_rows)
-        if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
-            banks.pop(bank_key, None)
+    with only_writer(run.directory):
+        rows = read_rows(run.directory) if run.test else []
+        best_rows: list[dict[str, Any]] = []
+        history: list[dict[str, Any]] = []
+        banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
+        bank_keys = [(name.class_name, key) for name, key in zip(names, keys, strict=True)]
+        for i, (job, bank_key) in enumerate(zip(jobs, bank_keys, strict=True)):
+            layers = detector.backbones[job.name.backbone].layers
+            model = SimpleNet(
+                sources[keys[i]], layers, image_size, seed=job.seed, precision=precision, **detector.options
+            ).to(device)
+            if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
+                banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
+            if run.test:
+                rows = replace_row(rows, test_job(job, model, run, data, banks.get(bank_key)))
+                write_results(run.directory, rows, None)
+            else:
+                result = run_job(job, model, run, data, banks.get(bank_key))
+                rows.append(result.row)
+                best_rows.append(result.best_row)
+                history.extend(result.history)
+                write_config(run.directory / "config.json", run, detector, data, classes, device, precision)
+                write_history(run.directory / "history.csv", history)
+                write_results(run.directory, rows, best_rows)
+            if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
+                banks.pop(bank_key, None)
     recorded = read_run(run.directory)
     click.echo(render(summary([recorded]), "table"))
     click.echo(f"Results are in {run.directory}", err=True)

@@ -1,7 +1,9 @@
 """main.py as a user runs it: whole runs, and one line for every mistake."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 
 import numpy as np
@@ -16,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from experiment.evaluation import METRICS
+from experiment.lock import only_writer
 from simplenet.recipes import STABLE
 
 PAPER = [
@@ -249,6 +252,9 @@ NET_HEAD = ["net", "-b", "resnet18", "-le", "layer1", "--backbone_weights", "ran
         ("{net} --noise_std nan dataset mvtec {mvtec}", 2, "--noise_std.*nan is not a finite number"),
         ("{net} --dsc_lr inf dataset mvtec {mvtec}", 2, "--dsc_lr.*not a finite number"),
         ("{net} --cos_lr dataset mvtec {mvtec}", 2, "more meta_epochs than aed_meta_epochs, not 1 and 1"),
+        ("{net} --recipe stable --train_backbone dataset mvtec {mvtec}", 2, "ema averages no backbone"),
+        ("{net} --recipe stable --pre_proj 0 dataset mvtec {mvtec}", 2, "whiten .*pre_proj must be 1 or more"),
+        ("{net} --recipe stabel dataset mvtec {mvtec}", 2, "--recipe.*'stabel' is not one of"),
         ("{net} --dsc_layers 99 dataset mvtec {mvtec}", 2, "dsc_layers 99 shrink"),
         ("--gpu -1 {net} dataset mvtec {mvtec}", 2, "--gpu"),
         (
@@ -284,6 +290,25 @@ def test_a_mistake_is_one_line(run_main, tmp_path, mvtec, words, code, message):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not [name for name in files(tmp_path) if name.startswith("results/")]
+
+
+def test_one_writer(run_main, tmp_path, mvtec):
+    """A second process stops and names the first; what a dead one left is no lock; other runs are not disturbed."""
+    folder = tmp_path / "results" / "project" / "group" / "test"
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text("process 1 on elsewhere")
+    with only_writer(folder):
+        done = run_main(*small(mvtec))
+        assert done.returncode == 2
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        assert done.stderr.splitlines()[-1].startswith(
+            f"Error: '{folder.relative_to(tmp_path)}' is being written by {holder}"
+        )
+        assert run_main("--run_name", "other", *small(mvtec, data=["-d", "nut"])).returncode == 0
+    assert files(folder) == []
+    (folder / ".lock").write_text("process 1 on elsewhere")
+    assert run_main(*small(mvtec, data=["-d", "nut"])).returncode == 0
+    assert ".lock" not in files(folder)
 
 
 def test_a_broken_file_keeps_what_was_finished(run_main, tmp_path):
