@@ -25,7 +25,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import click
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ def measure(
         nonlocal evaluating
         start = time.perf_counter()
         if stats.meta_epoch > detector.meta_epochs - LAST:
-            recent.append(metrics.auroc(labels, np.concatenate([prediction.scores for prediction, _ in test])))
+            recent.append(metrics.auroc(labels, torch.cat([prediction.scores for prediction, _ in test]).cpu().numpy()))
         evaluating += time.perf_counter() - start
 
     start = time.perf_counter()
@@ -101,7 +100,7 @@ class MemoryBank:
         chosen = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES]].float()
         norms = chosen.square().sum(1)
         picks = [int(torch.randint(len(chosen), (1,), generator=generator))]
-        nearest = torch.full((len(chosen),), torch.inf)
+        nearest = torch.full_like(norms, torch.inf)
         for _ in tqdm(range(min(CORESET, len(chosen)) - 1), desc="coreset", leave=False):
             last = picks[-1]
             nearest = torch.minimum(nearest, norms - 2 * chosen @ chosen[last] + norms[last])

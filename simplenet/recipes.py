@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# For an honest last epoch. What each option does and where it comes from is said where it is computed: whiten_,
+# For an honest last epoch. What each option does and where it comes from is said where it is computed: whitening,
 # FeatureNoise, Trainer and MovingAverage. benchmarks/accuracy.py measures them apart and together.
 STABLE: dict[str, Any] = {
     "meta_epochs": 20,
