@@ -1,4 +1,4 @@
-"""The two ways a user can be told that something is wrong; main.py turns them into one line and an exit code."""
+"""The ways a user can be told why a command ended; main.py turns them into one line and an exit code."""
 
 
 class UsageError(ValueError):
@@ -7,6 +7,19 @@ class UsageError(ValueError):
 
 class DataError(RuntimeError):
     """A file or folder is not what it should be (exit code 1)."""
+
+
+class Interrupted(BaseException):
+    """The user or the system wants the program to end (exit code 128 + the signal's number).
+
+    Attributes:
+        number: of the signal: SIGINT or SIGTERM.
+        advice: how far it came and how to go on.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.advice = "what was finished is kept"
 
 
 def first_line(error: Exception) -> str:

@@ -6,18 +6,18 @@ python main.py [run options] net [model options] dataset [data options] NAME [DA
 import importlib
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from errors import DataError, UsageError
+from errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
     from experiment import DatasetConfig, DetectorConfig, ExportConfig, PredictConfig, ReportConfig
 
-INTERRUPTED = 130
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, huge pages: large temporaries cost a third on Linux
 
 
@@ -70,6 +70,18 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
 @click.option(
     "--test", is_flag=True, help="Train nothing: evaluate the models of the same command line without --test."
 )
+@click.option(
+    "--on_error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    help="When a class has bad data, or memory or disk run out. skip: record why in results.csv and failed.json, go on "
+    "with the others, and exit with 1.",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Start anew: the run that is there under this name is moved aside. Without it, the same command continues it.",
+)
 @click.option("--save_segmentation_images", is_flag=True, help="Draw every test image with its mask and anomaly map.")
 @click.option(
     "--threshold_quantile",
@@ -86,7 +98,8 @@ def main(**_: Any) -> None:
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
-    See "net --help" and "dataset --help". Exit codes: 0 done, 1 bad data, 2 bad usage, 130 interrupted.
+    See "net --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
+    or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
     """
 
 
@@ -437,9 +450,22 @@ def refuse_others(command: str, ctx: click.Context, configs: list[Any]) -> None:
         raise UsageError(f"{command} stands alone: give net and dataset in a command of their own")
 
 
+def stop_on_signals() -> None:
+    """End by Interrupted on Ctrl-C and SIGTERM; the processes that read images leave it to this one to end them."""
+    owner = os.getpid()
+
+    def stop(number: int, _: Any) -> None:
+        if os.getpid() == owner:
+            raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
 def cli() -> int:
     """Run the command line; a user's mistake is one line on standard error and an exit code."""
     try:
+        stop_on_signals()
         return main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except click.ClickException as error:
         message, code = error.format_message(), error.exit_code
@@ -449,8 +475,8 @@ def cli() -> int:
         message, code = str(error), 1
     except OSError as error:
         message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
-    except (click.Abort, KeyboardInterrupt):
-        message, code = "interrupted; what was finished is kept", INTERRUPTED
+    except Interrupted as stop:
+        message, code = f"interrupted; {stop.advice}", 128 + stop.number
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     return code
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from errors import DataError
 
 Place = Literal["device", "host", "disk"]
+PLACES: tuple[Place, ...] = ("device", "host", "disk")  # from the fastest to the roomiest
 
 # A bank takes at most this share of what is free; the rest is for training, evaluation and everybody else.
 FREE_SHARE = 0.5

@@ -38,7 +38,7 @@ from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
 from experiment.evaluation import evaluate
 from experiment.features import Predictions, TrainingEmbeddings, build_banks, progress
-from experiment.run import choose_device, choose_precision, find_classes, load_backbone, read_samples
+from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
 from simplenet import EpochStats, Prediction, SimpleNet
 from simplenet.anomaly_map import anomaly_maps
 

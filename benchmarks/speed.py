@@ -36,7 +36,7 @@ from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled
 from experiment.config import ExportConfig, PredictConfig
 from experiment.export import export
 from experiment.predict import predict
-from experiment.run import choose_precision
+from experiment.resolve import choose_precision
 from simplenet import SimpleNet, load
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.checkpoint import Description, Thresholds, backbone_digest, save

@@ -138,16 +138,16 @@ class BatchLoader:
         dataset: where images come from.
         batch_size: images per batch; the last one may be smaller.
         num_workers: processes that read and transform; 0 reads in this one.
-        shuffle_seed: seeds a new order at every pass; None keeps the dataset's order.
+        order: a new order at every pass, and seeds of random changes; None keeps the dataset's order.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, shuffle_seed: int | None = None
+        self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, order: "Shuffled | None" = None
     ) -> None:
         self._loader = DataLoader(
-            _ErrorsAsItems(dataset),
+            _Items(dataset),
             batch_size,
-            sampler=None if shuffle_seed is None else Shuffled(len(dataset), shuffle_seed),
+            sampler=None if order is None else _Draws(order),
             num_workers=min(num_workers, len(dataset)),
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -170,11 +170,12 @@ class BatchLoader:
 
 
 class Shuffled(Sampler[int]):
-    """The indices 0..n-1 in a new order at every pass, by a generator of its own."""
+    """The indices 0..n-1 in a new order at every pass, by a generator of its own; another seeds random changes."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n = n
         self.generator = torch.Generator().manual_seed(seed)
+        self.changes = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return self.n
@@ -182,9 +183,35 @@ class Shuffled(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(torch.randperm(self.n, generator=self.generator).tolist())
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next pass depends on."""
+        return {"generator": self.generator.get_state(), "changes": self.changes.get_state()}
 
-class _ErrorsAsItems(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """A dataset whose DataErrors are items: raised in a worker they would reach the user as a traceback."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what state_dict returned."""
+        self.generator.set_state(state["generator"])
+        self.changes.set_state(state["changes"])
+
+
+class _Draws(Sampler[tuple[int, int]]):
+    """Indices in their order, each with the seed of its random changes: whichever process reads it, they are the same.
+
+    A sampler rather than a generator, for the loader wants its length.
+    """
+
+    def __init__(self, order: Shuffled) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        seeds = torch.randint(2**62, (len(self.order),), generator=self.order.changes).tolist()
+        return zip(self.order, seeds, strict=True)
+
+
+class _Items(Dataset[tuple[Tensor, Tensor] | DataError]):
+    """A dataset for the loader. DataErrors are items: raised in a worker they would reach the user as a traceback."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -192,9 +219,12 @@ class _ErrorsAsItems(Dataset[tuple[Tensor, Tensor] | DataError]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
+        if isinstance(item, tuple):
+            item, seed = item
+            torch.default_generator.manual_seed(seed)  # which random transforms draw from
         try:
-            return self.dataset[index]
+            return self.dataset[item]
         except DataError as error:
             return error
 

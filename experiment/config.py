@@ -33,6 +33,8 @@ class RunConfig:
     eval_every: int = 1
     threshold_quantile: float = 0.995
     test: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+    overwrite: bool = False
     save_segmentation_images: bool = False
 
     def __post_init__(self) -> None:

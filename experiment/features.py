@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbones import FeatureBank
-from backbones.bank import bank_bytes, choose_place
+from backbones.bank import PLACES, bank_bytes, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
 from experiment.config import DatasetConfig
+from experiment.memory import Halving, is_out_of_memory, one_line_when_full
 from simplenet import Prediction, SimpleNet
 
 EMBED_BATCH = 8  # images embedded or scored at once where the training batch does not decide
@@ -66,21 +67,37 @@ def _embed_all(
     title: str, detector: SimpleNet, dataset: ImageDataset, data: DatasetConfig, mode: str
 ) -> tuple[FeatureBank, NDArray[np.bool_]]:
     loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
+    embed = Halving(detector.embed, "embedding")
     masks: list[Tensor] = []
 
     @torch.no_grad()
     def embeddings() -> Iterator[Tensor]:
         for batch in progress(f"{title} features", loader):
             masks.append(batch.masks)
-            yield detector.embed(batch.images)
+            yield embed(batch.images)
 
     stream = embeddings()
     first = next(stream)
     shape = (len(dataset), *first.shape[1:])
-    place = choose_place(bank_bytes(shape, first.dtype), detector.device) if mode == "auto" else mode
-    bank = FeatureBank(shape, first.dtype, place, detector.device)
+    bank = _allocate(shape, first.dtype, mode, detector.device)
     bank.fill(chain([first], stream))
     return bank, torch.cat(masks).numpy()
+
+
+def _allocate(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
+    """A bank where it was asked for; by auto in the first place that has room, by its own account and then in fact."""
+    if mode != "auto":
+        with one_line_when_full():
+            return FeatureBank(shape, dtype, mode, device)
+    chosen = choose_place(bank_bytes(shape, dtype), device)
+    for place in PLACES[PLACES.index(chosen) :]:
+        try:
+            return FeatureBank(shape, dtype, place, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            click.echo(f"No room for the feature bank ({place}): trying the next place", err=True)
+    raise AssertionError("the disk raises DataError")
 
 
 class TrainingEmbeddings:
@@ -94,7 +111,7 @@ class TrainingEmbeddings:
         self.batch_size = data.batch_size
         self.order = Shuffled(len(samples.train), seed)
         dataset = ImageDataset(samples.train, data.train_transform)
-        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, shuffle_seed=seed)
+        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, self.order)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)

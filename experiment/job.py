@@ -1,10 +1,13 @@
 """One job: train a detector for one class and backbone, evaluate it after every meta epoch, keep the last."""
 
+import io
 import json
 import math
+import os
+import pickle
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import ClassSamples, read_defects
-from errors import UsageError
+from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
 from experiment.evaluation import Evaluation, evaluate, normal_thresholds
 from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, progress
+from experiment.memory import one_line_when_full
 from experiment.pictures import write_segmentations, write_worst
-from experiment.results import EPOCH, flatten, replacing_folder, write_csv
-from simplenet import EpochStats, SimpleNet
+from experiment.provenance import flatten
+from experiment.results import EPOCH, JobResult, read_result, write_csv, write_result
+from files import partial, write_bytes
+from simplenet import SimpleNet, Training
 from simplenet.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
+
+STATE = "state.pt"  # of training, while it lasts
 
 
 @dataclass(frozen=True)
@@ -51,23 +59,11 @@ class Job:
         return {"class": self.name.title, "seed": self.name.seed}
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """What a job adds to the run's tables.
-
-    Attributes:
-        row: metrics of the last meta epoch.
-        best_row: metrics of the evaluated meta epoch with the best image AUROC (ties by pixel AUROC), and its number.
-        history: a row per meta epoch.
-    """
-
-    row: dict[str, Any]
-    best_row: dict[str, Any]
-    history: list[dict[str, Any]]
-
-
 def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
-    """Train, evaluate and save one job.
+    """Train, evaluate and save one job, from where an interrupted process left it.
+
+    Everything is written into a folder of a temporary name, which is renamed when the job is finished. The state of
+    training is in it after every meta epoch.
 
     Args:
         job: what to train on what.
@@ -77,63 +73,88 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
         banks: the class's embeddings; None embeds the images in every pass.
 
     Raises:
-        DataError: an image or mask that cannot be used, or training that diverged; nothing of the job is left.
+        DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state after
+            the last good meta epoch is kept and named.
     """
-    torch.manual_seed(job.seed)  # random transforms draw from the global generator
     samples = job.samples
     train = TrainingEmbeddings(detector, samples, data, job.seed, banks.train if banks else None)
     test = _test_predictions(detector, samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
-    history: list[dict[str, Any]] = []
-    evaluations: list[Evaluation] = []
-    steps = detector.passes * len(train) + -(-detector.meta_epochs // run.eval_every) * len(test)
-    with (
-        replacing_folder(job.folder) as folder,
-        progress(f"{job.name.title} seed {job.seed}", total=steps) as bar,
-        SummaryWriter(str(folder)) as board,
-    ):
+    folder = partial(job.folder)
+    state = _read_state(folder / STATE)
+    history: list[dict[str, Any]] = state["history"] if state else []
+    evaluation: Evaluation | None = None
+    passes = detector.passes * len(train) + -(-detector.meta_epochs // run.eval_every) * len(test)
+    try:
+        with (
+            one_line_when_full(),
+            progress(f"{job.name.title} seed {job.seed}", total=passes) as bar,
+            _board(folder, len(history)) as board,
+        ):
+            if state:
+                bar.update(_done(detector, run, len(history), len(train), len(test)))
+                train.order.load_state_dict(state["order"])
+            training = detector.training_on(_Counted(train, bar), state and state["training"])
+            for stats in training:
+                values: dict[str, float] = {}
+                if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
+                    evaluation = evaluate(test, samples.test, defects, bar)
+                    values = {name: float(value) for name, value in evaluation.metrics.items()}
+                    bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
+                history.append({**job.key, **stats._asdict(), **values})
+                for name, value in {**stats._asdict(), **values}.items():
+                    if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
+                        board.add_scalar(name, value, stats.meta_epoch)
+                _write_state(folder / STATE, training, train, history)
+            if evaluation is None:  # interrupted after the last meta epoch
+                evaluation = evaluate(test, samples.test, defects, bar)
+            result = _finish(job, folder, detector, test, evaluation, history, run, data, banks)
+    except DataError as error:
+        if history:
+            raise DataError(f"{error}; the state after meta epoch {len(history)} is in '{folder / STATE}'") from error
+        raise
+    finally:
+        if not (folder / STATE).exists():  # nothing to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+    os.replace(folder, job.folder)
+    (job.folder / STATE).unlink()
+    return result
 
-        def on_epoch(stats: EpochStats) -> None:
-            values: dict[str, float] = {}
-            if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
-                evaluations[:] = [evaluate(test, samples.test, defects, bar)]
-                values = evaluations[0].metrics
-                bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
-            history.append({**job.key, **stats._asdict(), **values})
-            for name, value in {**stats._asdict(), **values}.items():
-                if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
-                    board.add_scalar(name, value, stats.meta_epoch)
 
-        detector.fit_embeddings(_Counted(train, bar), on_epoch)
-        evaluation = evaluations[0]
-        thresholds = _thresholds(detector, samples, data, banks, run.threshold_quantile)
-        description = Description(
-            **job.identity,
-            backbone_sha256=backbone_digest(detector),
-            precision=str(detector.precision).removeprefix("torch."),
-            thresholds=thresholds,
-            map_range=evaluation.map_range,
-            metrics={name: None if math.isnan(value) else value for name, value in evaluation.metrics.items()},
-        )
-        save(folder, detector, description)
-        _write_predictions(folder, job, test, evaluation, description, run.save_segmentation_images)
+def _finish(
+    job: Job,
+    folder: Path,
+    detector: SimpleNet,
+    test: Predictions,
+    evaluation: Evaluation,
+    history: list[dict[str, Any]],
+    run: RunConfig,
+    data: DatasetConfig,
+    banks: ClassBanks | None,
+) -> JobResult:
+    """Write what a trained detector is kept as: the model, its predictions and pictures, and job.json."""
+    description = Description(
+        **job.identity,
+        backbone_sha256=backbone_digest(detector),
+        precision=str(detector.precision).removeprefix("torch."),
+        thresholds=_thresholds(detector, job.samples, data, banks, run.threshold_quantile),
+        map_range=evaluation.map_range,
+        metrics={name: None if math.isnan(value) else value for name, value in evaluation.metrics.items()},
+    )
+    save(folder, detector, description)
+    written = _write_predictions(folder, job, test, evaluation, description, run.save_segmentation_images)
     best = max((row for row in history if "image_auroc" in row), key=_rank)
-    best_metrics = {name: best[name] for name in evaluation.metrics}
-    row = {**job.key, **evaluation.metrics}
-    return JobResult(row, {**job.key, **best_metrics, EPOCH: best["meta_epoch"]}, history)
+    last = {name: float(value) for name, value in evaluation.metrics.items()}
+    best_row = {**job.key, **{name: best[name] for name in last}, EPOCH: best["meta_epoch"]}
+    return write_result(folder, JobResult({**job.key, **last}, best_row, history), written)
 
 
-def test_job(
-    job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None
-) -> dict[str, Any]:
+def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
     """Evaluate what an earlier run trained, and write its predictions and pictures again.
 
     Args:
         job, run, data, banks: as for run_job; the model is in the job's folder.
         detector: built as the model was.
-
-    Returns:
-        Class, seed and metrics.
 
     Raises:
         DataError: an image, a mask or a model that cannot be used.
@@ -142,11 +163,47 @@ def test_job(
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
-    with progress(f"{job.name.title} seed {job.seed}", total=len(test)) as bar:
+    with one_line_when_full(), progress(f"{job.name.title} seed {job.seed}", total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
-    _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
-    return {**job.key, **evaluation.metrics}
+    written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
+    row = {**job.key, **{name: float(value) for name, value in evaluation.metrics.items()}}
+    return write_result(job.folder, replace(read_result(job.folder, job.name), row=row), written)
+
+
+def _board(folder: Path, epochs: int) -> SummaryWriter:
+    """TensorBoard's writer; of what an interrupted process wrote, the epochs that are repeated do not count."""
+    return SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None)
+
+
+def _done(detector: SimpleNet, run: RunConfig, epochs: int, train: int, test: int) -> int:
+    """Batches that were read in the first so many meta epochs."""
+    evaluated = epochs // run.eval_every + (epochs == detector.meta_epochs and epochs % run.eval_every > 0)
+    return (epochs * detector.gan_epochs + (detector.whiten > 0)) * train + evaluated * test
+
+
+def _write_state(path: Path, training: Training, train: TrainingEmbeddings, history: list[dict[str, Any]]) -> None:
+    """Keep all that the next meta epoch depends on."""
+    buffer = io.BytesIO()
+    state = {"training": training.state_dict(), "order": train.order.state_dict(), "history": history}
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """What _write_state wrote, if it did.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"'{path}' is damaged ({first_line(error)}): remove the folder '{path.parent}' to train it from its start"
+        ) from error
 
 
 def check_trained(job: Job, run: RunConfig) -> Description:
@@ -198,11 +255,15 @@ def _write_predictions(
     evaluation: Evaluation,
     description: Description,
     save_segmentation_images: bool,
-) -> None:
-    """predictions.csv and the pictures; colours and threshold are those of the model's description."""
+) -> list[Path]:
+    """predictions.csv and the pictures; colours and threshold are those of the model's description.
+
+    Returns:
+        What reports read of it.
+    """
     samples, threshold = predictions.dataset.samples, description.thresholds.image
     names = [sample.image_path.relative_to(job.root).as_posix() for sample in samples]
-    write_worst(folder, predictions, evaluation, description.map_range)
+    examples = write_worst(folder, predictions, evaluation, description.map_range)
     if save_segmentation_images:
         write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
     table = {
@@ -213,6 +274,7 @@ def _write_predictions(
         "decision": (evaluation.scores > threshold).astype(int),
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
+    return [folder / "predictions.csv", *examples]
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:

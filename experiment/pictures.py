@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets import to_pixels
 from experiment.evaluation import Evaluation
 from experiment.features import Predictions, progress
-from experiment.results import write_bytes
+from files import write_bytes
 
 WORST = 4  # misses, and as many false alarms
 OVERLAY = 0.45  # the map's share
@@ -84,13 +84,15 @@ def picture_name(index: int) -> str:
     return f"examples/{index:05}.jpg"
 
 
-def write_worst(folder: Path, predictions: Predictions, evaluation: Evaluation, map_range: tuple[float, float]) -> None:
-    """Draw the worst misses and false alarms of the test images into `folder`/examples."""
+def write_worst(
+    folder: Path, predictions: Predictions, evaluation: Evaluation, map_range: tuple[float, float]
+) -> list[Path]:
+    """Draw the worst misses and false alarms of the test images into `folder`/examples; returns where."""
     misses, alarms = worst([sample.anomalous for sample in predictions.dataset.samples], evaluation.scores)
     chosen = misses + alarms
-    (folder / "examples").mkdir(exist_ok=True)
     for index, drawn in zip(chosen, _panels(predictions, chosen, map_range), strict=True):
         write_bytes(folder / picture_name(index), encoded(drawn, ".jpg"))
+    return [folder / picture_name(index) for index in chosen]
 
 
 def write_segmentations(
@@ -106,7 +108,6 @@ def write_segmentations(
     drawings = _panels(predictions, range(len(names)), map_range)
     for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
         path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
         bar.update()
     bar.close()

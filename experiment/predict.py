@@ -27,8 +27,9 @@ from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
 from experiment.features import progress
 from experiment.pictures import captioned, encoded, panel
-from experiment.results import create_directory, write_bytes
-from experiment.run import choose_device, choose_precision
+from experiment.resolve import choose_device, choose_precision, create_directory
+from experiment.results import quote_formula
+from files import cannot_write, partial, write_bytes
 from simplenet import TrainedModel, load
 
 COLUMNS = ("path", "score", "decision", "seconds", "error")
@@ -82,7 +83,7 @@ def predict(config: PredictConfig) -> int:
             for item in batch:
                 if item.error:
                     counts["broken"] += 1
-                    rows.append([item.path, "", "", "", item.error])
+                    rows.append([quote_formula(item.path), "", "", "", quote_formula(item.error)])
                     bar.clear()
                     click.echo(f"Error: {item.error}", err=True)
                     continue
@@ -90,7 +91,7 @@ def predict(config: PredictConfig) -> int:
                 anomalous = score > threshold
                 counts["anomalous" if anomalous else "normal"] += 1
                 _write_pictures(config, model, item, score, threshold, anomaly_map)
-                rows.append([item.path, f"{score:.9g}", int(anomalous), f"{seconds:.4f}", ""])
+                rows.append([quote_formula(item.path), f"{score:.9g}", int(anomalous), f"{seconds:.4f}", ""])
             write(rows)
             bar.update(len(batch))
     found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -178,13 +179,11 @@ def _write_pictures(
         anomaly_map = _full_size(anomaly_map, model.transform, item.size)
     if config.map in ("raw", "both"):
         path = config.out / "maps" / f"{item.name}.{config.raw_format}"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, _raw(anomaly_map, config.raw_format))
     if config.map in ("overlay", "both"):
         image = to_pixels(item.tensor) if item.original is None else item.original
         drawn = panel(image, None, anomaly_map, model.description.map_range)
         path = config.out / "overlays" / f"{item.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
 
 
@@ -211,7 +210,7 @@ def _raw(anomaly_map: NDArray[np.float32], raw_format: str) -> bytes:
 @contextmanager
 def _rows(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
     """A CSV that grows by whole rows; whatever ends the block, complete rows are in it and it is in its place."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial(path)
     complete = 0
     with temporary.open("wb", buffering=0) as file:
 
@@ -224,7 +223,7 @@ def _rows(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
                 while left:
                     left = left[file.write(left) :]
             except OSError as error:
-                raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
+                raise cannot_write(path, error, len(left)) from error
             complete = file.tell()
 
         try:

@@ -22,8 +22,10 @@ from tqdm import tqdm
 import metrics
 from experiment.config import JobName, ReportConfig
 from experiment.pictures import picture_name, worst
-from experiment.results import RunRecord, flatten, read_predictions, read_run, write_text
+from experiment.provenance import flatten
+from experiment.results import RunRecord, read_run
 from experiment.tables import decisions, published, render, run_labels, summary
+from files import write_text
 from simplenet.checkpoint import read_description
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
@@ -111,7 +113,7 @@ def page(records: Sequence[RunRecord]) -> str:
 
 def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     folder = record.directory / job.folder
-    predictions, threshold = read_predictions(folder / "predictions.csv"), read_description(folder).thresholds.image
+    predictions, threshold = record.predictions(job), read_description(folder).thresholds.image
     scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
     history = record.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
@@ -126,20 +128,18 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
         run=f"{label}, seed {job.seed}",
         image_auroc="" if np.isnan(auroc) else f"image AUROC {100 * auroc:.1f}",
         charts=charts,
-        misses=_pictures(folder, predictions, misses),
-        alarms=_pictures(folder, predictions, alarms),
+        misses=_pictures(record, job, predictions, misses),
+        alarms=_pictures(record, job, predictions, alarms),
     )
 
 
-def _pictures(folder: Path, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
     pictures = []
     for index in indices:
-        path = folder / picture_name(index)
-        if path.is_file():
-            row = predictions.loc[index]
-            kind = row["defect_type"] if row["label"] else "normal"
-            caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
-            pictures.append(Picture(caption, _uri(path.read_bytes(), "jpeg")))
+        row = predictions.loc[index]
+        kind = row["defect_type"] if row["label"] else "normal"
+        caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
+        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg")))
     return pictures
 
 

@@ -1,149 +1,85 @@
-"""The files of a run. Each is written under a temporary name and renamed, so that none is ever half there."""
+"""What a run leaves: job.json in every model's folder, and the tables that are made of all of them."""
 
+import hashlib
+import io
 import json
-import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from errors import DataError, UsageError
-from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
+from experiment.config import JobName, job_names
 from experiment.evaluation import LOCO_METRICS, METRICS
+from experiment.provenance import read_config
+from files import write_text
 from simplenet import EpochStats
 
+RESULT, FAILURES = "job.json", "failed.json"
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
+FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
 
 
-def create_directory(path: Path, flag: str) -> None:
-    """Make a folder that a flag names, and check that files can be written there.
+@dataclass(frozen=True)
+class JobResult:
+    """What a job adds to the run's tables.
 
-    Raises:
-        UsageError: they cannot.
+    Attributes:
+        row: class, seed and metrics of the last meta epoch.
+        best_row: those of the evaluated meta epoch with the best image AUROC (ties by pixel AUROC), and its number.
+        history: a row per meta epoch.
+        sha256: of the files that reports read, by their name in the model's folder.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another {flag}") from error
+
+    row: dict[str, Any]
+    best_row: dict[str, Any]
+    history: list[dict[str, Any]]
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
-def write_results(folder: Path, rows: Sequence[dict[str, Any]], best_rows: Sequence[dict[str, Any]] | None) -> None:
-    """Write results.csv, results_per_seed.csv and results_best_epoch.csv of the jobs finished so far.
+@dataclass(frozen=True)
+class Failure:
+    """A job that --on_error skip left out: class, seed and the reason."""
 
-    results.csv holds, for every class, the means over the seeds and, of several, their standard deviations.
-
-    A metric that does not exist is an empty cell and left out of the means.
-
-    Args:
-        folder: the run's.
-        rows: class, seed and metrics of every job after the last meta epoch.
-        best_rows: the same at the meta epoch with the best test image AUROC, and that epoch's number; None leaves
-            results_best_epoch.csv as it is.
-    """
-    names = [*METRICS, *(name for name in LOCO_METRICS if any(name in row for row in rows))]
-    per_seed = _with_mean_row(pd.DataFrame(rows, columns=["class", "seed", *names]), names)
-    if best_rows is not None:
-        best = pd.DataFrame(best_rows, columns=["class", "seed", *names, EPOCH])
-        epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
-        best_table = _over_seeds(_with_mean_row(best, names), names).merge(epochs, "left", on="class")
-        write_csv(folder / "results_best_epoch.csv", best_table)
-    write_csv(folder / "results_per_seed.csv", per_seed)
-    write_csv(folder / "results.csv", _over_seeds(per_seed, names))
+    title: str
+    seed: int
+    error: str
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of results_per_seed.csv but for the means; none where it does not exist yet."""
-    path = folder / "results_per_seed.csv"
-    if not path.is_file():
-        return []
-    table = pd.read_csv(path, dtype={"class": str})
-    return table[table["class"] != "Mean"].to_dict("records")
+@dataclass(frozen=True)
+class Tables:
+    """The CSV files of a run but for the rounding of their numbers."""
 
-
-def replace_row(rows: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows with one in the place of that of the same class and seed, or behind all."""
-    key = lambda row: (row["class"], row["seed"])  # noqa: E731
-    if key(new) not in map(key, rows):
-        return [*rows, new]
-    return [new if key(row) == key(new) else row for row in rows]
-
-
-def _with_mean_row(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The rows, then of every seed the mean over its rows."""
-    means = rows.groupby("seed", sort=False)[names].mean().reset_index()
-    return pd.concat([rows[["class", "seed", *names]], means.assign(**{"class": "Mean"})], ignore_index=True)
-
-
-def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Mean over the seeds of every class and, of several seeds, the sample standard deviation (NAME_std) behind."""
-    groups = rows.groupby("class", sort=False)[names]
-    table = groups.mean()
-    if rows["seed"].nunique() > 1:
-        table = table.join(groups.std().add_suffix("_std"))
-    return table.reset_index()
-
-
-def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """history.csv: every meta epoch of every job, with the metrics of those that were evaluated."""
-    extra = [name for name in LOCO_METRICS if any(name in row for row in rows)]
-    write_csv(path, pd.DataFrame(rows, columns=["class", "seed", *EpochStats._fields, *METRICS, *extra]))
-
-
-def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.6f") -> None:
-    write_text(path, table.to_csv(index=False, float_format=float_format, lineterminator="\n"))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `path` when the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(temporary, path)
+    results: pd.DataFrame
+    per_seed: pd.DataFrame
+    best_epoch: pd.DataFrame
+    history: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left: its folder, config.json, and the tables results.csv, results_best_epoch.csv and history.csv."""
+    """A run that was read: its folder, config.json, the finished jobs in order, and the tables of their results."""
 
     directory: Path
     config: dict[str, Any]
-    results: pd.DataFrame
-    best_epoch: pd.DataFrame
-    history: pd.DataFrame
+    results_of: dict[JobName, JobResult]
+    tables: Tables
+
+    @property
+    def results(self) -> pd.DataFrame:
+        return self.tables.results
+
+    @property
+    def best_epoch(self) -> pd.DataFrame:
+        return self.tables.best_epoch
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return self.tables.history
 
     @property
     def seeds(self) -> list[int]:
@@ -152,24 +88,182 @@ class RunRecord:
     @property
     def jobs(self) -> list[JobName]:
         """The finished jobs of the run, in order."""
-        labels = [backbone["label"] for backbone in self.config["net"]["backbones"]]
-        data = self.config["dataset"]
-        jobs = job_names(data["name"], data["subdatasets"], labels, self.seeds)
-        return [job for job in jobs if (self.directory / job.folder / "predictions.csv").is_file()]
+        return list(self.results_of)
+
+    def read(self, job: JobName, name: str) -> bytes:
+        """A file of a finished job, which must be as the job left it.
+
+        Raises:
+            DataError: it is missing or was changed.
+        """
+        path = self.directory / job.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"'{path}' cannot be read ({error.strerror}): evaluate again with --test") from error
+        if hashlib.sha256(content).hexdigest() != self.results_of[job].sha256.get(name):
+            raise DataError(f"'{path}' is damaged or was changed since it was written: evaluate again with --test")
+        return content
+
+    def predictions(self, job: JobName) -> pd.DataFrame:
+        """predictions.csv of a finished job: image, label, defect_type, score, decision.
+
+        Raises:
+            DataError: it is missing or was changed.
+        """
+        table = pd.read_csv(io.BytesIO(self.read(job, "predictions.csv")), dtype={"image": str, "defect_type": str})
+        for name in ("image", "defect_type"):
+            table[name] = table[name].map(_unquoted, na_action="ignore")
+        return table
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """predictions.csv of a model: image, label, defect_type, score, decision.
+def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobResult:
+    """Write job.json, with the digests of some files in the folder; returns what it says."""
+    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    result = JobResult(result.row, result.best_row, result.history, digests)
+    content = json.dumps({"format": 1, **_without_nan(asdict(result))}, indent=1, allow_nan=False)
+    write_text(folder / RESULT, content + "\n")
+    return result
+
+
+def read_result(folder: Path, name: JobName) -> JobResult:
+    """What job.json says.
+
+    Raises:
+        DataError: it is missing, damaged, or of another job.
+    """
+    path = folder / RESULT
+    advice = "move the run aside with --overwrite, or choose another --run_name"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != 1:
+            raise DataError(f"'{path}' is of another version: {advice}")
+        result = JobResult(**content)
+        rows = [_numbers(row, name) for row in (result.row, result.best_row, *result.history)]
+        digests = {str(key): str(value) for key, value in result.sha256.items()}
+        return JobResult(rows[0], rows[1], rows[2:], digests)
+    except FileNotFoundError as error:
+        raise DataError(f"'{folder}' is not the folder of a finished job: it has no {RESULT}; {advice}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"'{path}' cannot be read as a job's results ({error}): {advice}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN: null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(own) for own in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _numbers(row: Mapping[str, Any], name: JobName) -> dict[str, Any]:
+    """A row of job.json whose null is NaN again; ValueError where it is not one of this job."""
+    if (row["class"], row["seed"]) != (name.title, name.seed):
+        raise ValueError(f"it is of {row['class']}, seed {row['seed']}")
+    values = {key: math.nan if value is None else value for key, value in row.items() if key != "class"}
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} is no number")
+    return {"class": row["class"], **values}
+
+
+def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Write failed.json; remove it where nothing failed."""
+    if failures:
+        write_text(folder / FAILURES, json.dumps([asdict(one) for one in failures], indent=2) + "\n")
+    else:
+        (folder / FAILURES).unlink(missing_ok=True)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """What failed.json says; nothing where there is none.
 
     Raises:
         DataError: it is damaged.
     """
+    path = folder / FAILURES
     try:
-        table = pd.read_csv(path, dtype={"image": str, "defect_type": str})
-        table["score"].to_numpy(float), table["label"].astype(bool), table["decision"].astype(bool)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"'{path}' cannot be read as a run's predictions: {error}") from error
-    return table
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Failure(str(one["title"]), int(one["seed"]), str(one["error"])) for one in content]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"'{path}' cannot be read ({error}): remove it") from error
+
+
+def make_tables(
+    names: Sequence[JobName], results: Mapping[JobName, JobResult], failures: Sequence[Failure] = ()
+) -> Tables:
+    """The tables of what has finished so far, in the order of the names.
+
+    results.csv holds, for every class, the means over the seeds and, of several, their standard deviations; the reason
+    where a job failed. A metric that does not exist is an empty cell and left out of the means.
+    """
+    failed = {(one.title, one.seed): one for one in failures}
+    rows = []
+    for name in names:
+        if name in results:
+            rows.append(results[name].row)
+        elif one := failed.get((name.title, name.seed)):
+            rows.append({"class": one.title, "seed": one.seed, "error": one.error})
+    done = [results[name] for name in names if name in results]
+    history = [row for one in done for row in one.history]
+    extra = [name for name in LOCO_METRICS if any(name in row for row in [*rows, *history])]
+    columns = [*METRICS, *extra]
+    per_seed = pd.DataFrame(rows, columns=["class", "seed", *columns, *["error"] * bool(failures)])
+    best = pd.DataFrame([one.best_row for one in done], columns=["class", "seed", *columns, EPOCH])
+    epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
+    return Tables(
+        _over_seeds(_with_mean_row(per_seed, columns), columns),
+        _with_mean_row(per_seed, columns),
+        _over_seeds(_with_mean_row(best, columns), columns).merge(epochs, "left", on="class"),
+        pd.DataFrame(history, columns=["class", "seed", *EpochStats._fields, *columns]),
+    )
+
+
+def write_tables(folder: Path, tables: Tables) -> None:
+    """Write results.csv, results_per_seed.csv, results_best_epoch.csv and history.csv."""
+    write_csv(folder / "history.csv", tables.history)
+    write_csv(folder / "results_best_epoch.csv", tables.best_epoch)
+    write_csv(folder / "results_per_seed.csv", tables.per_seed)
+    write_csv(folder / "results.csv", tables.results)
+
+
+def _with_mean_row(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The rows, then of every seed the mean over its rows."""
+    means = rows.groupby("seed", sort=False)[names].mean().reset_index()
+    return pd.concat([rows, means.assign(**{"class": "Mean"})], ignore_index=True)[
+        [name for name in rows.columns if name in ("class", "seed", "error", *names)]
+    ]
+
+
+def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Mean over the seeds of every class and, of several seeds, the sample standard deviation (NAME_std) behind."""
+    groups = rows.groupby("class", sort=False)
+    table = groups[names].mean()
+    if rows["seed"].nunique() > 1:
+        table = table.join(groups[names].std().add_suffix("_std"))
+    if "error" in rows:
+        table = table.join(groups["error"].agg(lambda errors: "; ".join(dict.fromkeys(errors.dropna()))))
+    return table.reset_index()
+
+
+def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.6f") -> None:
+    """Write a table; text that a spreadsheet would run as a formula has an apostrophe before it."""
+    text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    quoted = table.assign(**{name: table[name].map(quote_formula, na_action="ignore") for name in text})
+    write_text(path, quoted.to_csv(index=False, float_format=float_format, lineterminator="\n"))
+
+
+def quote_formula(text: str) -> str:
+    """Text that starts as a spreadsheet's formula does, with an apostrophe before it."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def _unquoted(text: str) -> str:
+    """What quote_formula was given."""
+    return text[1:] if (hidden := FORMULA.match(text)) and hidden[1] else text
 
 
 def read_run(directory: Path) -> RunRecord:
@@ -179,73 +273,33 @@ def read_run(directory: Path) -> RunRecord:
         UsageError: no run's folder; those below it are named.
         DataError: a file that is damaged.
     """
-    if not (directory / "results.csv").is_file():
-        below = sorted(path.parent for path in directory.glob("**/results.csv")) if directory.is_dir() else []
+    if not (directory / "config.json").is_file():
+        below = sorted(path.parent for path in directory.glob("**/config.json")) if directory.is_dir() else []
         found = f"; there are runs in {', '.join(map(str, below))}" if below else ""
-        raise UsageError(f"'{directory}' is not the folder of a run: expected results.csv and config.json in it{found}")
-    tables = []
-    for name in ("results.csv", "results_best_epoch.csv", "history.csv"):
-        try:
-            tables.append(pd.read_csv(directory / name, dtype={"class": str, EPOCH: str}))
-            tables[-1]["class"]  # every table has it
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"'{directory / name}' cannot be read as a run's table: {error}") from error
+        raise UsageError(f"'{directory}' is not the folder of a run: expected config.json in it{found}")
+    config = read_config(directory / "config.json")
+    names = recorded_jobs(directory / "config.json", config)
+    found = {name: directory / name.folder for name in names if (directory / name.folder).exists()}
+    results = {name: read_result(folder, name) for name, folder in found.items()}
+    failures = read_failures(directory)
+    if not results and not failures:
+        raise UsageError(f"no job of the run in '{directory}' is finished yet: its command continues it")
+    return RunRecord(directory, config, results, make_tables(names, results, failures))
+
+
+def recorded_jobs(path: Path, config: Mapping[str, Any]) -> list[JobName]:
+    """All jobs that a config.json stands for, in order.
+
+    Raises:
+        DataError: entries are missing or not what they should be.
+    """
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        record = RunRecord(directory, config, *tables)
-        record.jobs  # noqa: B018 - raises where entries are missing
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"'{directory / 'config.json'}' cannot be read as a run's configuration: {error}") from error
-    return record
-
-
-def write_config(
-    path: Path,
-    run: RunConfig,
-    detector: DetectorConfig,
-    data: DatasetConfig,
-    classes: Sequence[str],
-    device: torch.device,
-    precision: torch.dtype,
-) -> None:
-    """config.json: every resolved option, and what the numbers also depend on."""
-    config = {
-        "run": asdict(run),
-        "net": asdict(detector),
-        "dataset": {**asdict(data), "subdatasets": list(classes)},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "precision": str(precision).removeprefix("torch."),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "git_revision": _git_revision(),
-    }
-    write_text(path, json.dumps(config, indent=2, default=str) + "\n")
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested options as {"net.options.dsc_hidden": "512"}; lists and numbers as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The commit of this checkout, marked where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        data, net, run = config["dataset"], config["net"], config["run"]
+        labels, seeds = [str(backbone["label"]) for backbone in net["backbones"]], [int(seed) for seed in run["seeds"]]
+        names = job_names(str(data["name"]), [str(name) for name in data["subdatasets"]], labels, seeds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read as a run's configuration: {error!r}") from error
+    for name in names:
+        if Path(name.folder).name in (".", "..") or len(Path(name.folder).parts) != 3:
+            raise DataError(f"'{path}' names class '{name.class_name}', which is no folder's name")
+    return names

@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiment.evaluation import LOCO_METRICS, METRICS
-from experiment.results import EPOCH, RunRecord, read_predictions
+from experiment.results import EPOCH, RunRecord
 from simplenet.checkpoint import read_description
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -86,7 +86,7 @@ def decisions(records: Sequence[RunRecord]) -> Table:
     for record, label in zip(records, labels, strict=True):
         for job in record.jobs:
             folder = record.directory / job.folder
-            table, thresholds = read_predictions(folder / "predictions.csv"), read_description(folder).thresholds
+            table, thresholds = record.predictions(job), read_description(folder).thresholds
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
             hits, alarms = (anomalous & decided).sum(), (~anomalous & decided).sum()
             shares = [

@@ -1,9 +1,9 @@
 """SimpleNet (Liu et al., CVPR 2023): a detector that discriminates patch features from their Gaussian-noised copies."""
 
 from simplenet.checkpoint import TrainedModel, load
-from simplenet.detector import EpochStats, Prediction, SimpleNet
+from simplenet.detector import Prediction, SimpleNet
 from simplenet.model import Adaptor, Discriminator
-from simplenet.training import discrimination_loss
+from simplenet.training import EpochStats, Training, discrimination_loss
 
 __all__ = [
     "Adaptor",
@@ -12,6 +12,7 @@ __all__ = [
     "Prediction",
     "SimpleNet",
     "TrainedModel",
+    "Training",
     "discrimination_loss",
     "load",
 ]

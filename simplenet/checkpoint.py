@@ -19,6 +19,7 @@ from torch import Tensor
 import backbones
 from datasets import ImageTransform, read_image
 from errors import DataError, UsageError
+from files import write_bytes, write_text
 from simplenet.detector import Prediction, SimpleNet
 
 FORMAT = 2
@@ -129,10 +130,10 @@ def save(folder: Path, detector: SimpleNet, description: Description) -> None:
     """Write a model into a folder that exists."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
     weights = write_tensors(tensors)
-    (folder / WEIGHTS).write_bytes(weights)
+    write_bytes(folder / WEIGHTS, weights)
     description = replace(description, checkpoint_sha256=hashlib.sha256(weights).hexdigest())
     written = {"format": FORMAT, **asdict(description)}
-    (folder / DESCRIPTION).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / DESCRIPTION, json.dumps(written, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> Description:

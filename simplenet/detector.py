@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
-from errors import DataError, UsageError
+from errors import UsageError
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.anomaly_map import anomaly_maps
 from simplenet.model import Adaptor, Discriminator, Member, whitening
-from simplenet.training import ADAPTOR_LR, MovingAverage, StepStats, Trainer, autocast
+from simplenet.training import ADAPTOR_LR, EpochStats, MovingAverage, Trainer, Training, autocast
 
 
 class Prediction(NamedTuple):
@@ -21,15 +21,6 @@ class Prediction(NamedTuple):
 
     scores: Tensor
     maps: Tensor
-
-
-class EpochStats(NamedTuple):
-    """One meta epoch: its number from 1, the mean loss, and the mean shares of patches beyond the margin."""
-
-    meta_epoch: int
-    loss: float
-    p_true: float
-    p_fake: float
 
 
 class SimpleNet(nn.Module):
@@ -164,8 +155,19 @@ class SimpleNet(nn.Module):
         self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
     ) -> None:
         """Train as fit does, on batches of what embed gives for normal images: [B, H1, W1, D]."""
+        for stats in self.training_on(embeddings):
+            if on_epoch is not None:
+                on_epoch(stats)
+
+    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """The meta epochs that fit_embeddings makes, to iterate over.
+
+        Args:
+            embeddings: as of fit_embeddings; whitening reads them once more, before the first epoch.
+            state: of an earlier Training with the same options, to go on from.
+        """
         adaptor_lr = self.adaptor_lr
-        if self.whiten > 0:
+        if self.whiten > 0 and state is None:
             weight, bias = whitening(embeddings, self.whiten)
             for member in self.members:
                 member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
@@ -184,20 +186,10 @@ class SimpleNet(nn.Module):
             self.precision,
             self._backbone_parameters(),
         )
-        for meta_epoch in range(1, self.meta_epochs + 1):
-            self.train()
-            steps: list[StepStats] = []
-            for _ in range(self.gan_epochs):
-                for batch in embeddings:
-                    steps.append(trainer.step(batch.flatten(0, 2)))
-                    if average is not None:
-                        average.update()
-                trainer.end_gan_epoch()
-                _check_finite(steps, meta_epoch)
-            self.eval()
-            loss, p_true, p_fake = (torch.stack(values).mean().item() for values in zip(*steps, strict=True))
-            if on_epoch is not None:
-                on_epoch(EpochStats(meta_epoch, loss, p_true, p_fake))
+        training = Training(self, trainer, average, embeddings, self.meta_epochs, self.gan_epochs)
+        if state is not None:
+            training.load_state_dict(state)
+        return training
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embeddings o (Eq. 4) of images [B, 3, H, W], of the detector's precision: [B, H1, W1, D].
@@ -265,16 +257,6 @@ class SimpleNet(nn.Module):
             return []
         network = self.backbone.build(self.layers, self.image_size, self.device)
         return list(network.requires_grad_(True).parameters())
-
-
-def _check_finite(steps: Sequence[StepStats], meta_epoch: int) -> None:
-    finite = torch.isfinite(torch.stack([stats.loss for stats in steps]))
-    if not finite.all():
-        step = int(finite.logical_not().nonzero()[0]) + 1
-        raise DataError(
-            f"training diverged: the loss is not finite from meta epoch {meta_epoch}, step {step} on; "
-            "lower dsc_lr or the noise, or look for extreme images"
-        )
 
 
 class _Mapped:

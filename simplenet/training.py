@@ -1,15 +1,16 @@
 """Training adaptor and discriminator on patch features (SimpleNet, section 3.5 and Algorithm 1)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
+from errors import DataError
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
 
@@ -50,6 +51,15 @@ class StepStats(NamedTuple):
     loss: Tensor
     p_true: Tensor
     p_fake: Tensor
+
+
+class EpochStats(NamedTuple):
+    """One meta epoch: its number from 1, the mean loss, and the mean shares of patches beyond the margin."""
+
+    meta_epoch: int
+    loss: float
+    p_true: float
+    p_fake: float
 
 
 class Trainer:
@@ -160,6 +170,30 @@ class Trainer:
         if self.epoch_schedule is not None:
             self.epoch_schedule.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on but a trained backbone's weights."""
+        return {
+            "members": [member.state_dict() for member in self.members],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self._schedules()],
+            "generators": [generator.get_state() for generator in self.source.generators],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict returned."""
+        for key, owners in (
+            ("members", self.members),
+            ("optimizers", self.optimizers),
+            ("schedules", self._schedules()),
+        ):
+            for owner, own in zip(owners, state[key], strict=True):
+                owner.load_state_dict(own)
+        for generator, own in zip(self.source.generators, state["generators"], strict=True):
+            generator.set_state(own)
+
+    def _schedules(self) -> list[CosineAnnealingLR | LambdaLR]:
+        return [*([self.epoch_schedule] if self.epoch_schedule is not None else []), *self.step_schedules]
+
 
 def warm_up_cosine_factor(step: int, steps: int) -> float:
     """What a learning rate is multiplied by at a step from 0: it rises over the first 30 and is 0 after `steps`."""
@@ -192,6 +226,86 @@ class MovingAverage:
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 9))
         torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+
+
+class Training:
+    """The meta epochs of a detector: iterating trains one after another and yields what each says of itself.
+
+    Between two of them, the detector is in eval mode, and the state can be saved and taken up again in another process:
+    on the same machine the epochs that follow are the same.
+
+    Args:
+        detector: whose networks are trained or averaged; it says by train() and eval() what happens.
+        trainer: makes the steps.
+        average: of the trained networks, if any.
+        embeddings: batches [B, H1, W1, D]; iterated gan_epochs times in every meta epoch.
+        meta_epochs, gan_epochs: how long.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        trainer: Trainer,
+        average: MovingAverage | None,
+        embeddings: Iterable[Tensor],
+        meta_epochs: int,
+        gan_epochs: int,
+    ) -> None:
+        self.detector = detector
+        self.trainer = trainer
+        self.average = average
+        self.embeddings = embeddings
+        self.meta_epochs = meta_epochs
+        self.gan_epochs = gan_epochs
+        self.meta_epoch = 0
+
+    def __iter__(self) -> Iterator[EpochStats]:
+        """The meta epochs that are left.
+
+        Raises:
+            DataError: the loss is not finite any more, found at the end of a pass.
+        """
+        while self.meta_epoch < self.meta_epochs:
+            self.detector.train()
+            steps: list[StepStats] = []
+            for _ in range(self.gan_epochs):
+                for batch in self.embeddings:
+                    steps.append(self.trainer.step(batch.flatten(0, 2)))
+                    if self.average is not None:
+                        self.average.update()
+                self.trainer.end_gan_epoch()
+                _check_finite(steps, self.meta_epoch + 1)
+            self.detector.eval()
+            self.meta_epoch += 1
+            yield EpochStats(self.meta_epoch, *(torch.stack(part).mean().item() for part in zip(*steps, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next meta epoch depends on but the embeddings' order: tensors, numbers, lists and dicts."""
+        return {
+            "meta_epoch": self.meta_epoch,
+            "detector": self.detector.state_dict(),
+            "trainer": self.trainer.state_dict(),
+            "averaged_steps": self.average.steps if self.average is not None else 0,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict returned."""
+        self.meta_epoch = state["meta_epoch"]
+        self.detector.load_state_dict(state["detector"])
+        self.trainer.load_state_dict(state["trainer"])
+        if self.average is not None:
+            self.average.steps = state["averaged_steps"]
+        self.detector.eval()
+
+
+def _check_finite(steps: Sequence[StepStats], meta_epoch: int) -> None:
+    finite = torch.isfinite(torch.stack([stats.loss for stats in steps]))
+    if not finite.all():
+        step = int(finite.logical_not().nonzero()[0]) + 1
+        raise DataError(
+            f"training diverged: the loss is not finite from meta epoch {meta_epoch}, step {step} on; "
+            "lower dsc_lr or the noise, or look for extreme images"
+        )
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

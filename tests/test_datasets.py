@@ -20,6 +20,7 @@ from datasets import (
     RandomTransform,
     Sample,
     Saturation,
+    Shuffled,
     check_headers,
     read_defects,
 )
@@ -128,9 +129,9 @@ def test_batches(mvtec, workers):
         assert first.images.shape == (3, 3, 32, 32)
         assert second.masks.shape == (1, 32, 32)
         assert [bool(mask.any()) for mask in first.masks] == [True, True, False]
-    orders = [[b.images for b in BatchLoader(dataset, 4, workers, shuffle_seed=seed)] for seed in (1, 1)]
+    orders = [[b.images for b in BatchLoader(dataset, 4, workers, Shuffled(4, seed))] for seed in (1, 1)]
     assert torch.equal(orders[0][0], orders[1][0])
-    shuffled = BatchLoader(ImageDataset(samples.train, ImageTransform(40, 32)), 4, workers, shuffle_seed=0)
+    shuffled = BatchLoader(ImageDataset(samples.train, ImageTransform(40, 32)), 4, workers, Shuffled(4, 0))
     passes = [next(iter(shuffled)).images for _ in range(6)]
     assert any(not torch.equal(passes[0], other) for other in passes[1:])
 

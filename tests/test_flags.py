@@ -11,7 +11,7 @@ from conftest import SMALL_DATA, SMALL_NET
 import main
 from errors import UsageError
 from experiment.config import parse_backbones
-from experiment.run import choose_device
+from experiment.resolve import choose_device
 
 RUN = {
     "--results_path": "elsewhere",
@@ -73,13 +73,15 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--half",
     "--input",
 }
-ELSEWHERE = {  # flags whose effect is tested by name below, in test_cli.py, in test_bank.py or in test_readers.py
+ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_bank or test_readers
     "--precision",
     "--feature_bank",
     "--eval_every",
     "--threshold_quantile",
     "--test",
     "--save_segmentation_images",
+    "--on_error",
+    "--overwrite",
     "--gpu",
     "--backbone_names",
     "--embedding_size",

@@ -18,10 +18,11 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 import main
 from errors import DataError, UsageError
+from experiment.config import job_names
 from experiment.evaluation import METRICS
 from experiment.pictures import panel, picture_name, worst
 from experiment.report import page
-from experiment.results import EPOCH, read_run, write_csv, write_history, write_results
+from experiment.results import EPOCH, JobResult, make_tables, read_run, write_csv, write_result, write_tables
 from experiment.tables import decisions, published, render, run_labels, summary
 
 CLASSES = (
@@ -43,15 +44,15 @@ def make_run(folder, like, gain=0.0):
     config = json.loads((like / "config.json").read_text())
     described = json.loads(next(like.rglob("model.json")).read_text())
     rng = np.random.default_rng(0)
-    rows, best, history = [], [], []
-    for name in CLASSES.split():
+    results = {}
+    for job in job_names("mvtec", CLASSES.split(), ["resnet18"], [0]):
+        name = job.class_name
         values = dict(zip(METRICS, rng.uniform(0.9, 0.99, len(METRICS)) + gain, strict=True))
         key = {"class": f"mvtec_{name}", "seed": 0}
-        rows.append({**key, **values})
-        best.append({**key, **values, "image_auroc": values["image_auroc"] + 0.005, EPOCH: 3})
-        for epoch in range(1, 5):
-            history.append({**key, **values, "meta_epoch": epoch, "loss": 1 / epoch, "p_true": 0.9, "p_fake": 0.9})
-        model = folder / "models" / "0" / f"mvtec_{name}"
+        best = {**key, **values, "image_auroc": values["image_auroc"] + 0.005, EPOCH: 3}
+        epochs = [{"meta_epoch": i, "loss": 1 / i, "p_true": 0.9, "p_fake": 0.9} for i in range(1, 5)]
+        history = [{**key, **values, **epoch} for epoch in epochs]
+        model = folder / job.folder
         (model / "examples").mkdir(parents=True)
         labels = np.arange(40) % 2
         kinds = np.where(labels == 1, "crack", "good")
@@ -69,8 +70,9 @@ def make_run(folder, like, gain=0.0):
             image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
             drawn = panel(image, image[..., 0] > 200, rng.random((64, 64)), (0, 1))
             Image.fromarray(drawn).save(model / picture_name(index))
-    write_results(folder, rows, best)
-    write_history(folder / "history.csv", history)
+        written = [model / "predictions.csv", *(model / "examples").iterdir()]
+        results[job] = write_result(model, JobResult({**key, **values}, best, history), written)
+    write_tables(folder, make_tables(list(results), results))
     config = {**config, "run": {**config["run"], "seeds": [0]}}
     config["dataset"] = {**config["dataset"], "subdatasets": CLASSES.split()}
     (folder / "config.json").write_text(json.dumps(config))
@@ -245,18 +247,24 @@ def test_report_command(run_main, mvtec_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("report {empty}", 2, "empty' is not the folder of a run: expected results.csv"),
+        ("report {empty}", 2, "empty' is not the folder of a run: expected config.json"),
         ("report {above}", 2, "there are runs in .*/run"),
         ("report", 2, "Missing argument 'RUN_DIR...'"),
-        ("report {broken}", 1, "history.csv' cannot be read as a run's table"),
+        ("report {broken}", 1, "mvtec_pill/job.json' cannot be read as a job's results"),
+        ("report {begun}", 2, "no job of the run in .*begun' is finished yet"),
         ("--run_name x report {run}", 2, "report takes no run options.*--run_name"),
     ],
 )
 def test_mistakes(run_main, mvtec_run, tmp_path, words, code, message):
     (tmp_path / "empty").mkdir()
     shutil.copytree(mvtec_run, tmp_path / "broken")
-    (tmp_path / "broken" / "history.csv").write_text("")
-    names = {name: tmp_path / name for name in ("empty", "broken")} | {"above": mvtec_run.parent, "run": mvtec_run}
+    (tmp_path / "broken" / "models/0/mvtec_pill/job.json").write_text("")
+    (tmp_path / "begun").mkdir()
+    shutil.copy(mvtec_run / "config.json", tmp_path / "begun")
+    names = {name: tmp_path / name for name in ("empty", "broken", "begun")} | {
+        "above": mvtec_run.parent,
+        "run": mvtec_run,
+    }
     done = run_main(*words.format(**names).split())
     assert done.returncode == code
     assert re.search(message, done.stderr), done.stderr
@@ -269,10 +277,13 @@ def test_mistakes(run_main, mvtec_run, tmp_path, words, code, message):
     [
         ("config.json", "{", DataError),
         ("config.json", "{}", DataError),
-        ("results.csv", "a,b\n1,2\n", DataError),
-        ("results_best_epoch.csv", None, DataError),
+        ("config.json", '{"run": {"seeds": [0]}, "net": {"backbones": [{"label": 1}]}, "dataset": []}', DataError),
+        ("config.json", None, UsageError),
+        ("models/0/mvtec_tile/job.json", "{}", DataError),
+        ("models/0/mvtec_tile/job.json", '{"format": 2}', DataError),
+        ("models/0/mvtec_tile/job.json", None, DataError),
         ("models/0/mvtec_tile/predictions.csv", "image\n1\n", DataError),
-        ("results.csv", None, UsageError),
+        ("models/0/mvtec_tile/predictions.csv", None, DataError),
     ],
 )
 def test_damaged_files_are_named(mvtec_run, tmp_path, name, content, error):

@@ -1,0 +1,147 @@
+"""What a command line names, found and checked: classes, images, backbones, the device and the precision."""
+
+import difflib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+import backbones
+from backbones.patches import patch_grid
+from datasets import DATASETS, ClassSamples, check_headers, find_root
+from errors import DataError, UsageError
+from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
+from simplenet import SimpleNet
+
+FeatureKey = tuple[str, tuple[str, ...], int | None]
+
+
+def feature_key(backbone: BackboneConfig, config: DetectorConfig, seed: int) -> FeatureKey:
+    """What a backbone's features depend on: name, layers and, of random weights, the seed."""
+    return backbone.name, backbone.layers, backbone.seed_in(seed) if config.backbone_weights == "random" else None
+
+
+def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
+    """The dataset's root folder and the classes to run: those asked for, else all.
+
+    Raises:
+        UsageError: an unknown dataset or class, or a path that is left out or missing.
+        DataError: no class under the path, or several folders that hold some.
+    """
+    if data.name not in DATASETS:
+        raise UsageError(f"unknown dataset '{data.name}'{_nearest(data.name, list(DATASETS))}")
+    reader = data.reader
+    if data.data_path is None and reader.default_root is None:
+        raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} PATH")
+    path = data.data_path if data.data_path is not None else reader.default_root()
+    if not path.is_dir():
+        raise UsageError(f"DATA_PATH '{path}' is not a folder")
+    root, known = find_root(reader, path)
+    if root != path:
+        click.echo(f"Reading dataset '{data.name}' from '{root}'", err=True)
+    classes = list(dict.fromkeys(data.subdatasets)) or known
+    for name in classes:
+        if name not in known:
+            raise UsageError(f"dataset '{data.name}' has no class '{name}' in '{root}'{_nearest(name, known)}")
+    return root, classes
+
+
+def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
+    """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
+
+    Raises:
+        DataError: what the dataset's reader raises, a file that is no image, a mask of another size than its image, or
+            no image left to train on.
+    """
+    samples = data.reader.read_class(root, class_name)
+    check_headers(samples.train + samples.validation + samples.test)
+    kept = int(len(samples.train) * data.train_val_split)
+    if kept < 1:
+        raise DataError(
+            f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} images to train on"
+        )
+    return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+
+
+def load_backbone(
+    backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
+) -> backbones.FeatureExtractor:
+    """A backbone whose layers are known to exist and to suit the detector; says what they are.
+
+    Raises:
+        UsageError: an unknown backbone or layer, no layer, or options that no detector can be built with.
+    """
+    extractor = backbones.load(backbone.name, config.backbone_weights, backbone.seed_in(seed))
+    if not backbone.layers:
+        raise UsageError(
+            f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
+        )
+    infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
+    shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
+    click.echo(f"{backbone.label}: {shown}", err=True)
+    with torch.device("meta"):
+        SimpleNet(extractor, backbone.layers, (imagesize, imagesize), **config.options)
+    for info in infos:
+        if min(patch_grid(info.grid, config.options["patchsize"])) < 1:
+            size = f"{info.grid[0]} x {info.grid[1]}"
+            raise UsageError(
+                f"--patchsize {config.options['patchsize']} does not fit layer {info.name}, which is {size}"
+            )
+    return extractor
+
+
+def choose_device(gpu: tuple[int, ...]) -> torch.device:
+    """The first GPU asked for, or the CPU where there is no CUDA device.
+
+    Raises:
+        UsageError: a GPU that does not exist; those that do are listed.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        click.echo(f"No CUDA device found: using the CPU with {torch.get_num_threads()} threads", err=True)
+        return torch.device("cpu")
+    for index in gpu:
+        if index >= count:
+            found = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+            raise UsageError(f"--gpu {index} does not exist: this machine has {found}")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda", gpu[0])
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in; auto takes bf16 where the device has instructions for it, else fp32.
+
+    That is Ampere and later among GPUs, and AVX512-BF16 or AMX among CPUs. TF32 is allowed unless fp32 is asked for.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
+    if name == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if native else "fp32"
+    click.echo(f"Computing in {name}", err=True)
+    return PRECISIONS[name]
+
+
+def create_directory(path: Path, flag: str) -> None:
+    """Make a folder that a flag names, and check that files can be written there.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another {flag}") from error
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}? It has {', '.join(known)}" if near else f": known are {', '.join(known)}"

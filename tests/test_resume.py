@@ -1,0 +1,245 @@
+"""A run that is interrupted, fails, or is asked for again: nothing is lost, and the bytes are those of a whole run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
+
+TABLES = ("results.csv", "results_per_seed.csv", "results_best_epoch.csv", "history.csv")
+KILLS = int(os.environ.get("KILLS", "4"))  # more by hand: KILLS=20 pytest tests/test_resume.py -k kill
+STABLE = [word for word in SMALL_NET if word not in ("--dsc_hidden", "8")] + ["--recipe", "stable"]
+
+
+def command(mvtec, *net, run=(), data=()):
+    return [*run, *SMALL_NET, *net, "dataset", *SMALL_DATA, *data, "mvtec", mvtec]
+
+
+def folder(tmp_path, name="test"):
+    return tmp_path / "results" / "project" / "group" / name
+
+
+def outputs(run):
+    """The bytes of all tables and predictions."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(run.rglob("*.csv"))
+        if ".partial" not in str(path)
+    }
+
+
+def start(tmp_path, words):
+    words = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
+    return subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def begun(run):
+    """Wait for a state of training in the run's folder; the path."""
+    while not (found := list(run.glob("models/*/.*.partial/state.pt"))):
+        time.sleep(0.01)
+    return found[0]
+
+
+VARIANTS = {
+    "stable": [*STABLE, "--meta_epochs", "6", "dataset", *SMALL_DATA],
+    "cosine, backbone trained": [
+        *SMALL_NET,
+        "--train_backbone",
+        "--cos_lr",
+        "--meta_epochs",
+        "4",
+        "dataset",
+        *SMALL_DATA,
+    ],
+    "images at every pass": [
+        *["--feature_bank", "off", "--eval_every", "2", "--seed", "3", "--seed", "4"],
+        *[*SMALL_NET, "--mix_noise", "2", "--meta_epochs", "5", "dataset", *SMALL_DATA],
+        *["--num_workers", "2", "--augment", "--batch_size", "3"],
+    ],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_runs_end_with_the_same_bytes(run_main, tmp_path, variant):
+    """SIGKILL at random moments of a run of three classes, each time continued: as if it had not been killed."""
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "c"])
+    words = [*VARIANTS[variant], "mvtec", tmp_path / "mvtec"]
+    started = time.monotonic()
+    whole = run_main("--run_name", "whole", *words)
+    seconds = time.monotonic() - started
+    assert whole.returncode == 0, whole.stderr
+    moments = random.Random(variant)
+    run, kills = folder(tmp_path), 0
+    while kills < KILLS:
+        process = start(tmp_path, words)
+        try:
+            process.wait(moments.uniform(0.3, 1) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if process.returncode == 0:  # all done: the next kill hits a new run
+            assert outputs(run) == outputs(folder(tmp_path, "whole"))
+            shutil.rmtree(run)
+    done = run_main(*words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(run) == outputs(folder(tmp_path, "whole"))
+    assert len(outputs(run)) == len(TABLES) + 3 * (2 if "--seed" in words else 1)
+    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("state.pt"))
+
+
+def test_training_goes_on_where_it_stood(run_main, tmp_path, mvtec):
+    """A killed job's epochs are not repeated, and TensorBoard and the bar count on."""
+    words = command(mvtec, "--meta_epochs", "400", data=["-d", "nut"])
+    process = start(tmp_path, words)
+    state = begun(folder(tmp_path))
+    time.sleep(1)
+    process.kill()
+    process.communicate()
+    epochs = torch.load(state, weights_only=True)["training"]["meta_epoch"]
+    stamp = state.stat().st_mtime_ns
+    process = start(tmp_path, words)
+    while state.stat().st_mtime_ns == stamp:
+        time.sleep(0.01)
+    again = torch.load(state, weights_only=True)
+    process.kill()
+    process.communicate()
+    assert epochs < again["training"]["meta_epoch"] < epochs + 20
+    assert [row["meta_epoch"] for row in again["history"]] == list(range(1, again["training"]["meta_epoch"] + 1))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_in_order(run_main, tmp_path, mvtec, number, code):
+    words = command(mvtec, "--meta_epochs", "3000", data=["--num_workers", "2", "--augment"])
+    process = start(tmp_path, words)
+    state = begun(folder(tmp_path))
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    last = errors.splitlines()[-1]
+    assert last == "Error: interrupted; 0 of 2 jobs are finished; the same command continues the run"
+    assert "Traceback" not in errors
+    assert output == ""
+    assert torch.load(state, weights_only=True)["training"]["meta_epoch"] >= 1
+    assert [path.name for path in folder(tmp_path).iterdir() if path.is_file()] == ["config.json"]
+
+
+def test_finished_jobs_are_not_repeated(run_main, tmp_path, mvtec):
+    assert run_main(*command(mvtec)).returncode == 0
+    run = folder(tmp_path)
+    before = outputs(run)
+    for name in TABLES:
+        (run / name).unlink()
+    (run / ".results.csv.partial").write_text("half")
+    (run / "models" / "0" / ".mvtec_bolt.partial").mkdir()
+    stamps = {path: path.stat().st_mtime_ns for path in run.glob("models/**/*") if path.is_file()}
+    done = run_main(*command(mvtec, data=["--num_workers", "1"], run=["--feature_bank", "off"]))
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 jobs are finished already" in done.stderr
+    assert "mvtec_nut" in done.stdout
+    assert outputs(run) == before
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not list(run.rglob("*.partial"))
+
+
+def test_other_options_do_not_touch_a_run(run_main, tmp_path, mvtec):
+    words = command(mvtec, data=["-d", "nut"])
+    assert run_main(*words).returncode == 0
+    run = folder(tmp_path)
+    before = outputs(run)
+    other = command(mvtec, "--noise_std", "0.1", data=["-d", "nut"])
+    done = run_main(*other)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "holds a run with other options (net.options.noise_std 0.05, now 0.1): choose another --run_name" in last
+    assert outputs(run) == before
+    done = run_main("--overwrite", *other)
+    assert done.returncode == 0, done.stderr
+    assert "The earlier run is now results/project/group/test.old-1" in done.stderr
+    assert outputs(folder(tmp_path, "test.old-1")) == before
+    assert outputs(run) != before
+    assert sorted(path.name for path in run.parent.iterdir()) == ["test", "test.old-1"]
+    assert run_main("--overwrite", *words).returncode == 0
+    assert outputs(run) == before == outputs(folder(tmp_path, "test.old-1"))
+    assert folder(tmp_path, "test.old-2").is_dir()
+    done = run_main("--overwrite", "--test", *words)
+    assert done.returncode == 2
+    assert "--test reads the run that --overwrite would move aside" in done.stderr
+
+
+def test_a_run_that_left_nothing_may_change_its_options(run_main, tmp_path, mvtec):
+    done = run_main(*command(mvtec, "--dsc_lr", "1e30"))
+    assert done.returncode == 1
+    done = run_main(*command(mvtec))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder(tmp_path) / "config.json").read_text())["net"]["options"]["dsc_lr"] == 0.0002
+
+
+def test_divergence_names_what_is_kept(run_main, tmp_path, mvtec):
+    """The noise grows beyond all bounds in the second epoch only: the state of the first is good."""
+    words = command(mvtec, "--meta_epochs", "9", "--dsc_lr", "3e37", data=["-d", "nut"])
+    done = run_main(*words)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "training diverged" in last
+    state = folder(tmp_path) / "models" / "0" / ".mvtec_nut.partial" / "state.pt"
+    assert ("; the state after meta epoch" in last) == state.exists()
+
+
+def test_skip_goes_on_without_a_bad_class(run_main, tmp_path):
+    """The reason is in results.csv and failed.json, the exit code is 1, and a mended class is caught up on."""
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "c", "d"])
+    header, late = (tmp_path / "mvtec" / name / "train" / "good" / "001.png" for name in ("b", "c"))
+    good = late.read_bytes()
+    header.write_bytes(b"no image")
+    late.write_bytes(good[:300])  # its header is good
+    words = command(tmp_path / "mvtec")
+    done = run_main(*words)
+    assert done.returncode == 1
+    assert "b/train/good/001.png' is not an image" in done.stderr.splitlines()[-1]
+    assert not folder(tmp_path).exists()
+    done = run_main("--on_error", "skip", *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: 2 of 4 jobs failed: the reasons are in '")
+    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
+    assert results.index.tolist() == ["mvtec_a", "mvtec_b", "mvtec_c", "mvtec_d", "Mean"]
+    assert results["image_auroc"].isna().tolist() == [False, True, True, False, False]
+    assert results.loc["Mean", "image_auroc"] == pytest.approx(results["image_auroc"].iloc[:4].mean(), abs=2e-6)
+    assert "b/train/good/001.png' is not an image" in results.loc["mvtec_b", "error"]
+    assert "c/train/good/001.png' cannot be read" in results.loc["mvtec_c", "error"]
+    failed = json.loads((folder(tmp_path) / "failed.json").read_text())
+    assert [(one["title"], one["seed"]) for one in failed] == [("mvtec_b", 0), ("mvtec_c", 0)]
+    assert [one["error"] for one in failed] == results.loc[["mvtec_b", "mvtec_c"], "error"].tolist()
+    assert run_main("report", folder(tmp_path)).returncode == 0
+    header.write_bytes(good)
+    late.write_bytes(good)
+    done = run_main(*words)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 jobs are finished already" in done.stderr
+    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
+    assert "error" not in results
+    assert results["image_auroc"].notna().all()
+    assert not (folder(tmp_path) / "failed.json").exists()
+
+
+def test_skip_when_every_class_fails(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["a", "b"])
+    for name in ("a", "b"):
+        (tmp_path / "mvtec" / name / "train" / "good" / "001.png").write_bytes(b"no image")
+    done = run_main("--on_error", "skip", *command(tmp_path / "mvtec"))
+    assert done.returncode == 1
+    assert "2 of 2 jobs failed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert pd.read_csv(Path(folder(tmp_path)) / "results.csv")["error"].notna().tolist() == [True, True, False]
