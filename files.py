@@ -1,9 +1,11 @@
-"""Writing files: under a temporary name first, then renamed, so that none is ever half there."""
+"""Files: written under a temporary name and renamed, so that none is ever half there; JSON of unknown origin read."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-from errors import DataError
+from errors import DataError, first_line
 
 PARTIAL = ".partial"
 
@@ -37,3 +39,27 @@ def write_text(path: Path, text: str) -> None:
 def cannot_write(path: Path, error: OSError, size: int) -> DataError:
     """What to tell a user whose file of `size` bytes could not be written."""
     return DataError(f"'{path}' cannot be written: {error.strerror}; it needs {size:,} bytes")
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, kind, error) from error
+
+
+def unreadable(path: Path, kind: str, error: Exception) -> DataError:
+    """What to tell a user whose file is not what it should be."""
+    return DataError(f"'{path}' cannot be read as {kind}: {first_line(error)}")

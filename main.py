@@ -176,7 +176,7 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
     "--ensemble",
     type=COUNT,
     default=1,
-    help="Adaptors and discriminators; of several, each trains on random halves of the patches.",
+    help="Adaptors and discriminators; of several, each trains on random quarters of the patches.",
 )
 @click.option(
     "--ema",

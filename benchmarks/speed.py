@@ -158,7 +158,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
 
     detector.train()
     step, plain_step, floor = medians(
-        rounds, lambda: trainer.step(features), lambda: plain_training.step(float_features), products
+        rounds, lambda: trainer.step([features]), lambda: plain_training.step(float_features), products
     )
     row(f"train step, {BATCH} images, floor: its 4 products", step, plain_step, floor)
 
@@ -169,7 +169,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
 
     def bank_pass() -> None:
         for batch in bank.batches(BATCH, order):
-            trainer.step(batch.flatten(0, 2))
+            trainer.step([batch.flatten(0, 2)])
 
     @torch.no_grad()
     def embed_plainly(batch: torch.Tensor) -> torch.Tensor:

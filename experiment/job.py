@@ -84,6 +84,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
     state = _read_state(folder / STATE)
     history: list[dict[str, Any]] = state["history"] if state else []
     evaluation: Evaluation | None = None
+    kept = 0
     passes = detector.passes * len(train) + -(-detector.meta_epochs // run.eval_every) * len(test)
     try:
         with (
@@ -93,8 +94,8 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
         ):
             if state:
                 bar.update(_done(detector, run, len(history), len(train), len(test)))
-                train.order.load_state_dict(state["order"])
-            training = detector.training_on(_Counted(train, bar), state and state["training"])
+            training = _take_up(detector, train, _Counted(train, bar), folder / STATE, state)
+            kept = len(history)
             for stats in training:
                 values: dict[str, float] = {}
                 if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
@@ -106,13 +107,14 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
                     if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
                         board.add_scalar(name, value, stats.meta_epoch)
                 _write_state(folder / STATE, training, train, history)
+                kept = stats.meta_epoch
             if evaluation is None:  # interrupted after the last meta epoch
                 evaluation = evaluate(test, samples.test, defects, bar)
             result = _finish(job, folder, detector, test, evaluation, history, run, data, banks)
-    except DataError as error:
-        if history:
-            raise DataError(f"{error}; the state after meta epoch {len(history)} is in '{folder / STATE}'") from error
-        raise
+    except (DataError, OSError) as error:
+        reason = str(error) if isinstance(error, DataError) else f"'{folder}' cannot be written: {error.strerror}"
+        where = f"; the state after meta epoch {kept} is in '{folder / STATE}'" if kept else ""
+        raise DataError(reason + where) from error
     finally:
         if not (folder / STATE).exists():  # nothing to go on from
             shutil.rmtree(folder, ignore_errors=True)
@@ -199,11 +201,35 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"'{path}' is damaged ({first_line(error)}): remove the folder '{path.parent}' to train it from its start"
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if len(state["history"]) != state["training"]["meta_epoch"]:
+            raise ValueError("its history does not fit")
+        return state
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"'{path}' is damaged ({first_line(error)}): remove the folder '{path.parent}' to train it from its start"
+    )
+
+
+def _take_up(
+    detector: SimpleNet, train: TrainingEmbeddings, batches: "_Counted", path: Path, state: dict[str, Any] | None
+) -> Training:
+    """Training from its start, or from a state that _read_state returned.
+
+    Raises:
+        DataError: the state is not one of this job.
+    """
+    if state is None:
+        return detector.training_on(batches)
+    try:
+        train.order.load_state_dict(state["order"])
+        return detector.training_on(batches, state["training"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
 def check_trained(job: Job, run: RunConfig) -> Description:
@@ -262,7 +288,7 @@ def _write_predictions(
         What reports read of it.
     """
     samples, threshold = predictions.dataset.samples, description.thresholds.image
-    names = [sample.image_path.relative_to(job.root).as_posix() for sample in samples]
+    names = [image_name(sample.image_path, job.root) for sample in samples]
     examples = write_worst(folder, predictions, evaluation, description.map_range)
     if save_segmentation_images:
         write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
@@ -275,6 +301,12 @@ def _write_predictions(
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
     return [folder / "predictions.csv", *examples]
+
+
+def image_name(path: Path, root: Path) -> str:
+    """How predictions.csv names an image: by its path below the dataset's root, one that lies elsewhere in full."""
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100 - resolve follows links
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:

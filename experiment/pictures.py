@@ -107,7 +107,7 @@ def write_segmentations(
     bar = progress("pictures", total=len(names), unit="image")
     drawings = _panels(predictions, range(len(names)), map_range)
     for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
-        path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png")
+        path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png").lstrip("/")
         write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
         bar.update()
     bar.close()

@@ -13,7 +13,9 @@ import torch
 
 from errors import DataError
 from experiment.config import DatasetConfig, DetectorConfig, RunConfig
+from files import read_json
 
+KIND = "a run's configuration"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
 # Where results go, and how fast they come: runs that differ in nothing else give the same numbers.
 INDIFFERENT = {
@@ -56,11 +58,11 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is damaged.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["run"], config["net"], config["dataset"]  # every one has them
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"'{path}' cannot be read as a run's configuration: {error!r}") from error
+    config = read_json(path, KIND)
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name), dict) for name in ("run", "net", "dataset")
+    ):
+        raise DataError(f"'{path}' cannot be read as {KIND}: it lacks run, net or dataset")
     return config
 
 

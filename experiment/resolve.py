@@ -41,6 +41,9 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     root, known = find_root(reader, path)
     if root != path:
         click.echo(f"Reading dataset '{data.name}' from '{root}'", err=True)
+    for name in known:
+        if Path(name).name != name:
+            raise DataError(f"dataset '{data.name}' in '{root}' names class '{name}', which is no folder's name")
     classes = list(dict.fromkeys(data.subdatasets)) or known
     for name in classes:
         if name not in known:

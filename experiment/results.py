@@ -15,11 +15,12 @@ import pandas as pd
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
 from experiment.evaluation import LOCO_METRICS, METRICS
-from experiment.provenance import read_config
-from files import write_text
+from experiment.provenance import KIND, read_config
+from files import read_json, unreadable, write_text
 from simplenet import EpochStats
 
 RESULT, FAILURES = "job.json", "failed.json"
+FORMAT = 1  # of job.json
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
 FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
 
@@ -121,7 +122,7 @@ def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobR
     """Write job.json, with the digests of some files in the folder; returns what it says."""
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     result = JobResult(result.row, result.best_row, result.history, digests)
-    content = json.dumps({"format": 1, **_without_nan(asdict(result))}, indent=1, allow_nan=False)
+    content = json.dumps({"format": FORMAT, **_without_nan(asdict(result))}, indent=1, allow_nan=False)
     write_text(folder / RESULT, content + "\n")
     return result
 
@@ -135,17 +136,18 @@ def read_result(folder: Path, name: JobName) -> JobResult:
     path = folder / RESULT
     advice = "move the run aside with --overwrite, or choose another --run_name"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != 1:
-            raise DataError(f"'{path}' is of another version: {advice}")
+        content = read_json(path, "a job's results")
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"it is of another version; {advice}")
         result = JobResult(**content)
-        rows = [_numbers(row, name) for row in (result.row, result.best_row, *result.history)]
+        rows = [_numbers(row, name, METRICS) for row in (result.row, result.best_row)]
+        history = [_numbers(row, name, EpochStats._fields) for row in result.history]
         digests = {str(key): str(value) for key, value in result.sha256.items()}
-        return JobResult(rows[0], rows[1], rows[2:], digests)
+        return JobResult(rows[0], _numbers(rows[1], name, (EPOCH,)), history, digests)
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' is not the folder of a finished job: it has no {RESULT}; {advice}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"'{path}' cannot be read as a job's results ({error}): {advice}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, "a job's results", error) from error
 
 
 def _without_nan(value: Any) -> Any:
@@ -157,14 +159,16 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _numbers(row: Mapping[str, Any], name: JobName) -> dict[str, Any]:
-    """A row of job.json whose null is NaN again; ValueError where it is not one of this job."""
+def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str]) -> dict[str, Any]:
+    """A row of job.json whose null is NaN again; ValueError where it is not one of this job or lacks a column."""
     if (row["class"], row["seed"]) != (name.title, name.seed):
         raise ValueError(f"it is of {row['class']}, seed {row['seed']}")
     values = {key: math.nan if value is None else value for key, value in row.items() if key != "class"}
+    if missing := [column for column in columns if column not in values]:
+        raise ValueError(f"it has no {', '.join(missing)}")
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} is no number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+            raise ValueError(f"{key} is no finite number")
     return {"class": row["class"], **values}
 
 
@@ -182,14 +186,13 @@ def read_failures(folder: Path) -> list[Failure]:
     Raises:
         DataError: it is damaged.
     """
-    path = folder / FAILURES
+    path, kind = folder / FAILURES, "a list of failed jobs"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [Failure(str(one["title"]), int(one["seed"]), str(one["error"])) for one in content]
+        return [Failure(str(one["title"]), int(one["seed"]), str(one["error"])) for one in read_json(path, kind)]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}): remove it") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise unreadable(path, kind, error) from error
 
 
 def make_tables(
@@ -297,8 +300,8 @@ def recorded_jobs(path: Path, config: Mapping[str, Any]) -> list[JobName]:
         data, net, run = config["dataset"], config["net"], config["run"]
         labels, seeds = [str(backbone["label"]) for backbone in net["backbones"]], [int(seed) for seed in run["seeds"]]
         names = job_names(str(data["name"]), [str(name) for name in data["subdatasets"]], labels, seeds)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"'{path}' cannot be read as a run's configuration: {error!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unreadable(path, KIND, error) from error
     for name in names:
         if Path(name.folder).name in (".", "..") or len(Path(name.folder).parts) != 3:
             raise DataError(f"'{path}' names class '{name.class_name}', which is no folder's name")

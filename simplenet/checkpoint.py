@@ -1,7 +1,9 @@
 """A trained model on disk: checkpoint.safetensors, and model.json with all that is needed to rebuild and use it."""
 
 import hashlib
+import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +21,11 @@ from torch import Tensor
 import backbones
 from datasets import ImageTransform, read_image
 from errors import DataError, UsageError
-from files import write_bytes, write_text
+from files import read_json, unreadable, write_bytes, write_text
 from simplenet.detector import Prediction, SimpleNet
 
 FORMAT = 2
+LARGEST = 2**16  # of whole numbers in a description that decide sizes
 WEIGHTS, DESCRIPTION = "checkpoint.safetensors", "model.json"
 BATCH = 8  # images scored at once where nobody says otherwise
 
@@ -148,16 +151,19 @@ def read_description(folder: Path) -> Description:
         below = sorted(str(found.parent) for found in folder.glob(f"**/{DESCRIPTION}")) if folder.is_dir() else []
         found = f"; there are models in {', '.join(below)}" if below else ""
         raise UsageError(f"'{folder}' is not the folder of a model: expected {DESCRIPTION} and {WEIGHTS} in it{found}")
+    kind = "a model's description"
+    content = read_json(path, kind)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format")
         if version != FORMAT:
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
         content["thresholds"] = Thresholds(**content["thresholds"])
         content["map_range"] = tuple(content["map_range"])
-        return Description(**content)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"'{path}' cannot be read as a model's description: {error}") from error
+        description = Description(**content)
+        _check(description)
+        return description
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, kind, error) from error
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weights: str | None = None) -> TrainedModel:
@@ -179,18 +185,18 @@ def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weight
     held = "random" if description.backbone_sha256 is None else None  # the checkpoint holds the backbone's weights
     weights = backbone_weights or held or backbone["weights"]
     transform = ImageTransform(**description.transform)
-    try:
-        detector = SimpleNet(
-            backbones.load(backbone["name"], weights, backbone["seed"]),
-            backbone["layers"],
-            (transform.imagesize, transform.imagesize),
-            seed=description.seed,
-            precision=description.dtype,
-            **description.options,
-        ).to(device)
-    except TypeError as error:
-        raise DataError(f"'{folder / DESCRIPTION}' holds options that do not exist: {error}") from error
-    restore(detector, folder, description)
+    tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
+    layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
+    extractor = backbones.load(backbone["name"], weights, backbone["seed"])
+    counts = {name: description.options.get(name, 0) for name in ("ensemble", "pre_proj", "dsc_layers")}
+    if max(counts.values()) > len(tensors):
+        raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
+    with torch.device("meta"):  # nothing of the size that the description claims is made before it proves right
+        _check_shapes(folder, SimpleNet(extractor, layers, size, **description.options), tensors)
+    detector = SimpleNet(
+        extractor, layers, size, seed=description.seed, precision=description.dtype, **description.options
+    ).to(device)
+    _fill(detector, folder, description, tensors)
     return TrainedModel(detector, transform, description)
 
 
@@ -200,8 +206,12 @@ def restore(detector: SimpleNet, folder: Path, description: Description) -> None
     Raises:
         DataError: as load.
     """
+    _fill(detector, folder, description, _read_weights(folder / WEIGHTS, description.checkpoint_sha256))
+
+
+def _fill(detector: SimpleNet, folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
     try:
-        detector.load_state_dict(_read_weights(folder / WEIGHTS, description.checkpoint_sha256))
+        detector.load_state_dict(tensors)
     except RuntimeError as error:
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': {error}") from error
     detector.eval()
@@ -210,6 +220,50 @@ def restore(detector: SimpleNet, folder: Path, description: Description) -> None
             f"the weights of backbone '{detector.backbone.name}' ({detector.backbone.weights}) are not those that "
             f"'{folder}' was trained with: give the file of those with --backbone_weights"
         )
+
+
+def _check(description: Description) -> None:
+    """Types and bounds of what decides how much is computed; ValueError says what is wrong."""
+    backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
+    types = {name: parameter.annotation for name, parameter in inspect.signature(SimpleNet).parameters.items()}
+    if unknown := [name for name in description.options if name not in types]:
+        raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
+    claims: list[tuple[str, Any, Any]] = [
+        *((name, value, types[name]) for name, value in description.options.items()),
+        *((name, transform[name], int) for name in ("resize", "imagesize")),
+        *((name, value, float) for name, value in asdict(thresholds).items() if name not in ("source", "images")),
+        *(("map_range", value, float) for value in description.map_range),
+        *(("layers", value, str) for value in backbone["layers"]),
+        *((name, backbone[name], str) for name in ("name", "weights")),
+        *(("seed", value, int) for value in (description.seed, backbone["seed"])),
+    ]
+    for name, value, kind in claims:
+        if not _is(value, kind, 2**63 if name == "seed" else LARGEST):
+            raise ValueError(f"{name} is {value!r}")
+    if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
+        raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
+    description.dtype  # noqa: B018 - KeyError where there is no such precision
+
+
+def _is(value: Any, kind: Any, largest: int) -> bool:
+    """Whether a value from JSON is of a type; a number must be finite, a whole one neither negative nor too large."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind) and (not isinstance(value, int) or 0 <= value <= largest)
+
+
+def _check_shapes(folder: Path, planned: SimpleNet, tensors: dict[str, Tensor]) -> None:
+    """Whether a checkpoint holds what a network of the described options (on the meta device) consists of."""
+    for name, tensor in planned.members.state_dict(prefix="members.").items():
+        found = tensors.get(name)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            shown = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise DataError(
+                f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': {name} is {shown}, "
+                f"not {tensor.dtype} {list(tensor.shape)}"
+            )
 
 
 def backbone_digest(detector: SimpleNet) -> str | None:

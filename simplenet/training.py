@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ ADAPTOR_LR = 1e-4
 BACKBONE_LR = 1e-3
 DISCRIMINATOR_WEIGHT_DECAY = 1e-5
 WARM_UP_STEPS = 30
+POOL = 8
 FP16_LOSS_SCALE = 1024.0
 
 
@@ -66,8 +68,9 @@ class Trainer:
     """Optimisers, schedule and random state of one training run.
 
     AdamW(adaptor, 1e-4), Adam(discriminator, dsc_lr, weight decay 1e-5) and, where a backbone is trained,
-    AdamW(backbone, 1e-3). Where there are several members, each learns from its own random half of every batch's
-    patches (subagging, Buehlmann and Yu: Analyzing bagging, 2002).
+    AdamW(backbone, 1e-3). Of several members, each learns from random quarters of the patches of POOL batches
+    (subagging, Buehlmann and Yu: Analyzing bagging, 2002): two that saw the same images in the same order would share
+    what that order does to them, which their mean does not take away.
 
     The adaptor's layers and the discriminator's first are all affine unless --proj_layer_type puts activations between
     them, so they are composed: h = W o + b with W = W1 Wp, and h- = h + W1 epsilon. The step is the same, with four
@@ -121,12 +124,33 @@ class Trainer:
         self.precision = precision
         self.source = NoiseSource(self.device, seed)
 
-    def step(self, features: Tensor, noise: Noise | None = None) -> StepStats:
-        """One optimisation step on patch embeddings [N, D]; `noise` replaces the drawn one where it is given."""
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
+        """As many optimisation steps as there are batches of patch embeddings [N, D]."""
+        if len(self.members) == 1:
+            for batch in batches:
+                yield self.step([batch[self.source.permutation(len(batch))] if self.noise.difference > 0 else batch])
+            return
+        batches = iter(batches)
+        while pool := list(islice(batches, POOL)):
+            patches = torch.cat(pool)
+            for shares in zip(*(self._shares(patches, len(pool)) for _ in self.members), strict=True):
+                yield self.step(shares)
+
+    def _shares(self, patches: Tensor, count: int) -> Iterator[Tensor]:
+        """A quarter of some patches in disjoint random parts."""
+        for indices in self.source.permutation(len(patches)).tensor_split(count):
+            yield patches[indices[: -(-len(indices) // 4)]]
+
+    def step(self, shares: Sequence[Tensor], noise: Noise | None = None) -> StepStats:
+        """One optimisation step.
+
+        Args:
+            shares: patch embeddings [N, D] for every member, in random order where the noise needs it.
+            noise: replaces the drawn one.
+        """
         scores = []
         with autocast(self.device, self.precision):
-            for member in self.members:
-                share = self._share(features)
+            for member, share in zip(self.members, shares, strict=True):
                 own = self._sample(member, share) if noise is None else noise
                 scores.append(_discriminate(member, share.to(self.precision), own))
         loss = torch.stack([truncated_l1(true.float(), fake.float(), self.margin) for true, fake in scores]).sum()
@@ -143,13 +167,6 @@ class Trainer:
             (true >= self.margin).float().mean(),
             (fake < -self.margin).float().mean(),
         )
-
-    def _share(self, features: Tensor) -> Tensor:
-        """What one member learns from: all patches or a random half; in random order where the noise needs it."""
-        count = len(features) if len(self.members) == 1 else -(-len(features) // 2)
-        if count == len(features) and self.noise.difference == 0:
-            return features
-        return features[self.source.permutation(len(features))[:count]]
 
     @torch.no_grad()
     def _sample(self, member: Member, features: Tensor) -> Noise:
@@ -269,8 +286,8 @@ class Training:
             self.detector.train()
             steps: list[StepStats] = []
             for _ in range(self.gan_epochs):
-                for batch in self.embeddings:
-                    steps.append(self.trainer.step(batch.flatten(0, 2)))
+                for stats in self.trainer.steps(batch.flatten(0, 2) for batch in self.embeddings):
+                    steps.append(stats)
                     if self.average is not None:
                         self.average.update()
                 self.trainer.end_gan_epoch()

@@ -16,7 +16,7 @@ from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.anomaly_map import anomaly_maps
 from simplenet.model import Member, compose, whitening
-from simplenet.training import MovingAverage, Trainer, _discriminate, truncated_l1
+from simplenet.training import POOL, MovingAverage, Trainer, _discriminate, truncated_l1
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
 META = json.loads(GOLDEN["meta"].tobytes())
@@ -67,7 +67,7 @@ def test_golden_training():
         again = discrimination_loss(adaptor.train(), discriminator.eval(), features, noise, META["dsc_margin"])
         assert again.ndim == 0
         discriminator.train()
-        found = trainer.step(features, Noise(noise)).loss.item()
+        found = trainer.step([features], Noise(noise)).loss.item()
         assert found == pytest.approx(GOLDEN["train.losses"][step], abs=1e-5)
     for module, prefix in ((adaptor, "trained.adaptor."), (discriminator, "trained.discriminator.")):
         names = [name for name in GOLDEN.files if name.startswith(prefix)]
@@ -244,25 +244,40 @@ def test_warm_up_cosine():
     rates = []
     for _ in range(100):
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
-        trainer.step(torch.randn(6, 4))
+        trainer.step([torch.randn(6, 4)])
     factors = [min(1, (k + 1) / 30) * (1 + np.cos(np.pi * k / 100)) / 2 for k in range(100)]
     np.testing.assert_allclose(rates, np.outer(factors, [1e-3, 3e-3, 1e-3]), rtol=1e-9)
     assert rates[-1][0] < 1e-6
 
 
-def test_members_differ_learn_from_halves_and_are_averaged():
+def test_members_differ_learn_from_quarters_and_are_averaged():
     detector = random_detector(ensemble=3, gan_epochs=2)
     embeddings = torch.randn(2, 4, 4, 16)
     seen = []
     for member in detector.members:
         member.discriminator.body[0][1].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     detector.fit_embeddings([embeddings])
-    assert seen == [2 * 16] * 6  # half of 32 patches, true and fake
+    assert seen == [2 * 8] * 6  # a quarter of 32 patches, true and fake
     with torch.no_grad():
         flat = embeddings.flatten(0, 2)
         each = [-member.discriminator(member.adaptor(flat)).view(2, 4, 4) for member in detector.members]
         torch.testing.assert_close(detector.patch_scores(embeddings), torch.stack(each).mean(0))
     assert not torch.allclose(each[0], each[1])
+
+
+def test_members_draw_from_pools_of_batches():
+    """As many steps as batches; within a pool no member sees a patch twice, and no two see the same at a time."""
+    trainer = Trainer(random_detector(ensemble=2).members, FeatureNoise(0.1), 0.5, 1e-3)
+    taken = []
+    trainer.step = lambda shares: taken.append([share[:, 0].long().tolist() for share in shares])
+    batches = [torch.arange(16.0).view(16, 1).expand(16, 16) + 16 * i for i in range(POOL + 2)]
+    list(trainer.steps(iter(batches)))
+    assert [[len(share) for share in shares] for shares in taken] == [[4, 4]] * (POOL + 2)
+    for member in (0, 1):
+        seen = [value for shares in taken for value in shares[member]]
+        assert len(set(seen)) == len(seen)
+        assert max(value for shares in taken[:POOL] for value in shares[member]) < 16 * POOL
+    assert all(sorted(one) != sorted(other) for one, other in taken)
 
 
 def test_a_loss_that_is_not_finite_is_named():
@@ -297,7 +312,7 @@ def test_noise_is_seeded():
         torch.manual_seed(0)
         trainer = Trainer([Member(Adaptor(6), Discriminator(6, hidden=5))], FeatureNoise(0.5), 0.5, 2e-4, seed=seed)
         features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
-        return [trainer.step(features).loss.item() for _ in range(3)]
+        return [trainer.step([features]).loss.item() for _ in range(3)]
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
@@ -309,7 +324,7 @@ def test_step_shares_beyond_the_margin():
     with torch.no_grad():
         q = adaptor(features)
         true, fake = discriminator(torch.cat([q, q + noise])).chunk(2)
-    stats = Trainer([Member(adaptor, discriminator)], FeatureNoise(0.5), 0.1, 2e-4).step(features, Noise(noise))
+    stats = Trainer([Member(adaptor, discriminator)], FeatureNoise(0.5), 0.1, 2e-4).step([features], Noise(noise))
     assert stats.p_true.item() == pytest.approx((true >= 0.1).float().mean().item())
     assert stats.p_fake.item() == pytest.approx((fake < -0.1).float().mean().item())
     assert 0 < stats.p_true.item() < 1
@@ -320,7 +335,7 @@ def test_cosine_schedule():
     trainer = Trainer([Member(Adaptor(4), Discriminator(4))], FeatureNoise(0.1), 0.5, 1e-3, cosine_epochs=6)
     rates = []
     for _ in range(7):
-        trainer.step(torch.randn(6, 4))
+        trainer.step([torch.randn(6, 4)])
         rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         trainer.end_gan_epoch()
     expected = [0.4e-3 + 0.6e-3 * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(7)]

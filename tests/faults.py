@@ -1,0 +1,252 @@
+"""Faults in every file of a run and a disk that is full at every write: a right result or one clear error line.
+
+    python tests/faults.py [--cases 200] [--sizes 40] [--seed 0]
+
+Cases are a kind of file, cut at a random place or made unreadable, and a command that meets it. Sizes are those of a
+file system that a run is written to and that is too small in all but the last; the run is then continued with room.
+Every command runs in a fork of this process. Prints a table and exits with 1 if any case ended otherwise.
+"""
+
+import argparse
+import collections
+import ctypes
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from conftest import SMALL_DATA, SMALL_NET, make_mvtec
+
+import experiment.export
+import experiment.job
+import experiment.predict
+import experiment.report
+import main
+
+RUN = Path("results/project/group/test")
+MODEL = RUN / "models/0/mvtec_bolt"
+NET = ["--save_segmentation_images", *SMALL_NET, "--meta_epochs", "3", "--ema", "0.9", "dataset", *SMALL_DATA]
+DROP_FROM_BOUNDING_SET, OVERRIDE_PERMISSIONS = 24, (1, 2)  # prctl; root reads everything without this
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def command(words: list[str], where: Path, before: Callable[[], object] = lambda: None) -> Done:
+    """Run main.py's command line in a fork, in a folder."""
+    output, errors = where / ".output", where / ".errors"
+    child = os.fork()
+    if child == 0:
+        os.chdir(where)
+        for stream, path in ((1, output), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+        before()
+        sys.argv = ["main.py", *words]
+        try:
+            code = main.cli()
+        except BaseException:  # what a user would see as a traceback
+            sys.excepthook(*sys.exc_info())
+            code = 99
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return Done(os.waitstatus_to_exitcode(status), output.read_text(), errors.read_text())
+
+
+def tables(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.glob("*.csv")}
+
+
+def predictions(run: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(run.glob("models/0/*/predictions.csv"))]
+
+
+def scores(where: Path) -> list[str]:
+    return [line.split(",")[1] for line in (where / "out/predictions.csv").read_text().splitlines()]
+
+
+class Ways:
+    """The commands that may meet a fault, and what each gives where there is none."""
+
+    def __init__(self, data: Path) -> None:
+        self.words = {
+            "continue": [*NET, "mvtec", str(data)],
+            "--test": ["--test", *NET, "mvtec", str(data)],
+            "report": ["report", str(RUN)],
+            "predict": ["predict", str(MODEL), str(data / "bolt/test"), "--out", "out", "--map", "none"],
+            "export": ["export", str(MODEL), "--format", "torch_export"],
+        }
+        self.right: dict[str, object] = {}
+
+    def result(self, way: str, done: Done, where: Path) -> object:
+        """What must be the same with and without a fault, if a command says that all is well."""
+        run = where / RUN
+        if way == "continue":
+            return tables(run), done.output
+        if way == "--test":
+            return tables(run), predictions(run), done.output
+        if way == "predict":
+            return scores(where)
+        return done.output
+
+
+def verdict(done: Done, right: bool) -> str:
+    lines = [line for line in done.errors.splitlines() if line.startswith("Error: ")]
+    if "Traceback" in done.errors or done.code == 99 or done.code < 0:
+        return "TRACEBACK"
+    if done.code == 0:
+        return "right result" if right else "WRONG RESULT"
+    return "one clear error" if done.code in (1, 2) and len(lines) == 1 else "UNCLEAR ERROR"
+
+
+def without_override() -> None:
+    """From the next exec on, even root may only read what its permissions allow; here at once."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    for capability in OVERRIDE_PERMISSIONS:
+        sets[0] &= ~(1 << capability)
+    libc.capset(header, sets)
+
+
+def stop_in_the_second_class() -> None:
+    """Die as by SIGKILL after the second meta epoch of the second class."""
+    write, count = experiment.job._write_state, 0
+
+    def counted(*arguments: object) -> None:
+        nonlocal count
+        write(*arguments)
+        count += 1
+        if count == 5:
+            os._exit(137)
+
+    experiment.job._write_state = counted
+
+
+def damaged(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str, str, str]]:
+    """(kind of fault, what was hit by which command, verdict) for as many cases."""
+    data = make_mvtec(where / "data")
+    ways = Ways(data)
+    whole, half = where / "whole", where / "half"
+    for folder, before in ((whole, lambda: None), (half, stop_in_the_second_class)):
+        folder.mkdir()
+        done = command(ways.words["continue"], folder, before)
+        assert done.code == (0 if folder == whole else 137), done.errors
+    for way, words in ways.words.items():
+        done = command(words, whole)
+        assert done.code == 0, done.errors
+        ways.right[way] = ways.result(way, done, whole)
+    shutil.rmtree(whole)
+    whole.mkdir()
+    command(ways.words["continue"], whole)
+    kinds = collections.defaultdict(list)
+    for folder in (whole, half):
+        for path in sorted((folder / RUN).rglob("*")):
+            if path.is_file():
+                kind = "tfevents" if "tfevents" in path.name else path.suffix if "/" in path.name else path.name
+                kinds[folder.name, "jpg" if path.suffix == ".jpg" else kind].append(path.relative_to(folder))
+    for number in range(cases):
+        (source, kind), paths = list(kinds.items())[number % len(kinds)]
+        path, fault = case.choice(paths), case.choice(["cut", "cut", "unreadable"])
+        way = case.choice(list(ways.words)[: 5 if number % 20 == 0 else 4])
+        if source == "half" and way == "--test":
+            way = "continue"
+        place = where / "case"
+        shutil.copytree(where / source, place, symlinks=True)
+        hit = place / path
+        if fault == "cut":
+            with hit.open("r+b") as file:
+                file.truncate(case.randrange(max(hit.stat().st_size, 1)))
+        else:
+            hit.chmod(0)
+        done = command(ways.words[way], place, without_override)
+        if fault == "unreadable":
+            for left in place.rglob("*"):
+                left.chmod(0o700)
+        right = done.code == 0 and (
+            ways.result(way, done, place) == ways.right[way] or (source == "half" and way == "report")
+        )
+        if verdict(done, right).isupper():
+            print(f"{source} {path} {fault}, {way}: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+        yield fault, f"{kind}, {way}", verdict(done, right)
+        shutil.rmtree(place)
+
+
+@contextmanager
+def small_disk(where: Path) -> Iterator[Callable[[int], None]]:
+    """A file system of its own; the function that is given sets its size in KiB."""
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(where)], check=True, capture_output=True)
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", str(where)], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def full(where: Path, sizes: int) -> Iterator[tuple[str, str, str]]:
+    """(kind of fault, size, verdict) of runs on file systems that are too small, and of their continuation."""
+    data = make_mvtec(where / "full_data")
+    words = [*NET, "mvtec", str(data)]
+    free = where / "free"
+    free.mkdir()
+    assert command(words, free).code == 0
+    expected = tables(free / RUN), predictions(free / RUN)
+    needed = sum(-(-path.stat().st_size // 4096) * 4 for path in free.rglob("*") if path.is_file())
+    for number in range(sizes):
+        size = 4 + needed * number // sizes
+        with small_disk(where / "disk") as resize:
+            resize(size)
+            (where / "disk" / "results").mkdir()
+            place = where / "place"
+            place.mkdir()
+            (place / "results").symlink_to(where / "disk" / "results")
+            done = command(words, place)
+            right = done.code == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
+            if verdict(done, right).isupper():
+                print(f"{size} KiB: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+            yield "full disk", "", verdict(done, right)
+            resize(65536)
+            done = command(words, place)
+            right = done.code == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
+            if not right:
+                print(f"{size} KiB, continued: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+            yield "full disk, then continued", "", verdict(done, right) if right else "WRONG RESULT"
+            shutil.rmtree(place)
+        (where / "disk").rmdir()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--sizes", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for fault, _, outcome in damaged(Path(folder), random.Random(arguments.seed), arguments.cases):
+            counts[fault, outcome] += 1
+        try:
+            with small_disk(Path(folder) / "probe"):
+                pass
+            for fault, _, outcome in full(Path(folder), arguments.sizes):
+                counts[fault, outcome] += 1
+        except subprocess.CalledProcessError as error:
+            print(f"no file system could be mounted, so no full disk was tried: {error}", file=sys.stderr)
+    for (fault, outcome), count in sorted(counts.items()):
+        print(f"{fault:28}{outcome:20}{count:5}")
+    sys.exit(any(outcome.isupper() for _, outcome in counts))
