@@ -48,7 +48,9 @@ def options(command):
         return st.tuples(name, values(option)).map(list)
 
     known = [param for param in command.params if isinstance(param, click.Option) and "--help" not in param.opts]
-    return st.lists(st.sampled_from(known).flatmap(words), max_size=4).map(lambda parts: sum(parts, []))
+    return st.lists(st.sampled_from(known).flatmap(words), max_size=4).map(
+        lambda parts: [word for part in parts for word in part]
+    )
 
 
 @st.composite
@@ -56,7 +58,7 @@ def command_lines(draw):
     line = draw(options(main.main)) + SMALL_NET + draw(options(main.main.commands["net"]))
     line += ["dataset", *SMALL_DATA, *draw(options(main.main.commands["dataset"]))]
     name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "gone"]))
-    return line + [name, *draw(st.sampled_from([["DATA"]] * 8 + [[], ["gone"], ["DATA", "more"]]))]
+    return [*line, name, *draw(st.sampled_from([["DATA"]] * 8 + [[], ["gone"], ["DATA", "more"]]))]
 
 
 def test_no_command_line_ends_in_a_traceback(mvtec, tmp_path, monkeypatch, capfd):
