@@ -40,7 +40,7 @@ class SimpleNet(nn.Module):
         whiten: above 0, the adaptor's first layer starts as a whitening of this shrinkage; see whitening. It costs a
             pass over the training images.
         ensemble: how many adaptors and discriminators; a patch's score is the mean of theirs. Of several, each trains
-            on random quarters of the patches; see Trainer.
+            on random quarters of the patches of its own batches; see Trainer.
         ema: above 0, the detector's weights are a moving average of this decay over those that are trained; see
             MovingAverage.
         warm_up_cosine: learning rates rise over the first 30 steps and fall to zero at the last; see Trainer.

@@ -14,12 +14,12 @@ STABLE: dict[str, Any] = {
     "dsc_hidden": 512,
     "dsc_margin": 0.5,
     "dsc_lr": 0.001,
-    "ensemble": 4,
+    "ensemble": 8,
     "noise_std": 1.0,  # of whitened features
     "mix_noise": 8,
     "difference_noise": 0.5,
     "ema": 0.99,
     "warm_up_cosine": True,
-    "score_top_k": 4,
+    "score_top_k": 8,
 }
 RECIPES = {"stable": STABLE}

@@ -68,9 +68,9 @@ class Trainer:
     """Optimisers, schedule and random state of one training run.
 
     AdamW(adaptor, 1e-4), Adam(discriminator, dsc_lr, weight decay 1e-5) and, where a backbone is trained,
-    AdamW(backbone, 1e-3). Of several members, each learns from random quarters of the patches of POOL batches
-    (subagging, Buehlmann and Yu: Analyzing bagging, 2002): two that saw the same images in the same order would share
-    what that order does to them, which their mean does not take away.
+    AdamW(backbone, 1e-3). Of several members, each learns from random quarters of the patches of batches of its
+    own, which are drawn from a pool of POOL batches (subagging, Buehlmann and Yu: Analyzing bagging, 2002): members
+    that saw the same images in the same order would share what that order does to them, and their mean would keep it.
 
     The adaptor's layers and the discriminator's first are all affine unless --proj_layer_type puts activations between
     them, so they are composed: h = W o + b with W = W1 Wp, and h- = h + W1 epsilon. The step is the same, with four
@@ -125,21 +125,25 @@ class Trainer:
         self.source = NoiseSource(self.device, seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
-        """As many optimisation steps as there are batches of patch embeddings [N, D]."""
+        """As many optimisation steps as there are batches of patch embeddings [B, H1, W1, D]."""
         if len(self.members) == 1:
             for batch in batches:
-                yield self.step([batch[self.source.permutation(len(batch))] if self.noise.difference > 0 else batch])
+                patches = batch.flatten(0, 2)
+                shuffled = self.noise.difference > 0
+                yield self.step([patches[self.source.permutation(len(patches))] if shuffled else patches])
             return
         batches = iter(batches)
         while pool := list(islice(batches, POOL)):
-            patches = torch.cat(pool)
-            for shares in zip(*(self._shares(patches, len(pool)) for _ in self.members), strict=True):
+            images = torch.cat(pool).flatten(1, 2)
+            for shares in zip(*(self._shares(images, len(pool)) for _ in self.members), strict=True):
                 yield self.step(shares)
 
-    def _shares(self, patches: Tensor, count: int) -> Iterator[Tensor]:
-        """A quarter of some patches in disjoint random parts."""
-        for indices in self.source.permutation(len(patches)).tensor_split(count):
-            yield patches[indices[: -(-len(indices) // 4)]]
+    def _shares(self, images: Tensor, count: int) -> Iterator[Tensor]:
+        """Random quarters of the patches of so many disjoint random batches of images [n, N, D]: [M, D] each."""
+        per_image = images.shape[1]
+        for chosen in self.source.permutation(len(images)).tensor_split(count):
+            picks = self.source.permutation(len(chosen) * per_image)[: -(-len(chosen) * per_image // 4)]
+            yield images[chosen[picks // per_image], picks % per_image]
 
     def step(self, shares: Sequence[Tensor], noise: Noise | None = None) -> StepStats:
         """One optimisation step.
@@ -286,7 +290,7 @@ class Training:
             self.detector.train()
             steps: list[StepStats] = []
             for _ in range(self.gan_epochs):
-                for stats in self.trainer.steps(batch.flatten(0, 2) for batch in self.embeddings):
+                for stats in self.trainer.steps(self.embeddings):
                     steps.append(stats)
                     if self.average is not None:
                         self.average.update()

@@ -265,19 +265,20 @@ def test_members_differ_learn_from_quarters_and_are_averaged():
     assert not torch.allclose(each[0], each[1])
 
 
-def test_members_draw_from_pools_of_batches():
-    """As many steps as batches; within a pool no member sees a patch twice, and no two see the same at a time."""
+def test_members_draw_batches_of_their_own():
+    """As many steps as batches; in a pool no member sees an image twice, and members see different ones at a time."""
     trainer = Trainer(random_detector(ensemble=2).members, FeatureNoise(0.1), 0.5, 1e-3)
     taken = []
     trainer.step = lambda shares: taken.append([share[:, 0].long().tolist() for share in shares])
-    batches = [torch.arange(16.0).view(16, 1).expand(16, 16) + 16 * i for i in range(POOL + 2)]
+    batches = [torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 4, 16) + 4 * i for i in range(POOL + 2)]
     list(trainer.steps(iter(batches)))
-    assert [[len(share) for share in shares] for shares in taken] == [[4, 4]] * (POOL + 2)
+    assert [[len(share) for share in shares] for shares in taken] == [[8, 8]] * (POOL + 2)
     for member in (0, 1):
-        seen = [value for shares in taken for value in shares[member]]
-        assert len(set(seen)) == len(seen)
-        assert max(value for shares in taken[:POOL] for value in shares[member]) < 16 * POOL
-    assert all(sorted(one) != sorted(other) for one, other in taken)
+        images = [set(shares[member]) for shares in taken]
+        assert all(1 < len(own) <= 4 for own in images)
+        assert sum(map(len, images)) == len(set.union(*images))
+        assert max(set.union(*images[:POOL])) < 4 * POOL <= min(set.union(*images[POOL:]))
+    assert any(set(one) != set(other) for one, other in taken)
 
 
 def test_a_loss_that_is_not_finite_is_named():
