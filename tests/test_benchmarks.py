@@ -56,3 +56,12 @@ def test_synthetic_defects(kind):
         again, same = draw(*cells, np.random.default_rng(seed))
         assert np.array_equal(image, again)
         assert np.array_equal(mask, same)
+
+
+def test_scales_table():
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--images", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["50.00", "60.00"]
+    assert all(float(row[1]) > 0 and float(row[3]) > 100 for row in rows[2:])
