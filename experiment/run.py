@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
+import torch
 
 import backbones
 from datasets import ClassSamples
@@ -41,10 +43,35 @@ from experiment.results import (
     write_tables,
 )
 from experiment.tables import render, summary
-from files import PARTIAL, partial, write_text
+from files import PARTIAL, write_text
 from simplenet import SimpleNet
 
 CONFIG = "config.json"
+
+
+FailureOf = dict[tuple[str, int], Failure]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line stands for, found and checked.
+
+    Attributes:
+        classes: in order.
+        jobs: in order.
+        unreadable: what is wrong with the classes that --on_error skip leaves out.
+        keys: what the features of every job depend on.
+        sources: a backbone for every key.
+        device, precision: to compute on and in.
+    """
+
+    classes: list[str]
+    jobs: list[Job]
+    unreadable: dict[str, DataError]
+    keys: dict[JobName, FeatureKey]
+    sources: dict[FeatureKey, backbones.FeatureExtractor]
+    device: torch.device
+    precision: torch.dtype
 
 
 def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
@@ -59,6 +86,47 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         UsageError, DataError: what main.py shows the user; DataError too where --on_error skip left jobs out.
         Interrupted: with how far the run has come.
     """
+    plan = _plan(run, detector, data)
+    create_directory(run.directory, "--results_path")
+    if detector.set_by_recipe:
+        flags = (
+            f"--{name}" if value is True else f"--{name} {value}" for name, value in detector.set_by_recipe.items()
+        )
+        click.echo(f"Recipe {detector.recipe}: {' '.join(flags)}", err=True)
+    click.echo(f"Results go to {run.directory}", err=True)
+    if run.overwrite:
+        _move_aside(run.directory)
+    with only_writer(run.directory):
+        if run.test:
+            names = recorded_jobs(run.directory / CONFIG, read_config(run.directory / CONFIG))
+        else:
+            names = [job.name for job in plan.jobs]
+            config = run_config(run, detector, data, plan.classes, plan.device, plan.precision)
+            _continue_or_start(run.directory, config)
+        results = _finished(run.directory, names)
+        try:
+            failures = _run_jobs(run, detector, data, plan, names, results)
+        except Interrupted as stop:
+            if not run.test:
+                stop.advice = f"{len(results)} of {len(names)} jobs are finished; the same command continues the run"
+            raise
+    recorded = read_run(run.directory)
+    click.echo(render(summary([recorded]), "table"))
+    click.echo(f"Results are in {run.directory}", err=True)
+    if failures:
+        raise DataError(
+            f"{len(failures)} of {len(names)} jobs failed: the reasons are in '{run.directory / FAILURES}', "
+            "and the same command tries them again"
+        )
+    return recorded.results
+
+
+def _plan(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> Plan:
+    """Find and check all that a command line names.
+
+    Raises:
+        UsageError, DataError: something does not exist or cannot be used.
+    """
     for backbone in detector.backbones:
         if backbone.seed is not None and len(run.seeds) > 1:
             raise UsageError(f"-b {backbone.label} has a seed of its own: give one --seed, or leave it out of the name")
@@ -66,7 +134,6 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
     root, classes = find_classes(data)
     samples, unreadable = _read_all(run, data, root, classes)
-    image_size = (data.imagesize, data.imagesize)
     names = job_names(data.name, classes, [backbone.label for backbone in detector.backbones], run.seeds)
     jobs = [_job(name, run, detector, data, root, samples[name.class_name]) for name in names]
     trained = [check_trained(job, run) for job in jobs] if run.test else []
@@ -78,68 +145,67 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
     device = choose_device(run.gpu)
     precision = choose_precision(precision_name(trained[0].dtype) if run.test else run.precision, device)
     for key, extractor in sources.items():
-        extractor.build(key[1], image_size, device)
-    create_directory(run.directory, "--results_path")
-    if detector.set_by_recipe:
-        flags = (
-            f"--{name}" if value is True else f"--{name} {value}" for name, value in detector.set_by_recipe.items()
-        )
-        click.echo(f"Recipe {detector.recipe}: {' '.join(flags)}", err=True)
-    click.echo(f"Results go to {run.directory}", err=True)
-    if run.overwrite:
-        _move_aside(run.directory)
+        extractor.build(key[1], (data.imagesize, data.imagesize), device)
+    return Plan(classes, jobs, unreadable, keys, sources, device, precision)
 
-    with only_writer(run.directory):
-        config = run_config(run, detector, data, classes, device, precision)
-        if run.test:
-            names = recorded_jobs(run.directory / CONFIG, read_config(run.directory / CONFIG))
-        else:
-            _continue_or_start(run.directory, config, names)
-        results = _finished(run.directory, names)
-        failures = {(one.title, one.seed): one for one in read_failures(run.directory)} if run.test else {}
-        pending = [job for job in jobs if run.test or job.name not in results]
-        if not run.test and results:
-            click.echo(f"{len(results)} of {len(names)} jobs are finished already", err=True)
-        bank_keys = [(job.name.class_name, keys[job.name]) for job in pending]
-        banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
-        for i, (job, bank_key) in enumerate(zip(pending, bank_keys, strict=True)):
-            layers = detector.backbones[job.name.backbone].layers
-            try:
-                if problem := unreadable.get(job.name.class_name):
-                    raise problem
+
+def _run_jobs(
+    run: RunConfig,
+    detector: DetectorConfig,
+    data: DatasetConfig,
+    plan: Plan,
+    names: Sequence[JobName],
+    results: dict[JobName, JobResult],
+) -> FailureOf:
+    """Run the jobs that have no result yet, or test all; the tables are written after every one.
+
+    Args:
+        run, detector, data, plan: what to do.
+        names: all jobs of the tables.
+        results: of the finished jobs; those of others are added.
+
+    Returns:
+        What --on_error skip went on without, by title and seed.
+    """
+    pending = [job for job in plan.jobs if run.test or job.name not in results]
+    if not run.test and results:
+        click.echo(f"{len(results)} of {len(names)} jobs are finished already", err=True)
+    failures: FailureOf = {}
+    if run.test:
+        failures = {(one.title, one.seed): one for one in read_failures(run.directory)}
+    bank_keys = [(job.name.class_name, plan.keys[job.name]) for job in pending]
+    banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
+    for i, (job, bank_key) in enumerate(zip(pending, bank_keys, strict=True)):
+        try:
+            if problem := plan.unreadable.get(job.name.class_name):
+                raise problem
+            with one_line_when_full():
                 model = SimpleNet(
-                    sources[bank_key[1]], layers, image_size, seed=job.seed, precision=precision, **detector.options
-                ).to(device)
+                    plan.sources[bank_key[1]],
+                    detector.backbones[job.name.backbone].layers,
+                    (data.imagesize, data.imagesize),
+                    seed=job.seed,
+                    precision=plan.precision,
+                    **detector.options,
+                ).to(plan.device)
                 if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
-                    with one_line_when_full():
-                        banks[bank_key] = build_banks(
-                            job.name.title, model, job.samples, data, run.feature_bank, run.test
-                        )
-                work = test_job if run.test else run_job
-                results[job.name] = work(job, model, run, data, banks.get(bank_key))
-            except (DataError, OSError) as error:
-                if run.on_error == "stop":
-                    raise
-                click.echo(f"Skipping {job.name.title}, seed {job.name.seed}: {error}", err=True)
-                failures[job.name.title, job.name.seed] = Failure(job.name.title, job.name.seed, str(error))
-            except Interrupted as stop:
-                stop.advice = f"{len(results)} of {len(names)} jobs are finished; the same command continues the run"
+                    banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
+            work = test_job if run.test else run_job
+            results[job.name] = work(job, model, run, data, banks.get(bank_key))
+            failures.pop((job.name.title, job.name.seed), None)
+        except (DataError, OSError) as error:
+            if run.on_error == "stop":
                 raise
-            write_failures(run.directory, list(failures.values()))
-            write_tables(run.directory, make_tables(names, results, list(failures.values())))
-            if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
-                banks.pop(bank_key, None)
-        if not pending:  # tables that were lost are made again
-            write_tables(run.directory, make_tables(names, results))
-    recorded = read_run(run.directory)
-    click.echo(render(summary([recorded]), "table"))
-    click.echo(f"Results are in {run.directory}", err=True)
-    if failures:
-        raise DataError(
-            f"{len(failures)} of {len(names)} jobs failed: the reasons are in '{run.directory / FAILURES}', "
-            "and the same command tries them again"
-        )
-    return recorded.results
+            click.echo(f"Skipping {job.name.title}, seed {job.name.seed}: {error}", err=True)
+            results.pop(job.name, None)  # what --test found before
+            failures[job.name.title, job.name.seed] = Failure(job.name.title, job.name.seed, str(error))
+        write_failures(run.directory, list(failures.values()))
+        write_tables(run.directory, make_tables(names, results, list(failures.values())))
+        if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
+            banks.pop(bank_key, None)
+    if not pending:  # tables that were lost are made again
+        write_tables(run.directory, make_tables(names, results))
+    return failures
 
 
 def _read_all(
@@ -157,14 +223,14 @@ def _read_all(
     return samples, unreadable
 
 
-def _continue_or_start(directory: Path, config: dict[str, Any], names: Sequence[JobName]) -> None:
+def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
     """Write config.json; where jobs were finished or begun, compare it first, and remove what a killed process left.
 
     Raises:
         UsageError: the folder holds a run with other options.
     """
-    begun = {partial(directory / name.folder) for name in names} & {path.parent for path in directory.rglob(STATE)}
-    if begun or any(directory.glob("models/*/*/")):
+    begun = {path.parent for path in directory.glob(f"models/*/.*{PARTIAL}/{STATE}")}
+    if begun or any(not path.name.startswith(".") for path in directory.glob("models/*/*")):
         if not (directory / CONFIG).is_file():
             raise UsageError(f"'{directory}' holds models but no {CONFIG}: choose another --run_name or --overwrite")
         asked, around = differences(read_config(directory / CONFIG), config)

@@ -15,8 +15,12 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
 
+import main
+from errors import DataError
+from simplenet.training import Trainer
+
 TABLES = ("results.csv", "results_per_seed.csv", "results_best_epoch.csv", "history.csv")
-KILLS = int(os.environ.get("KILLS", "4"))  # more by hand: KILLS=20 pytest tests/test_resume.py -k kill
+KILLS = int(os.environ.get("KILLS", "3"))  # more by hand: KILLS=20 pytest tests/test_resume.py -k kill
 STABLE = [word for word in SMALL_NET if word not in ("--dsc_hidden", "8")] + ["--recipe", "stable"]
 
 
@@ -153,6 +157,17 @@ def test_finished_jobs_are_not_repeated(run_main, tmp_path, mvtec):
     assert not list(run.rglob("*.partial"))
 
 
+def test_another_class_does_not_touch_a_begun_job(run_main, tmp_path, mvtec):
+    process = start(tmp_path, command(mvtec, "--meta_epochs", "3000", data=["-d", "nut"]))
+    state = begun(folder(tmp_path))
+    process.kill()
+    process.communicate()
+    done = run_main(*command(mvtec, "--meta_epochs", "3000", data=["-d", "bolt"]))
+    assert done.returncode == 2
+    assert 'dataset.subdatasets ["nut"], now ["bolt"]' in done.stderr.splitlines()[-1]
+    assert state.exists()
+
+
 def test_other_options_do_not_touch_a_run(run_main, tmp_path, mvtec):
     words = command(mvtec, data=["-d", "nut"])
     assert run_main(*words).returncode == 0
@@ -186,15 +201,31 @@ def test_a_run_that_left_nothing_may_change_its_options(run_main, tmp_path, mvte
     assert json.loads((folder(tmp_path) / "config.json").read_text())["net"]["options"]["dsc_lr"] == 0.0002
 
 
-def test_divergence_names_what_is_kept(run_main, tmp_path, mvtec):
-    """The noise grows beyond all bounds in the second epoch only: the state of the first is good."""
-    words = command(mvtec, "--meta_epochs", "9", "--dsc_lr", "3e37", data=["-d", "nut"])
-    done = run_main(*words)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert "training diverged" in last
-    state = folder(tmp_path) / "models" / "0" / ".mvtec_nut.partial" / "state.pt"
-    assert ("; the state after meta epoch" in last) == state.exists()
+def test_divergence_names_what_is_kept(tmp_path, mvtec, monkeypatch):
+    """The state before it is named and good: the run goes on from there."""
+
+    def words(name):
+        return ["--results_path", str(tmp_path), "--run_name", name, *map(str, command(mvtec, "--meta_epochs", "3"))]
+
+    main.main(words("whole"), standalone_mode=False)
+    step, count = Trainer.step, 0
+
+    def diverging(self, *arguments):
+        nonlocal count
+        count += 1
+        stats = step(self, *arguments)
+        return stats if count != 4 else stats._replace(loss=stats.loss * float("inf"))
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    with pytest.raises(DataError) as caught:
+        main.main(words("test"), standalone_mode=False)
+    run = tmp_path / "project" / "group" / "test"
+    state = run / "models" / "0" / ".mvtec_bolt.partial" / "state.pt"
+    assert "the loss is not finite from meta epoch 2, step 2 on; lower dsc_lr" in str(caught.value)
+    assert str(caught.value).endswith(f"; the state after meta epoch 1 is in '{state}'")
+    assert torch.load(state, weights_only=True)["training"]["meta_epoch"] == 1
+    main.main(words("test"), standalone_mode=False)
+    assert outputs(run) == outputs(tmp_path / "project" / "group" / "whole")
 
 
 def test_skip_goes_on_without_a_bad_class(run_main, tmp_path):
