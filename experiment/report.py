@@ -115,7 +115,7 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     folder = record.directory / job.folder
     predictions, threshold = record.predictions(job), read_description(folder).thresholds.image
     scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
-    history = record.history
+    history = record.tables.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
     charts = [Picture("Image scores", _chart(_draw_histogram, scores, anomalous, threshold))]
     if anomalous.any() and not anomalous.all():

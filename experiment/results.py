@@ -71,18 +71,6 @@ class RunRecord:
     tables: Tables
 
     @property
-    def results(self) -> pd.DataFrame:
-        return self.tables.results
-
-    @property
-    def best_epoch(self) -> pd.DataFrame:
-        return self.tables.best_epoch
-
-    @property
-    def history(self) -> pd.DataFrame:
-        return self.tables.history
-
-    @property
     def seeds(self) -> list[int]:
         return self.config["run"]["seeds"]
 

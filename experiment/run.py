@@ -118,7 +118,7 @@ def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.Dat
             f"{len(failures)} of {len(names)} jobs failed: the reasons are in '{run.directory / FAILURES}', "
             "and the same command tries them again"
         )
-    return recorded.results
+    return recorded.tables.results
 
 
 def _plan(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> Plan:

@@ -57,7 +57,8 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
         records: what the runs left; at least one.
         best_epoch: of results_best_epoch.csv instead of results.csv.
     """
-    tables = [(record.best_epoch if best_epoch else record.results).set_index("class") for record in records]
+    own = (record.tables.best_epoch if best_epoch else record.tables.results for record in records)
+    tables = [table.set_index("class") for table in own]
     names = [name for name in dict.fromkeys(name for table in tables for name in table.index) if name != "Mean"]
     labels = run_labels(records) if len(records) > 1 else [""]
     columns: dict[str, list[str]] = {"class": [*names, "Mean"]}

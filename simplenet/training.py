@@ -134,16 +134,16 @@ class Trainer:
             return
         batches = iter(batches)
         while pool := list(islice(batches, POOL)):
-            images = torch.cat(pool).flatten(1, 2)
+            images = torch.cat(pool)
             for shares in zip(*(self._shares(images, len(pool)) for _ in self.members), strict=True):
                 yield self.step(shares)
 
     def _shares(self, images: Tensor, count: int) -> Iterator[Tensor]:
-        """Random quarters of the patches of so many disjoint random batches of images [n, N, D]: [M, D] each."""
-        per_image = images.shape[1]
+        """Random quarters of the patches of so many disjoint random batches of images [n, H1, W1, D]: [N, D] each."""
+        patches, per_image = images.flatten(0, 2), images.shape[1] * images.shape[2]
         for chosen in self.source.permutation(len(images)).tensor_split(count):
             picks = self.source.permutation(len(chosen) * per_image)[: -(-len(chosen) * per_image // 4)]
-            yield images[chosen[picks // per_image], picks % per_image]
+            yield patches.index_select(0, chosen[picks // per_image] * per_image + picks % per_image)
 
     def step(self, shares: Sequence[Tensor], noise: Noise | None = None) -> StepStats:
         """One optimisation step.
