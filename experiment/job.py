@@ -6,7 +6,9 @@ import math
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,9 +175,21 @@ def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig,
     return write_result(job.folder, replace(read_result(job.folder, job.name), row=row), written)
 
 
-def _board(folder: Path, epochs: int) -> SummaryWriter:
+@contextmanager
+def _board(folder: Path, epochs: int) -> Iterator[SummaryWriter]:
     """TensorBoard's writer; of what an interrupted process wrote, the epochs that are repeated do not count."""
-    return SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None)
+    shown = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):  # a full disk: its thread prints it, and raises it here as well
+            shown(failed)
+
+    threading.excepthook = hook
+    try:
+        with SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None) as board:
+            yield board
+    finally:
+        threading.excepthook = shown
 
 
 def _done(detector: SimpleNet, run: RunConfig, epochs: int, train: int, test: int) -> int:
