@@ -104,13 +104,12 @@ def write_segmentations(
     threshold: float,
 ) -> None:
     """Draw every test image into `folder`/segmentations, under its name and with the ending .png."""
-    bar = progress("pictures", total=len(names), unit="image")
     drawings = _panels(predictions, range(len(names)), map_range)
-    for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
-        path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png").lstrip("/")
-        write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
-        bar.update()
-    bar.close()
+    with progress("pictures", total=len(names), unit="image") as bar:
+        for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
+            path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png").lstrip("/")
+            write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
+            bar.update()
 
 
 def _panels(

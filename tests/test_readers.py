@@ -293,7 +293,7 @@ def test_own_folders_on_the_command_line(tmp_path, own):
     assert predictions["defect_type"].tolist() == ["good", "cut", "hole"]
     config = json.loads((tmp_path / "results/project/group/test/config.json").read_text())
     assert config["dataset"]["folders"]["abnormal_dir"] == ["ng/cut", "ng/hole"]
-    results, _ = run(tmp_path, *folders, "--mask_dir", "", "folder", own)
+    results, _ = run(tmp_path / "without", *folders, "--mask_dir", "", "folder", own)
     assert results.loc["folder_own"].filter(regex="pixel|pro").isna().all()
     assert results.loc["folder_own", "image_auroc"] >= 0
 

@@ -20,7 +20,7 @@ from errors import DataError
 from simplenet.training import Trainer
 
 TABLES = ("results.csv", "results_per_seed.csv", "results_best_epoch.csv", "history.csv")
-KILLS = int(os.environ.get("KILLS", "3"))  # more by hand: KILLS=20 pytest tests/test_resume.py -k kill
+KILLS = int(os.environ.get("KILLS", "2"))  # more by hand: KILLS=20 pytest tests/test_resume.py -k kill
 STABLE = [word for word in SMALL_NET if word not in ("--dsc_hidden", "8")] + ["--recipe", "stable"]
 
 
