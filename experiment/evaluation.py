@@ -78,7 +78,7 @@ def evaluate(predictions: Predictions, samples: Sequence[Sample], defects: Seque
         values |= {name if name == "pro" else f"pixel_{name}": value for name, value in pixels.items()}
         if defects:
             values |= _loco_metrics(samples, all_scores, all_maps, defects)
-    values = {name: values.get(name, float("nan")) for name in METRICS} | values
+    values = dict.fromkeys(METRICS, math.nan) | {name: float(value) for name, value in values.items()}
     return Evaluation(all_scores, (lowest, highest), values)
 
 

@@ -102,7 +102,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
                 values: dict[str, float] = {}
                 if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
                     evaluation = evaluate(test, samples.test, defects, bar)
-                    values = {name: float(value) for name, value in evaluation.metrics.items()}
+                    values = evaluation.metrics
                     bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
                 history.append({**job.key, **stats._asdict(), **values})
                 for name, value in {**stats._asdict(), **values}.items():
@@ -148,9 +148,8 @@ def _finish(
     save(folder, detector, description)
     written = _write_predictions(folder, job, test, evaluation, description, run.save_segmentation_images)
     best = max((row for row in history if "image_auroc" in row), key=_rank)
-    last = {name: float(value) for name, value in evaluation.metrics.items()}
-    best_row = {**job.key, **{name: best[name] for name in last}, EPOCH: best["meta_epoch"]}
-    return write_result(folder, JobResult({**job.key, **last}, best_row, history), written)
+    best_row = {**job.key, **{name: best[name] for name in evaluation.metrics}, EPOCH: best["meta_epoch"]}
+    return write_result(folder, JobResult({**job.key, **evaluation.metrics}, best_row, history), written)
 
 
 def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
@@ -171,7 +170,7 @@ def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig,
         evaluation = evaluate(test, samples.test, defects, bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
-    row = {**job.key, **{name: float(value) for name, value in evaluation.metrics.items()}}
+    row = {**job.key, **evaluation.metrics}
     return write_result(job.folder, replace(read_result(job.folder, job.name), row=row), written)
 
 

@@ -19,7 +19,7 @@ ADAPTOR_LR = 1e-4
 BACKBONE_LR = 1e-3
 DISCRIMINATOR_WEIGHT_DECAY = 1e-5
 WARM_UP_STEPS = 30
-POOL = 8
+POOL = 8  # batches that members draw theirs from: enough for orders of their own, few enough for memory
 FP16_LOSS_SCALE = 1024.0
 
 
