@@ -27,7 +27,7 @@ from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, pro
 from experiment.memory import one_line_when_full
 from experiment.pictures import write_segmentations, write_worst
 from experiment.provenance import flatten
-from experiment.results import EPOCH, JobResult, read_result, write_csv, write_result
+from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
 from files import partial, write_bytes
 from simplenet import SimpleNet, Training
 from simplenet.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
@@ -143,7 +143,7 @@ def _finish(
         precision=str(detector.precision).removeprefix("torch."),
         thresholds=_thresholds(detector, job.samples, data, banks, run.threshold_quantile),
         map_range=evaluation.map_range,
-        metrics={name: None if math.isnan(value) else value for name, value in evaluation.metrics.items()},
+        metrics=without_nan(evaluation.metrics),
     )
     save(folder, detector, description)
     written = _write_predictions(folder, job, test, evaluation, description, run.save_segmentation_images)

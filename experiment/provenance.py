@@ -15,6 +15,7 @@ from errors import DataError
 from experiment.config import DatasetConfig, DetectorConfig, RunConfig
 from files import read_json
 
+CONFIG = "config.json"
 KIND = "a run's configuration"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
 # Where results go, and how fast they come: runs that differ in nothing else give the same numbers.

@@ -15,7 +15,7 @@ import pandas as pd
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
 from experiment.evaluation import LOCO_METRICS, METRICS
-from experiment.provenance import KIND, read_config
+from experiment.provenance import CONFIG, KIND, read_config
 from files import read_json, unreadable, write_text
 from simplenet import EpochStats
 
@@ -110,7 +110,7 @@ def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobR
     """Write job.json, with the digests of some files in the folder; returns what it says."""
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     result = JobResult(result.row, result.best_row, result.history, digests)
-    content = json.dumps({"format": FORMAT, **_without_nan(asdict(result))}, indent=1, allow_nan=False)
+    content = json.dumps({"format": FORMAT, **without_nan(asdict(result))}, indent=1, allow_nan=False)
     write_text(folder / RESULT, content + "\n")
     return result
 
@@ -128,22 +128,34 @@ def read_result(folder: Path, name: JobName) -> JobResult:
         if content.pop("format") != FORMAT:
             raise ValueError(f"it is of another version; {advice}")
         result = JobResult(**content)
-        rows = [_numbers(row, name, METRICS) for row in (result.row, result.best_row)]
-        history = [_numbers(row, name, EpochStats._fields) for row in result.history]
-        digests = {str(key): str(value) for key, value in result.sha256.items()}
-        return JobResult(rows[0], _numbers(rows[1], name, (EPOCH,)), history, digests)
+        return JobResult(
+            _numbers(result.row, name, METRICS),
+            _numbers(result.best_row, name, (*METRICS, EPOCH)),
+            [_numbers(row, name, EpochStats._fields) for row in result.history],
+            {str(key): str(value) for key, value in result.sha256.items()},
+        )
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' is not the folder of a finished job: it has no {RESULT}; {advice}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, "a job's results", error) from error
 
 
-def _without_nan(value: Any) -> Any:
+def read_results(directory: Path, names: Sequence[JobName]) -> dict[JobName, JobResult]:
+    """What the finished ones of a run's jobs left, in the order of the names.
+
+    Raises:
+        DataError: as read_result.
+    """
+    found = {name: directory / name.folder for name in names}
+    return {name: read_result(folder, name) for name, folder in found.items() if folder.exists()}
+
+
+def without_nan(value: Any) -> Any:
     """JSON knows no NaN: null."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(own) for key, own in value.items()}
+        return {key: without_nan(own) for key, own in value.items()}
     if isinstance(value, list):
-        return [_without_nan(own) for own in value]
+        return [without_nan(own) for own in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -202,12 +214,14 @@ def make_tables(
     history = [row for one in done for row in one.history]
     extra = [name for name in LOCO_METRICS if any(name in row for row in [*rows, *history])]
     columns = [*METRICS, *extra]
-    per_seed = pd.DataFrame(rows, columns=["class", "seed", *columns, *["error"] * bool(failures)])
+    per_seed = _with_mean_row(
+        pd.DataFrame(rows, columns=["class", "seed", *columns, *["error"] * bool(failures)]), columns
+    )
     best = pd.DataFrame([one.best_row for one in done], columns=["class", "seed", *columns, EPOCH])
     epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
     return Tables(
-        _over_seeds(_with_mean_row(per_seed, columns), columns),
-        _with_mean_row(per_seed, columns),
+        _over_seeds(per_seed, columns),
+        per_seed,
         _over_seeds(_with_mean_row(best, columns), columns).merge(epochs, "left", on="class"),
         pd.DataFrame(history, columns=["class", "seed", *EpochStats._fields, *columns]),
     )
@@ -264,14 +278,13 @@ def read_run(directory: Path) -> RunRecord:
         UsageError: no run's folder; those below it are named.
         DataError: a file that is damaged.
     """
-    if not (directory / "config.json").is_file():
-        below = sorted(path.parent for path in directory.glob("**/config.json")) if directory.is_dir() else []
+    if not (directory / CONFIG).is_file():
+        below = sorted(path.parent for path in directory.glob(f"**/{CONFIG}")) if directory.is_dir() else []
         found = f"; there are runs in {', '.join(map(str, below))}" if below else ""
-        raise UsageError(f"'{directory}' is not the folder of a run: expected config.json in it{found}")
-    config = read_config(directory / "config.json")
-    names = recorded_jobs(directory / "config.json", config)
-    found = {name: directory / name.folder for name in names if (directory / name.folder).exists()}
-    results = {name: read_result(folder, name) for name, folder in found.items()}
+        raise UsageError(f"'{directory}' is not the folder of a run: expected {CONFIG} in it{found}")
+    config = read_config(directory / CONFIG)
+    names = recorded_jobs(directory / CONFIG, config)
+    results = read_results(directory, names)
     failures = read_failures(directory)
     if not results and not failures:
         raise UsageError(f"no job of the run in '{directory}' is finished yet: its command continues it")

@@ -19,7 +19,7 @@ from experiment.features import ClassBanks, build_banks
 from experiment.job import STATE, Job, check_trained, run_job, test_job
 from experiment.lock import LOCK, only_writer
 from experiment.memory import one_line_when_full
-from experiment.provenance import differences, read_config, run_config
+from experiment.provenance import CONFIG, differences, read_config, run_config
 from experiment.resolve import (
     FeatureKey,
     choose_device,
@@ -36,7 +36,7 @@ from experiment.results import (
     JobResult,
     make_tables,
     read_failures,
-    read_result,
+    read_results,
     read_run,
     recorded_jobs,
     write_failures,
@@ -45,9 +45,6 @@ from experiment.results import (
 from experiment.tables import render, summary
 from files import PARTIAL, write_text
 from simplenet import SimpleNet
-
-CONFIG = "config.json"
-
 
 FailureOf = dict[tuple[str, int], Failure]
 
@@ -252,10 +249,9 @@ def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
 
 def _finished(directory: Path, names: Sequence[JobName]) -> dict[JobName, JobResult]:
     """The results of the jobs that were finished before."""
-    found = {name: directory / name.folder for name in names if (directory / name.folder).exists()}
-    results = {name: read_result(folder, name) for name, folder in found.items()}
-    for folder in found.values():
-        (folder / STATE).unlink(missing_ok=True)
+    results = read_results(directory, names)
+    for name in results:
+        (directory / name.folder / STATE).unlink(missing_ok=True)
     return results
 
 
