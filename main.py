@@ -35,6 +35,7 @@ class Number(click.FloatRange):
 
 COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
+DEPTH = click.IntRange(1, 100)  # of what is built one by one
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -146,7 +147,7 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 @click.option("--meta_epochs", type=COUNT, default=1, help="Evaluations; each comes after --gan_epochs passes.")
 @click.option("--aed_meta_epochs", type=WHOLE, default=1, help="Meta epochs that --cos_lr does not count.")
 @click.option("--gan_epochs", type=COUNT, default=1, help="Passes over the training images per meta epoch.")
-@click.option("--dsc_layers", type=COUNT, default=2, help="Linear layers of the discriminator.")
+@click.option("--dsc_layers", type=DEPTH, default=2, help="Linear layers of the discriminator.")
 @click.option("--dsc_hidden", type=COUNT, help="Hidden width of the discriminator; unset: each block divides by 1.5.")
 @click.option("--noise_std", type=Number(0), default=0.05, help="Standard deviation of the noise on features.")
 @click.option("--dsc_margin", type=Number(0), default=0.8, help="Margin of the loss.")
@@ -159,9 +160,11 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 )
 @click.option("--train_backbone", is_flag=True, help="Train the backbone too.")
 @click.option("--cos_lr", is_flag=True, help="Cosine schedule of the discriminator's learning rate.")
-@click.option("--pre_proj", type=WHOLE, default=0, help="Linear layers of the feature adaptor; 0 is none.")
+@click.option(
+    "--pre_proj", type=click.IntRange(0, 100), default=0, help="Linear layers of the feature adaptor; 0 is none."
+)
 @click.option("--proj_layer_type", type=WHOLE, default=0, help="Above 1: LeakyReLU between the adaptor's layers.")
-@click.option("--mix_noise", type=COUNT, default=1, help="Noise scales; scale k is 1.1^k times --noise_std.")
+@click.option("--mix_noise", type=DEPTH, default=1, help="Noise scales; scale k is 1.1^k times --noise_std.")
 @click.option(
     "--difference_noise",
     type=SHARE,
@@ -174,7 +177,7 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 @click.option("--adaptor_lr", type=Number(0, min_open=True), default=0.0001, help="The adaptor's learning rate.")
 @click.option(
     "--ensemble",
-    type=COUNT,
+    type=DEPTH,
     default=1,
     help="Adaptors and discriminators; of several, each trains on random quarters of the patches.",
 )
@@ -230,7 +233,12 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     help="Share of the training images that is trained on; the rest is held out.",
 )
 @click.option("--batch_size", type=COUNT, default=2, help="Images per step.")
-@click.option("--num_workers", type=WHOLE, default=2, help="Processes that read images; 0 reads in the main one.")
+@click.option(
+    "--num_workers",
+    type=click.IntRange(0, 1000),
+    default=2,
+    help="Processes that read images; 0 reads in the main one.",
+)
 @click.option(
     "--resize",
     type=COUNT,
@@ -353,7 +361,7 @@ MODEL = click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), default="predictions", help="Folder for what is written.")
 @click.option("--batch_size", type=COUNT, default=8, help="Images scored at once.")
-@click.option("--num_workers", type=COUNT, default=2, help="Threads that read images.")
+@click.option("--num_workers", type=click.IntRange(1, 1000), default=2, help="Threads that read images.")
 @DEVICE
 @click.option("--threshold", type=Number(), help="Image score above which is anomalous. [default: the model's]")
 @click.option(

@@ -1,5 +1,6 @@
 """Images from disk, one by one and in batches."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +145,7 @@ class BatchLoader:
     def __init__(
         self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, order: "Shuffled | None" = None
     ) -> None:
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # slow disks want more readers than cores
         self._loader = DataLoader(
             _Items(dataset),
             batch_size,
