@@ -36,6 +36,7 @@ class Number(click.FloatRange):
 COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
 DEPTH = click.IntRange(1, 100)  # of what is built one by one
+WIDTH = click.IntRange(1, 1_000_000)  # of what is squared
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -140,15 +141,15 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 @click.option(
     "--backbone_weights", default="pretrained", help="pretrained, random, or a .pth or .safetensors state dict."
 )
-@click.option("--pretrain_embed_dimension", type=COUNT, default=1024, help="Values per patch and layer.")
-@click.option("--target_embed_dimension", type=COUNT, default=1024, help="Values per patch, all layers together.")
+@click.option("--pretrain_embed_dimension", type=WIDTH, default=1024, help="Values per patch and layer.")
+@click.option("--target_embed_dimension", type=WIDTH, default=1024, help="Values per patch, all layers together.")
 @click.option("--patchsize", type=COUNT, default=3, help="Side of a patch's neighbourhood, in cells of a layer map.")
 @click.option("--embedding_size", type=COUNT, default=1024, help="No effect; accepted because the original has it.")
 @click.option("--meta_epochs", type=COUNT, default=1, help="Evaluations; each comes after --gan_epochs passes.")
 @click.option("--aed_meta_epochs", type=WHOLE, default=1, help="Meta epochs that --cos_lr does not count.")
 @click.option("--gan_epochs", type=COUNT, default=1, help="Passes over the training images per meta epoch.")
 @click.option("--dsc_layers", type=DEPTH, default=2, help="Linear layers of the discriminator.")
-@click.option("--dsc_hidden", type=COUNT, help="Hidden width of the discriminator; unset: each block divides by 1.5.")
+@click.option("--dsc_hidden", type=WIDTH, help="Hidden width of the discriminator; unset: each block divides by 1.5.")
 @click.option("--noise_std", type=Number(0), default=0.05, help="Standard deviation of the noise on features.")
 @click.option("--dsc_margin", type=Number(0), default=0.8, help="Margin of the loss.")
 @click.option("--dsc_lr", type=Number(0, min_open=True), default=0.0002, help="The discriminator's learning rate.")
@@ -241,11 +242,11 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 )
 @click.option(
     "--resize",
-    type=COUNT,
+    type=WIDTH,
     default=256,
     help="Pixels of the shorter side after resizing; not used by --resize_mode square.",
 )
-@click.option("--imagesize", type=COUNT, default=224, help="Side of the square that the network sees.")
+@click.option("--imagesize", type=WIDTH, default=224, help="Side of the square that the network sees.")
 @click.option(
     "--resize_mode",
     type=click.Choice(["aspect", "square"]),
