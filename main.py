@@ -4,6 +4,7 @@ python main.py [run options] net [model options] dataset [data options] NAME [DA
 """
 
 import importlib
+import itertools
 import math
 import os
 import signal
@@ -36,14 +37,93 @@ class Number(click.FloatRange):
 COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
 DEPTH = click.IntRange(1, 100)  # of what is built one by one
+CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
 WIDTH = click.IntRange(1, 1_000_000)  # of what is squared
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
 
-@click.group(chain=True, context_settings=SETTINGS)
+class Chain(click.Group):
+    """The chain of commands; --ray may stand right before one, without an address."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        following = zip(args, [*args[1:], ""], strict=True)
+        return super().parse_args(
+            ctx, ["--ray=local" if a == "--ray" and b in self.commands else a for a, b in following]
+        )
+
+
+class Link(click.Command):
+    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = list(args)
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.obj = words, extra
+        return ctx
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_and_choose(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
+            given, rest, order = parse(args)
+            for option in self.params:
+                if option.name in ctx.meta.get(CHOICE, {}):
+                    value = ctx.meta[CHOICE][option.name]
+                    given[option.name] = value.split("+") if option.multiple else value
+            return given, rest, order
+
+        parser.parse_args = parse_and_choose
+        return parser
+
+    def invoke(self, ctx: click.Context) -> list[Any]:
+        """A configuration for every choice, in order; one object for those that choose the same here."""
+        words, extra = ctx.obj
+        names = {option.name for option in self.params}
+        configs: dict[tuple[tuple[str, str], ...], Any] = {}
+        chosen = []
+        for choice in ctx.find_root().params.get("grid", [{}]):
+            own = {name: value for name, value in choice.items() if name in names}
+            chosen.append(tuple(own.items()))
+            if chosen[-1] not in configs:
+                ctx.meta[CHOICE] = own
+                with super().make_context(ctx.info_name, list(words), ctx.parent, **extra) as again:
+                    configs[chosen[-1]] = super().invoke(again)
+        return [configs[own] for own in chosen]
+
+
+def parse_grid(ctx: click.Context, _: click.Parameter, grid: tuple[str, ...]) -> list[dict[str, str]]:
+    """All choices of a grid, each a value by the name of its option."""
+    names = {
+        flag.lstrip("-"): option.name
+        for link in ctx.command.commands.values()
+        if isinstance(link, Link)
+        for option in link.params
+        if isinstance(option, click.Option)
+        for flag in option.opts
+    }
+    values: dict[str, list[str]] = {}
+    for text in grid:
+        flag, equals, listed = text.partition("=")
+        name, own = names.get(flag.lstrip("-")), listed.split(",")
+        if not equals or "" in own:
+            raise click.BadParameter(f"expected FLAG=VALUE,VALUE,... such as dsc_hidden=512,1024, not '{text}'.")
+        if name is None:
+            raise click.BadParameter(f"'{flag}' is no option of net or dataset.")
+        if name in values or len(set(own)) < len(own):
+            raise click.BadParameter(f"{name} or one of its values is given twice.")
+        values[name] = own
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+
+
+@click.group(cls=Chain, chain=True, context_settings=SETTINGS)
 @click.option("--results_path", type=click.Path(path_type=Path), default="results", help="Folder for results.")
-@click.option("--gpu", type=WHOLE, multiple=True, default=[0], help="CUDA device; the CPU is used where there is none.")
+@click.option(
+    "--gpu", type=WHOLE, multiple=True, default=[0], help="CUDA device, repeatable; the CPU where there is none."
+)
 @click.option(
     "--seed",
     "seeds",
@@ -84,6 +164,29 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
     is_flag=True,
     help="Start anew: the run that is there under this name is moved aside. Without it, the same command continues it.",
 )
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="FLAG=V1,V2,...",
+    callback=parse_grid,
+    help="A run for each of these values of an option of net or dataset, such as dsc_hidden=512,1024 or "
+    "layers_to_extract_from=layer2+layer3,layer3; repeatable, for every combination. Each has a folder in RUN_NAME, "
+    "ablation.csv compares them, and images are embedded once where the features stay the same.",
+)
+@click.option(
+    "--jobs",
+    type=COUNT,
+    show_default="1; with --ray one per CPU",
+    help="Jobs at once on the CPUs, each with its share of the threads. Several need Ray.",
+)
+@click.option("--jobs_per_gpu", type=COUNT, default=1, help="Jobs at once on each --gpu. Several need Ray.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Run the jobs by Ray: on the cluster at ADDRESS, such as auto or HOST:6379, else on this machine alone.",
+)
 @click.option("--save_segmentation_images", is_flag=True, help="Draw every test image with its mask and anomaly map.")
 @click.option(
     "--threshold_quantile",
@@ -114,7 +217,7 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
     return recipe
 
 
-@main.command(short_help="SimpleNet on one or more backbones.", context_settings=SETTINGS)
+@main.command(cls=Link, short_help="SimpleNet on one or more backbones.", context_settings=SETTINGS)
 @click.option(
     "--recipe",
     type=click.Choice(["paper", "stable"]),
@@ -223,7 +326,7 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     return click.option(f"--{name}", type=kind, show_default=default, help=text)
 
 
-@main.command(short_help="Images to train and test on.", context_settings=SETTINGS)
+@main.command(cls=Link, short_help="Images to train and test on.", context_settings=SETTINGS)
 @click.argument("name")
 @click.argument("data_path", required=False, type=click.Path(path_type=Path))
 @click.option("--subdatasets", "-d", multiple=True, help="Class, repeatable; none: all classes found.")
@@ -339,7 +442,7 @@ class Standalone(click.Command):
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The page. [default: RUN_DIR/report.html]")
 def report(**options: Any) -> "ReportConfig":
-    """Show one run or compare several: RUN_DIR is a folder with results.csv.
+    """Show one run or compare several: RUN_DIR is a folder with results.csv, or ablation.csv for all runs of a grid.
 
     \b
     Prints classes down, metrics across and, for MVTec AD, published numbers with the difference, in percent;
@@ -432,17 +535,18 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
         experiment.ExportConfig: "export",
     }
     for config in configs:
-        if command := alone.get(type(config)):
+        if command := alone.get(type(config)):  # a link gives a list
             refuse_others(command, ctx, configs)
             return getattr(importlib.import_module(f"experiment.{command}"), command)(config)
-    detectors = [config for config in configs if isinstance(config, experiment.DetectorConfig)]
-    data = [config for config in configs if isinstance(config, experiment.DatasetConfig)]
+    detectors = [config for config in configs if isinstance(config[0], experiment.DetectorConfig)]
+    data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
         raise UsageError(
             f"a run needs one net and one dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
-    experiment.run(experiment.RunConfig(**run_options), detectors[0], data[0])
+    choices = list(zip(run_options.pop("grid"), detectors[0], data[0], strict=True))
+    experiment.run(experiment.RunConfig(**run_options), choices)
     return 0
 
 

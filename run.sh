@@ -20,7 +20,7 @@ for word in "$@"; do
   case $word in
     --results_path | --gpu | --seed | --log_group | --log_project | --run_name | --precision | --feature_bank | \
       --eval_every | --threshold_quantile | --test | --on_error | --overwrite | \
-      --save_segmentation_images) owner=run ;;
+      --save_segmentation_images | --grid | --jobs | --jobs_per_gpu | --ray) owner=run ;;
     -d | --subdatasets | --train_val_split | --batch_size | --num_workers | --resize | --imagesize | --rotate_degrees | \
       --translate | --scale | --brightness | --contrast | --saturation | --gray | --hflip | --vflip | --augment | \
       --resize_mode | --normal_dir | --normal_test_dir | --abnormal_dir | --mask_dir) owner=dataset ;;

@@ -37,7 +37,8 @@ from datasets import ClassSamples, Sample
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
 from experiment.evaluation import evaluate
-from experiment.features import Predictions, TrainingEmbeddings, build_banks, progress
+from experiment.features import Predictions, TrainingEmbeddings, build_banks
+from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
 from simplenet import EpochStats, Prediction, SimpleNet
 from simplenet.anomaly_map import anomaly_maps
@@ -64,7 +65,7 @@ LAST = 10
 def net_config(words: str) -> DetectorConfig:
     """The options of a net command."""
     context = main.net.make_context("net", shlex.split(f"{NET} {words}"))
-    return main.net.invoke(context)
+    return main.net.invoke(context)[0]
 
 
 def measure(
@@ -190,7 +191,7 @@ if __name__ == "__main__":
     words += [f"-d {shlex.quote(one)}" for one in arguments.classes] + [arguments.name, shlex.quote(arguments.path)]
     try:
         context = main.dataset.make_context("dataset", [word for word in shlex.split(" ".join(words)) if word])
-        data = main.dataset.invoke(context)
+        data = main.dataset.invoke(context)[0]
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)

@@ -1,4 +1,4 @@
-"""One job is a class, a seed and a backbone: this floor runs jobs and records their results."""
+"""One job is a class, a seed and a backbone: this floor runs jobs, here or on workers, and records their results."""
 
 from experiment.config import (
     DatasetConfig,

@@ -1,6 +1,7 @@
 """What the command line says, typed. These are plain records: config.json is their copy."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,11 @@ def precision_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where results go, the seeds, and how the machine is used."""
+    """Where results go, the seeds, and how the machine is used.
+
+    Attributes:
+        grid: what --grid chose for this run, by flag, and `point` the name of its folder; else empty.
+    """
 
     results_path: Path
     gpu: tuple[int, ...]
@@ -36,14 +41,25 @@ class RunConfig:
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
     save_segmentation_images: bool = False
+    jobs: int | None = None
+    jobs_per_gpu: int = 1
+    ray: str | None = None
+    grid: dict[str, str] = field(default_factory=dict)
+    point: str = ""
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"a --seed is given twice in {', '.join(map(str, self.seeds))}")
 
     @property
-    def directory(self) -> Path:
+    def family(self) -> Path:
+        """The folder of the command line's runs."""
         return self.results_path / self.log_project / self.log_group / self.run_name
+
+    @property
+    def directory(self) -> Path:
+        """The folder of this run."""
+        return self.family / self.point
 
 
 @dataclass(frozen=True)
@@ -180,6 +196,14 @@ def job_names(dataset: str, classes: Iterable[str], backbones: Sequence[str], se
                 folder = f"models/{i}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
                 jobs.append(JobName(class_name, i, seed, f"{title} ({label})" if len(backbones) > 1 else title, folder))
     return jobs
+
+
+def point_names(grids: Sequence[Mapping[str, str]]) -> list[str]:
+    """A folder name for each choice of a grid, such as "dsc_hidden=512,noise_std=0.02"; empty where none is made."""
+    names = [re.sub(r"[^\w.+=,-]", "_", ",".join(f"{flag}={value}" for flag, value in grid.items())) for grid in grids]
+    if len(set(names)) < len(names) or any(len(name) > 200 for name in names):
+        return [f"point-{i}" for i in range(len(grids))]
+    return names
 
 
 def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[BackboneConfig, ...]:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones import FeatureBank
 from backbones.bank import PLACES, bank_bytes, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
 from experiment.config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
+from experiment.progress import progress
 from simplenet import Prediction, SimpleNet
 
 EMBED_BATCH = 8  # images embedded or scored at once where the training batch does not decide
@@ -173,11 +173,3 @@ class Predictions:
             masks = None if self.masks is None else self.masks[start : start + len(embeddings)]
             yield self.detector.score(embeddings), masks
             start += len(embeddings)
-
-
-def progress(title: str, items: BatchLoader | None = None, total: int | None = None, unit: str = "batch") -> tqdm:
-    """A bar; where the output is no terminal, a line twice a minute at most."""
-    bar = tqdm(items, total=total, desc=title, unit=unit, dynamic_ncols=True, leave=False)
-    if not bar.fp.isatty():
-        bar.mininterval = bar.maxinterval = 30
-    return bar

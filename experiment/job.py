@@ -23,9 +23,10 @@ from datasets import ClassSamples, read_defects
 from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
 from experiment.evaluation import Evaluation, evaluate, normal_thresholds
-from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, progress
+from experiment.features import ClassBanks, Predictions, TrainingEmbeddings
 from experiment.memory import one_line_when_full
 from experiment.pictures import write_segmentations, write_worst
+from experiment.progress import progress
 from experiment.provenance import flatten
 from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
 from files import partial, write_bytes
@@ -54,6 +55,11 @@ class Job:
     root: Path
     seed: int
     identity: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What its bar is called."""
+        return f"{self.name.title} seed {self.seed}"
 
     @property
     def key(self) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
     try:
         with (
             one_line_when_full(),
-            progress(f"{job.name.title} seed {job.seed}", total=passes) as bar,
+            progress(job.label, total=passes) as bar,
             _board(folder, len(history)) as board,
         ):
             if state:
@@ -166,7 +172,7 @@ def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig,
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
-    with one_line_when_full(), progress(f"{job.name.title} seed {job.seed}", total=len(test)) as bar:
+    with one_line_when_full(), progress(job.label, total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)

@@ -27,12 +27,17 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     with _held(folder / LOCK) as file:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(holder())
         file.flush()
         try:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+
+
+def holder() -> str:
+    """What this process writes into the locks that it holds."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _held(path: Path) -> TextIO:
@@ -42,10 +47,10 @@ def _held(path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read() or "another process"
+            other = file.read() or "another process"
             file.close()
             raise UsageError(
-                f"'{path.parent}' is being written by {holder}: wait until it has ended, or choose another --run_name"
+                f"'{path.parent}' is being written by {other}: wait until it has ended, or choose another --run_name"
             ) from error
         except OSError as error:
             click.echo(f"No lock on '{path.parent}' ({error.strerror}): let no other process write there", err=True)

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets import to_pixels
 from experiment.evaluation import Evaluation
-from experiment.features import Predictions, progress
+from experiment.features import Predictions
+from experiment.progress import progress
 from files import write_bytes
 
 WORST = 4  # misses, and as many false alarms

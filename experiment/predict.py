@@ -25,8 +25,8 @@ from torch import Tensor
 from datasets import ImageTransform, images_in, read_image, require_images, to_pixels
 from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
-from experiment.features import progress
 from experiment.pictures import captioned, encoded, panel
+from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, create_directory
 from experiment.results import quote_formula
 from files import cannot_write, partial, write_bytes

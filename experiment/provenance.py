@@ -21,11 +21,12 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-hea
 # Where results go, and how fast they come: runs that differ in nothing else give the same numbers.
 INDIFFERENT = {
     *(f"run.{name}" for name in ("results_path", "log_group", "log_project", "run_name", "gpu", "feature_bank")),
-    *(f"run.{name}" for name in ("test", "on_error", "overwrite")),
+    *(f"run.{name}" for name in ("test", "on_error", "overwrite", "jobs", "jobs_per_gpu", "ray", "point")),
     "run.precision",  # what it stands for on this device is compared
     "net.recipe",  # the options that it sets are compared
     "dataset.num_workers",
 }
+CHOICES = ("net.set_by_recipe.", "run.grid.")  # where options come from; the options are compared
 
 
 def run_config(
@@ -33,7 +34,7 @@ def run_config(
     detector: DetectorConfig,
     data: DatasetConfig,
     classes: Sequence[str],
-    device: torch.device,
+    device: str,
     precision: torch.dtype,
 ) -> dict[str, Any]:
     """Every resolved option, device, precision, versions and revision, of JSON's types."""
@@ -42,9 +43,7 @@ def run_config(
         "run": asdict(run),
         "net": asdict(detector),
         "dataset": {**asdict(data), "data_path": where, "subdatasets": list(classes)},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": device,
         "precision": str(precision).removeprefix("torch."),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -72,7 +71,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
     theirs, ours = flatten(old), flatten(new)
     asked, around = [], []
     for name in {**ours, **theirs}:
-        if name in INDIFFERENT or name.startswith("net.set_by_recipe.") or theirs.get(name) == ours.get(name):
+        if name in INDIFFERENT or name.startswith(CHOICES) or theirs.get(name) == ours.get(name):
             continue
         is_asked = name == "precision" or name.partition(".")[0] in ("run", "net", "dataset")
         (asked if is_asked else around).append(f"{name} {theirs.get(name, 'unset')}, now {ours.get(name, 'unset')}")

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 import metrics
+from experiment.ablation import ablation_table, is_grid, point_folders
 from experiment.config import JobName, ReportConfig
 from experiment.pictures import picture_name, worst
 from experiment.provenance import flatten
@@ -66,12 +67,13 @@ def report(config: ReportConfig) -> None:
         UsageError: a folder that is no run's.
         DataError: a damaged file of a run.
     """
-    records = [read_run(directory) for directory in config.directories]
+    records = [read_run(folder) for directory in config.directories for folder in point_folders(directory)]
+    table_of = ablation_table if is_grid(records) else summary
     if config.style != "table":
-        click.echo(render(summary(records, config.best_epoch), config.style))
+        click.echo(render(table_of(records, config.best_epoch), config.style))
         return
     for best_epoch in (True,) if config.best_epoch else (False, True):
-        click.echo(render(summary(records, best_epoch), "table") + "\n")
+        click.echo(render(table_of(records, best_epoch), "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
     out = config.out or config.directories[0] / "report.html"
@@ -92,7 +94,8 @@ def page(records: Sequence[RunRecord]) -> str:
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
             views.setdefault(job.title, []).append(_job_view(record, label, job))
-    tables = [summary(records), summary(records, best_epoch=True), decisions(records)]
+    table_of = ablation_table if is_grid(records) else summary
+    tables = [table_of(records), table_of(records, best_epoch=True), decisions(records)]
     papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -15,13 +15,6 @@ from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
 from simplenet import SimpleNet
 
-FeatureKey = tuple[str, tuple[str, ...], int | None]
-
-
-def feature_key(backbone: BackboneConfig, config: DetectorConfig, seed: int) -> FeatureKey:
-    """What a backbone's features depend on: name, layers and, of random weights, the seed."""
-    return backbone.name, backbone.layers, backbone.seed_in(seed) if config.backbone_weights == "random" else None
-
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     """The dataset's root folder and the classes to run: those asked for, else all.
@@ -71,10 +64,10 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSampl
 def load_backbone(
     backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
 ) -> backbones.FeatureExtractor:
-    """A backbone whose layers are known to exist and to suit the detector; says what they are.
+    """A backbone whose layers are known to exist; says what they are.
 
     Raises:
-        UsageError: an unknown backbone or layer, no layer, or options that no detector can be built with.
+        UsageError: an unknown backbone or layer, or no layer.
     """
     extractor = backbones.load(backbone.name, config.backbone_weights, backbone.seed_in(seed))
     if not backbone.layers:
@@ -84,15 +77,25 @@ def load_backbone(
     infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
     click.echo(f"{backbone.label}: {shown}", err=True)
+    return extractor
+
+
+def check_detector(
+    extractor: backbones.FeatureExtractor, backbone: BackboneConfig, config: DetectorConfig, imagesize: int
+) -> None:
+    """See that a detector can be built on a backbone.
+
+    Raises:
+        UsageError: it cannot, with these options.
+    """
     with torch.device("meta"):
         SimpleNet(extractor, backbone.layers, (imagesize, imagesize), **config.options)
-    for info in infos:
+    for info in extractor.layer_info(backbone.layers, (imagesize, imagesize)):
         if min(patch_grid(info.grid, config.options["patchsize"])) < 1:
             size = f"{info.grid[0]} x {info.grid[1]}"
             raise UsageError(
                 f"--patchsize {config.options['patchsize']} does not fit layer {info.name}, which is {size}"
             )
-    return extractor
 
 
 def choose_device(gpu: tuple[int, ...]) -> torch.device:
@@ -114,20 +117,26 @@ def choose_device(gpu: tuple[int, ...]) -> torch.device:
     return torch.device("cuda", gpu[0])
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in; auto takes bf16 where the device has instructions for it, else fp32.
+def device_name(device: torch.device) -> str:
+    """What config.json calls a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
-    That is Ampere and later among GPUs, and AVX512-BF16 or AMX among CPUs. TF32 is allowed unless fp32 is asked for.
-    """
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in; auto is the best for the device. TF32 is allowed unless fp32 is asked for."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
-    if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if native else "fp32"
+    name = best_precision(device) if name == "auto" else name
     click.echo(f"Computing in {name}", err=True)
     return PRECISIONS[name]
+
+
+def best_precision(device: torch.device) -> str:
+    """bf16 where the device has instructions for it (Ampere and later; AVX512-BF16 or AMX), else fp32."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 def create_directory(path: Path, flag: str) -> None:

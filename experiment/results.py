@@ -75,6 +75,11 @@ class RunRecord:
         return self.config["run"]["seeds"]
 
     @property
+    def grid(self) -> dict[str, str]:
+        """What --grid chose for this run, by flag."""
+        return {str(flag): str(value) for flag, value in self.config["run"].get("grid", {}).items()}
+
+    @property
     def jobs(self) -> list[JobName]:
         """The finished jobs of the run, in order."""
         return list(self.results_of)

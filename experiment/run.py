@@ -1,39 +1,31 @@
-"""A run: all jobs of one command line, in order, from where an earlier process left it; tables after every one."""
+"""All runs of one command line, from where an earlier process left them; tables after every job."""
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 import torch
 
 import backbones
-from datasets import ClassSamples
 from errors import DataError, Interrupted, UsageError
-from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names, precision_name
-from experiment.features import ClassBanks, build_banks
-from experiment.job import STATE, Job, check_trained, run_job, test_job
+from experiment.ablation import ABLATION, ablation_table, write_ablation
+from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
+from experiment.job import STATE, check_trained
 from experiment.lock import LOCK, only_writer
-from experiment.memory import one_line_when_full
+from experiment.parallel import choose_cluster
+from experiment.plan import Plan, make_plan
 from experiment.provenance import CONFIG, differences, read_config, run_config
-from experiment.resolve import (
-    FeatureKey,
-    choose_device,
-    choose_precision,
-    create_directory,
-    feature_key,
-    find_classes,
-    load_backbone,
-    read_samples,
-)
+from experiment.resolve import choose_device, choose_precision, create_directory, device_name
 from experiment.results import (
     FAILURES,
     Failure,
     JobResult,
+    Tables,
     make_tables,
     read_failures,
     read_results,
@@ -43,181 +35,187 @@ from experiment.results import (
     write_tables,
 )
 from experiment.tables import render, summary
+from experiment.task import FeatureKey, Outcome, Task, group, work
 from files import PARTIAL, write_text
-from simplenet import SimpleNet
 
-FailureOf = dict[tuple[str, int], Failure]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command line stands for, found and checked.
-
-    Attributes:
-        classes: in order.
-        jobs: in order.
-        unreadable: what is wrong with the classes that --on_error skip leaves out.
-        keys: what the features of every job depend on.
-        sources: a backbone for every key.
-        device, precision: to compute on and in.
-    """
-
-    classes: list[str]
-    jobs: list[Job]
-    unreadable: dict[str, DataError]
-    keys: dict[JobName, FeatureKey]
-    sources: dict[FeatureKey, backbones.FeatureExtractor]
-    device: torch.device
-    precision: torch.dtype
+Sources = dict[FeatureKey, backbones.FeatureExtractor]
 
 
-def run(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> pd.DataFrame:
+def run(run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, DatasetConfig]]) -> None:
     """Run every job that is not finished yet, write the results and print the table.
 
     All flags, folders, image headers and layers are checked before anything is written or downloaded.
 
-    Returns:
-        The table of results.csv.
+    Args:
+        run: the run options.
+        choices: of each run what --grid chose, by flag, and the configurations made with it; without a grid it is one
+            run, of which nothing was chosen.
 
     Raises:
         UsageError, DataError: what main.py shows the user; DataError too where --on_error skip left jobs out.
-        Interrupted: with how far the run has come.
+        Interrupted: with how far the runs have come.
     """
-    plan = _plan(run, detector, data)
-    create_directory(run.directory, "--results_path")
-    if detector.set_by_recipe:
-        flags = (
-            f"--{name}" if value is True else f"--{name} {value}" for name, value in detector.set_by_recipe.items()
-        )
-        click.echo(f"Recipe {detector.recipe}: {' '.join(flags)}", err=True)
-    click.echo(f"Results go to {run.directory}", err=True)
-    if run.overwrite:
-        _move_aside(run.directory)
-    with only_writer(run.directory):
-        if run.test:
-            names = recorded_jobs(run.directory / CONFIG, read_config(run.directory / CONFIG))
-        else:
-            names = [job.name for job in plan.jobs]
-            config = run_config(run, detector, data, plan.classes, plan.device, plan.precision)
-            _continue_or_start(run.directory, config)
-        results = _finished(run.directory, names)
-        try:
-            failures = _run_jobs(run, detector, data, plan, names, results)
-        except Interrupted as stop:
-            if not run.test:
-                stop.advice = f"{len(results)} of {len(names)} jobs are finished; the same command continues the run"
-            raise
-    recorded = read_run(run.directory)
-    click.echo(render(summary([recorded]), "table"))
-    click.echo(f"Results are in {run.directory}", err=True)
-    if failures:
-        raise DataError(
-            f"{len(failures)} of {len(names)} jobs failed: the reasons are in '{run.directory / FAILURES}', "
-            "and the same command tries them again"
-        )
-    return recorded.tables.results
-
-
-def _plan(run: RunConfig, detector: DetectorConfig, data: DatasetConfig) -> Plan:
-    """Find and check all that a command line names.
-
-    Raises:
-        UsageError, DataError: something does not exist or cannot be used.
-    """
-    for backbone in detector.backbones:
-        if backbone.seed is not None and len(run.seeds) > 1:
-            raise UsageError(f"-b {backbone.label} has a seed of its own: give one --seed, or leave it out of the name")
     if run.test and run.overwrite:
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
-    root, classes = find_classes(data)
-    samples, unreadable = _read_all(run, data, root, classes)
-    names = job_names(data.name, classes, [backbone.label for backbone in detector.backbones], run.seeds)
-    jobs = [_job(name, run, detector, data, root, samples[name.class_name]) for name in names]
-    trained = [check_trained(job, run) for job in jobs] if run.test else []
-    keys = {name: feature_key(detector.backbones[name.backbone], detector, name.seed) for name in names}
-    sources: dict[FeatureKey, backbones.FeatureExtractor] = {}
-    for name, key in keys.items():
-        if key not in sources:
-            sources[key] = load_backbone(detector.backbones[name.backbone], detector, name.seed, data.imagesize)
-    device = choose_device(run.gpu)
-    precision = choose_precision(precision_name(trained[0].dtype) if run.test else run.precision, device)
-    for key, extractor in sources.items():
-        extractor.build(key[1], (data.imagesize, data.imagesize), device)
-    return Plan(classes, jobs, unreadable, keys, sources, device, precision)
+    is_grid = any(grid for grid, _, _ in choices)
+    cluster = choose_cluster(run)
+    device = torch.device("cpu") if cluster else choose_device(run.gpu)
+    sources: Sources = {}
+    plans = []
+    for name, (grid, detector, data) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
+        if cluster and data.data_path:  # workers stand elsewhere
+            data = replace(data, data_path=data.data_path.absolute())
+        plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, data, sources))
+    trained = [check_trained(task.job, run) for plan in plans for task in plan.tasks] if run.test else []
+    for (*_, layers, imagesize, _), source in sources.items():
+        source.build(layers, (imagesize, imagesize), device)
+    create_directory(run.family, "--results_path")
+    for plan in plans:
+        _say_recipe(plan)
+    click.echo(f"Results go to {run.family}{f', {len(plans)} runs' if is_grid else ''}", err=True)
+    if run.overwrite:
+        _move_aside(run.family)
+    with ExitStack() as stack:
+        stack.enter_context(only_writer(run.family))
+        _refuse_other_kind(run.family, is_grid)
+        wanted = precision_name(trained[0].dtype) if run.test else run.precision
+        if cluster:
+            stack.enter_context(cluster)
+            name, precision = cluster.device_name, cluster.choose_precision(wanted)
+        else:
+            name, precision = device_name(device), choose_precision(wanted, device)
+        runs = []
+        for plan in plans:
+            if is_grid:
+                plan.run.directory.mkdir(exist_ok=True)
+                stack.enter_context(only_writer(plan.run.directory))
+            runs.append(_Run(plan, name, precision))
+        pending = [task for one in runs for task in one.pending]
+        outcomes = cluster.work(pending, precision) if cluster else _work_here(pending, sources, device, precision)
+        try:
+            _record(run, runs, outcomes)
+        except Interrupted as stop:
+            if not run.test:
+                stop.advice = f"{_count(runs)} jobs are finished; the same command continues the run"
+            raise
+    records = [read_run(one.directory) for one in runs]
+    click.echo(render(ablation_table(records) if is_grid else summary(records), "table"))
+    click.echo(f"Results are in {run.family}", err=True)
+    if failed := [one.directory / FAILURES for one in runs if one.failures]:
+        jobs = sum(len(one.failures) for one in runs)
+        raise DataError(
+            f"{jobs} of {sum(len(one.names) for one in runs)} jobs failed: the reasons are in "
+            f"{', '.join(repr(str(path)) for path in failed)}, and the same command tries them again"
+        )
 
 
-def _run_jobs(
-    run: RunConfig,
-    detector: DetectorConfig,
-    data: DatasetConfig,
-    plan: Plan,
-    names: Sequence[JobName],
-    results: dict[JobName, JobResult],
-) -> FailureOf:
-    """Run the jobs that have no result yet, or test all; the tables are written after every one.
+class _Run:
+    """One run in progress: which of its jobs have results, which failed, and their tables.
 
     Args:
-        run, detector, data, plan: what to do.
-        names: all jobs of the tables.
-        results: of the finished jobs; those of others are added.
-
-    Returns:
-        What --on_error skip went on without, by title and seed.
+        plan: what the run is of.
+        device: the name of what computes.
+        precision: of the computation.
     """
-    pending = [job for job in plan.jobs if run.test or job.name not in results]
-    if not run.test and results:
-        click.echo(f"{len(results)} of {len(names)} jobs are finished already", err=True)
-    failures: FailureOf = {}
-    if run.test:
-        failures = {(one.title, one.seed): one for one in read_failures(run.directory)}
-    bank_keys = [(job.name.class_name, plan.keys[job.name]) for job in pending]
-    banks: dict[tuple[str, FeatureKey], ClassBanks] = {}
-    for i, (job, bank_key) in enumerate(zip(pending, bank_keys, strict=True)):
-        try:
-            if problem := plan.unreadable.get(job.name.class_name):
-                raise problem
-            with one_line_when_full():
-                model = SimpleNet(
-                    plan.sources[bank_key[1]],
-                    detector.backbones[job.name.backbone].layers,
-                    (data.imagesize, data.imagesize),
-                    seed=job.seed,
-                    precision=plan.precision,
-                    **detector.options,
-                ).to(plan.device)
-                if run.feature_bank != "off" and not model.train_backbone and bank_key not in banks:
-                    banks[bank_key] = build_banks(job.name.title, model, job.samples, data, run.feature_bank, run.test)
-            work = test_job if run.test else run_job
-            results[job.name] = work(job, model, run, data, banks.get(bank_key))
-            failures.pop((job.name.title, job.name.seed), None)
-        except (DataError, OSError) as error:
-            if run.on_error == "stop":
-                raise
-            click.echo(f"Skipping {job.name.title}, seed {job.name.seed}: {error}", err=True)
-            results.pop(job.name, None)  # what --test found before
-            failures[job.name.title, job.name.seed] = Failure(job.name.title, job.name.seed, str(error))
-        write_failures(run.directory, list(failures.values()))
-        write_tables(run.directory, make_tables(names, results, list(failures.values())))
-        if bank_key not in bank_keys[i + 1 :]:  # no later job reads these features
-            banks.pop(bank_key, None)
-    if not pending:  # tables that were lost are made again
-        write_tables(run.directory, make_tables(names, results))
-    return failures
+
+    def __init__(self, plan: Plan, device: str, precision: torch.dtype) -> None:
+        self.plan = plan
+        self.directory = plan.run.directory
+        self.failures: dict[tuple[str, int], Failure] = {}
+        self.names: list[JobName]
+        if plan.run.test:
+            self.names = recorded_jobs(self.directory / CONFIG, read_config(self.directory / CONFIG))
+            self.failures = {(one.title, one.seed): one for one in read_failures(self.directory)}
+        else:
+            self.names = [task.job.name for task in plan.tasks]
+            config = run_config(plan.run, plan.detector, plan.data, plan.classes, device, precision)
+            _continue_or_start(self.directory, config)
+        self.results = _finished(self.directory, self.names)
+
+    @property
+    def pending(self) -> list[Task]:
+        """The tasks that have no result yet; of --test all."""
+        return [task for task in self.plan.tasks if self.plan.run.test or task.job.name not in self.results]
+
+    @property
+    def tables(self) -> Tables:
+        """Of the results so far."""
+        return make_tables(self.names, self.results, list(self.failures.values()))
+
+    def record(self, name: JobName, outcome: Outcome) -> None:
+        """Take a job's result or failure down."""
+        if isinstance(outcome, JobResult):
+            self.results[name] = outcome
+            self.failures.pop((name.title, name.seed), None)
+        else:
+            self.results.pop(name, None)  # what --test found before
+            self.failures[name.title, name.seed] = Failure(name.title, name.seed, str(outcome))
+
+    def write(self) -> None:
+        """Write failed.json and the tables."""
+        write_failures(self.directory, list(self.failures.values()))
+        write_tables(self.directory, self.tables)
 
 
-def _read_all(
-    run: RunConfig, data: DatasetConfig, root: Path, classes: Sequence[str]
-) -> tuple[dict[str, ClassSamples], dict[str, DataError]]:
-    """The images of every class, and what is wrong with the classes that --on_error skip leaves out."""
-    samples, unreadable = {}, {}
-    for name in classes:
-        try:
-            samples[name] = read_samples(data, root, name)
-        except DataError as error:
+def _work_here(
+    tasks: Sequence[Task], sources: Sources, device: torch.device, precision: torch.dtype
+) -> Iterator[tuple[Task, Outcome]]:
+    """One job after the other in this process."""
+    for shared in group(tasks):
+        yield from zip(shared, work(shared, sources[shared[0].backbone], device, precision), strict=True)
+
+
+def _record(run: RunConfig, runs: Sequence[_Run], outcomes: Iterator[tuple[Task, Outcome]]) -> None:
+    """Take all outcomes down as they come.
+
+    Raises:
+        DataError, OSError: the first failure, unless --on_error skip goes on.
+    """
+    if not run.test and any(one.results for one in runs):
+        click.echo(f"{_count(runs)} jobs are finished already", err=True)
+    by_directory = {one.directory: one for one in runs}
+    for task, outcome in outcomes:
+        if not isinstance(outcome, JobResult):
             if run.on_error == "stop":
-                raise
-            samples[name], unreadable[name] = ClassSamples([], []), error
-    return samples, unreadable
+                raise outcome
+            click.echo(f"Skipping {task.job.name.title}, seed {task.job.name.seed}: {outcome}", err=True)
+        one = by_directory[task.run.directory]
+        one.record(task.job.name, outcome)
+        one.write()
+        _write_ablation(runs)
+    for one in runs:  # tables that were lost are made again
+        if not one.pending and not one.failures:
+            one.write()
+    _write_ablation(runs)
+
+
+def _write_ablation(runs: Sequence[_Run]) -> None:
+    rows = [(one.plan.run, one.tables.results) for one in runs if one.results or one.failures]
+    if rows and rows[0][0].grid:
+        write_ablation(rows[0][0].family, rows)
+
+
+def _count(runs: Sequence[_Run]) -> str:
+    return f"{sum(len(one.results) for one in runs)} of {sum(len(one.names) for one in runs)}"
+
+
+def _say_recipe(plan: Plan) -> None:
+    if not plan.detector.set_by_recipe:
+        return
+    flags = (
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in plan.detector.set_by_recipe.items()
+    )
+    where = f" ({plan.run.point})" if plan.run.point else ""
+    click.echo(f"Recipe {plan.detector.recipe}{where}: {' '.join(flags)}", err=True)
+
+
+def _refuse_other_kind(directory: Path, is_grid: bool) -> None:
+    """Keep the runs of a grid and a run without one from using one folder."""
+    name, kind = (CONFIG, "a run without --grid") if is_grid else (ABLATION, "the runs of a --grid")
+    if (directory / name).is_file():
+        raise UsageError(
+            f"'{directory}' holds {kind}: choose another --run_name, or --overwrite, which moves them aside"
+        )
 
 
 def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
@@ -267,25 +265,3 @@ def _move_aside(directory: Path) -> None:
         directory.rename(target)
         directory.mkdir()
     click.echo(f"The earlier run is now {target}", err=True)
-
-
-def _job(
-    name: JobName, run: RunConfig, detector: DetectorConfig, data: DatasetConfig, root: Path, samples: ClassSamples
-) -> Job:
-    backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
-    seed = backbone.seed_in(name.seed)
-    identity = {
-        "title": name.title,
-        "dataset": data.name,
-        "class_name": name.class_name,
-        "backbone": {
-            "name": backbone.name,
-            "layers": list(backbone.layers),
-            "weights": weights if weights in ("pretrained", "random") else str(Path(weights).resolve()),
-            "seed": seed,
-        },
-        "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
-        "options": detector.options,
-        "seed": seed,
-    }
-    return Job(name, run.directory / name.folder, samples, root, seed, identity)

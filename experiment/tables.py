@@ -13,6 +13,7 @@ from experiment.results import EPOCH, RunRecord
 from simplenet.checkpoint import read_description
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
+BOLD = {"table": (" ", "*"), "markdown": ("**", "**"), "latex": ("\\textbf{", "}")}
 MAIN_METRICS = ("image_auroc", "pixel_auroc", "pro")
 LAST, BEST = "last meta epoch", "best epoch, picked on the test set"
 NONE = "-"  # a metric that does not exist
@@ -20,11 +21,12 @@ NONE = "-"  # a metric that does not exist
 
 @dataclass(frozen=True)
 class Table:
-    """A title, column heads, and a row of cells per class."""
+    """A title, column heads, rows of cells, and which cells are bold, as (row, column)."""
 
     title: str
     heads: list[str]
     rows: list[list[str]]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
 @cache
@@ -66,7 +68,7 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
         shown = [*METRICS, *LOCO_METRICS] if len(records) == 1 else MAIN_METRICS
         for metric in shown:
             if metric in table and table[metric].notna().any():
-                columns[f"{label} {head(metric)}".strip()] = [_cell(table, name, metric) for name in columns["class"]]
+                columns[f"{label} {head(metric)}".strip()] = [cell(table, name, metric) for name in columns["class"]]
         if best_epoch and len(records) == 1:
             columns["epoch"] = [table[EPOCH].get(name, "") for name in names] + [""]
     columns |= _beside_published(tables, names)
@@ -105,20 +107,27 @@ def decisions(records: Sequence[RunRecord]) -> Table:
 
 
 def render(table: Table, style: str) -> str:
-    """A table as text: "table" (for a terminal), "csv", "markdown" or "latex" (with booktabs)."""
+    """A table as text: "table" (for a terminal, where a star is bold), "csv", "markdown" or "latex" (with booktabs)."""
     if style == "csv":
         frame = pd.DataFrame(table.rows, columns=table.heads).replace(NONE, "")
         return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
     heads = [name.replace(" ", "\n") for name in table.heads] if style == "table" else table.heads
     align = ["left", *["right"] * (len(heads) - 1)]
-    text = tabulate(table.rows, heads, FORMATS[style], disable_numparse=True, colalign=align)
+    before, behind = BOLD[style]
+    rows = [
+        [f"\ue000{text}\ue001" if (i, j) in table.bold else text for j, text in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    text = tabulate(rows, heads, FORMATS[style], disable_numparse=True, colalign=align)
+    text = text.replace("\ue000", before).replace("\ue001", behind)
     if style == "table":
         return f"{table.title[0].upper()}{table.title[1:]}\n\n{text}"
     return f"% {table.title}; needs booktabs\n{text}" if style == "latex" else text
 
 
-def _cell(table: pd.DataFrame, name: str, metric: str) -> str:
-    if name not in table.index or pd.isna(table.loc[name, metric]):
+def cell(table: pd.DataFrame, name: str, metric: str) -> str:
+    """A class's metric in percent, with its standard deviation if there is one; NONE where it does not exist."""
+    if name not in table.index or metric not in table or pd.isna(table.loc[name, metric]):
         return NONE
     text = f"{100 * table.loc[name, metric]:.1f}"
     deviation = f"{metric}_std"

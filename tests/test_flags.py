@@ -73,7 +73,7 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--half",
     "--input",
 }
-ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_bank or test_readers
+ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",
     "--feature_bank",
     "--eval_every",
@@ -82,6 +82,10 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--save_segmentation_images",
     "--on_error",
     "--overwrite",
+    "--grid",
+    "--jobs",
+    "--jobs_per_gpu",
+    "--ray",
     "--gpu",
     "--backbone_names",
     "--embedding_size",

@@ -1,0 +1,429 @@
+"""Jobs on several devices and machines at once, by Ray: tasks out, results and progress back, in one display."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from tqdm import tqdm
+
+import backbones
+from errors import DataError, Interrupted, UsageError, first_line
+from experiment.config import PRECISIONS, RunConfig, precision_name
+from experiment.lock import LOCK, holder
+from experiment.progress import draw_with, progress
+from experiment.resolve import best_precision, choose_device, choose_precision, device_name
+from experiment.results import JobResult
+from experiment.task import Outcome, Task, group, work
+from files import partial
+
+ROOT = Path(__file__).parent.parent
+LOCAL = "local"  # --ray without an address
+UNSENT = [".git", ".venv", "results", "predictions", "docs", "tests", "**/__pycache__"]
+RETRIES = 5  # of tasks whose worker died
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports to its makers otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as main.py sets it
+
+
+def choose_cluster(run: RunConfig) -> "Cluster | None":
+    """What runs the jobs, where the command line asks for several at once or for Ray; not started yet.
+
+    Raises:
+        UsageError: flags that contradict each other or the machine, or Ray is not installed.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = list(dict.fromkeys(run.gpu)) if count else []
+    here = run.ray in (None, LOCAL)
+    if here and count and run.jobs is not None:
+        raise UsageError("--jobs is for CPUs, and this machine has CUDA devices: give --gpu and --jobs_per_gpu")
+    if here and not count and run.jobs_per_gpu > 1:
+        raise UsageError(f"--jobs_per_gpu {run.jobs_per_gpu} needs a CUDA device, which was not found: give --jobs")
+    if run.ray is None and (run.jobs or 1) == 1 and len(gpus) * run.jobs_per_gpu <= 1:
+        return None
+    if run.ray and run.ray.startswith("ray://"):
+        raise UsageError(
+            f"--ray {run.ray} is Ray Client's: run the command on a machine of the cluster with --ray auto"
+        )
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        flag = "--ray" if run.ray else "--jobs" if run.jobs else "several jobs at once on --gpu"
+        raise UsageError(f"{flag} needs Ray: pip install -r requirements-ray.txt") from error
+    if here:
+        choose_device(run.gpu)
+    return Cluster(run, gpus if here else None)
+
+
+class Settings(NamedTuple):
+    """How workers compute: their precision, threads, and whether on a GPU; who holds the runs' locks, and where."""
+
+    precision: str
+    threads: int
+    on_gpu: bool
+    holder: str
+    host: str
+
+    def naming_host(self, error: Exception) -> DataError:
+        """An error of a worker, with its host where that is another machine than the one that shows it."""
+        own = socket.gethostname()
+        return DataError(str(error) if own == self.host or own in str(error) else f"{error} (on host {own})")
+
+
+class Answer(NamedTuple):
+    """What a job gave, and the files of its folder where the worker could not write them into the run."""
+
+    outcome: Outcome
+    archive: bytes | None
+
+
+class Cluster:
+    """Workers of a Ray cluster, started or joined as a context.
+
+    Args:
+        run: the run options.
+        gpus: the CUDA devices of this machine to start Ray on, which may be none; None joins the cluster of --ray.
+
+    Attributes:
+        device_name: of what computes.
+    """
+
+    def __init__(self, run: RunConfig, gpus: list[int] | None) -> None:
+        self.run = run
+        self.gpus = gpus
+        self.device_name = ""
+        self.signal = 0  # that ends the run
+
+    def __enter__(self) -> "Cluster":
+        import ray
+
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        threads = torch.get_num_threads()
+        if self.gpus is None:
+            environment = {"working_dir": str(ROOT), "excludes": UNSENT, "env_vars": HUGE_PAGES}
+            options = {"address": self.run.ray, "runtime_env": environment}
+        else:
+            slots = len(self.gpus) * self.run.jobs_per_gpu or self.run.jobs or threads
+            options = {"address": "local", "num_cpus": slots, "num_gpus": len(self.gpus), "include_dashboard": False}
+            options["object_store_memory"] = 10**8  # results are small
+        with contextlib.ExitStack() as stack:
+            stack.callback(ray.shutdown)
+            try:
+                _check_address(self.run.ray)
+                with _visible(self.gpus):
+                    ray.init(**options, log_to_driver=False, logging_level="error")
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UsageError(f"--ray {self.run.ray or LOCAL}: cannot join Ray ({first_line(error)})") from error
+            stack.enter_context(self._noting_signals())
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # what Ray says of workers that died
+            self._divide(ray.cluster_resources(), threads)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """Keep signals for between two calls of Ray, which would make errors of its own of an exception."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, _: Any) -> None:
+            self.signal = number
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _divide(self, resources: Mapping[str, float], threads: int) -> None:
+        """Find how many jobs run at once, on what each, and what that is called."""
+        import ray
+
+        cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
+        self.on_gpu = gpus > 0
+        if self.on_gpu:
+            if self.run.jobs is not None:
+                raise UsageError("--jobs is for CPUs, and the cluster has GPUs: give --jobs_per_gpu")
+            self.slots, self.threads = int(gpus * self.run.jobs_per_gpu), 1
+            self.needs = {"num_gpus": 1 / self.run.jobs_per_gpu, "num_cpus": 1}
+        else:
+            self.slots = max(1, min(self.run.jobs or cpus, cpus))
+            on_one_machine = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+            each = max(1, min(cpus // self.slots, on_one_machine))
+            self.needs = {"num_cpus": each}
+            self.threads = each if self.gpus is None else max(1, threads // self.slots)
+        if self.gpus == []:  # what is here needs no asking
+            self.device_name, self._auto = f"cpu, {self.threads} threads", best_precision(torch.device("cpu"))
+        else:
+            describe = ray.remote(**self.needs, max_retries=RETRIES)(_describe)
+            self.device_name, self._auto = ray.get(describe.remote(self.threads, self.on_gpu))
+        where = f"Ray at {self.run.ray}" if self.gpus is None else "this machine"
+        click.echo(f"Running {self.slots} jobs at once on {where} ({self.device_name} each)", err=True)
+
+    def choose_precision(self, name: str) -> torch.dtype:
+        """As experiment.resolve.choose_precision, of what computes."""
+        name = self._auto if name == "auto" else name
+        click.echo(f"Computing in {name}", err=True)
+        return PRECISIONS[name]
+
+    def work(self, tasks: Sequence[Task], precision: torch.dtype) -> Iterator[tuple[Task, Outcome]]:
+        """Do all tasks and show their progress; what ends first is given first.
+
+        Raises:
+            DataError: workers die again and again.
+            Interrupted: by a signal.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        display = ray.remote(num_cpus=0, scheduling_strategy=here)(_Display).remote()
+        do = ray.remote(**self.needs, max_retries=RETRIES, num_returns="streaming")(_do)
+        settings = Settings(precision_name(precision), self.threads, self.on_gpu, holder(), socket.gethostname())
+        waiting: dict[Any, Iterator[Task]] = {}
+        for shared in split(group(tasks), 2 * self.slots):
+            waiting[do.remote([_sent(task) for task in shared], settings, display)] = iter(shared)
+        with progress("jobs", total=len(tasks), unit="job") as bar:
+            bar.bar_format = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+            while waiting:
+                ready, _ = ray.wait(list(waiting), timeout=0.5)
+                for stream in ready:
+                    if (answer := _next_answer(stream)) is None:
+                        del waiting[stream]
+                        continue
+                    task = next(waiting[stream])
+                    _unpack(task, answer)
+                    yield task, answer.outcome
+                _show(bar, *ray.get(display.take.remote()))
+                if self.signal:
+                    raise Interrupted(self.signal)
+
+
+def _check_address(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, since Ray itself waits for ten minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _next_answer(stream: Any) -> Answer | None:
+    """What a stream of answers has ready; None at its end.
+
+    Raises:
+        DataError: its workers died again and again.
+    """
+    import ray
+
+    try:
+        return ray.get(next(stream))
+    except StopIteration:
+        return None
+    except ray.exceptions.RayTaskError:  # a fault of ours, with its traceback
+        raise
+    except ray.exceptions.RayError as error:
+        raise DataError(
+            f"{1 + RETRIES} workers died at one job ({first_line(error)}): the same command continues"
+        ) from error
+
+
+def split(groups: list[list[Task]], count: int) -> list[list[Task]]:
+    """Halve the largest groups until there are so many, if there can be; the largest first, so that small ones end."""
+
+    def size(tasks: list[Task]) -> int:
+        return sum(len(task.job.samples.train) for task in tasks)
+
+    groups = list(groups)
+    while len(groups) < count and (several := [tasks for tasks in groups if len(tasks) > 1]):
+        largest = max(several, key=size)
+        groups.remove(largest)
+        half = len(largest) // 2
+        groups += [largest[:half], largest[half:]]
+    return sorted(groups, key=size, reverse=True)
+
+
+def _sent(task: Task) -> Task:
+    """A task whose paths do not depend on the working directory."""
+    job = replace(task.job, folder=task.job.folder.absolute(), root=task.job.root.absolute())
+    weights = task.detector.backbone_weights
+    if weights not in ("pretrained", "random"):
+        weights = str(Path(weights).absolute())
+    return replace(task, job=job, detector=replace(task.detector, backbone_weights=weights))
+
+
+def _unpack(task: Task, answer: Answer) -> None:
+    """Put a finished job's folder in its place, where its worker could not."""
+    if answer.archive is None:
+        return
+    temporary = partial(task.job.folder)
+    with tarfile.open(fileobj=io.BytesIO(answer.archive)) as archive:
+        archive.extractall(temporary, filter="data")
+    os.replace(temporary, task.job.folder)
+
+
+def _show(bar: tqdm, shares: dict[str, float], lines: list[str]) -> None:
+    for line in lines:
+        bar.write(line, file=sys.stderr)
+    bar.n = sum(shares.values())
+    running = [f"{title} {share:.0%}" for title, share in shares.items() if 0 < share < 1]
+    bar.set_postfix_str(", ".join(running), refresh=False)
+    bar.update(0)
+
+
+@contextlib.contextmanager
+def _visible(gpus: list[int] | None) -> Iterator[None]:
+    """Let what is started here see some of the CUDA devices only."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus:
+        known = before.split(",") if before else [str(i) for i in range(torch.cuda.device_count())]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(known[i] for i in gpus)
+    try:
+        yield
+    finally:
+        if gpus and before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        elif gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+# What follows runs in the workers.
+
+
+class _Display:
+    """What the jobs say, until it is asked for."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def progress(self, label: str, share: float) -> None:
+        self.shares[label] = share
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> tuple[dict[str, float], list[str]]:
+        lines, self.lines = self.lines, []
+        return self.shares, lines
+
+
+class _Lines(io.StringIO):
+    """A stream whose lines go to the display."""
+
+    def __init__(self, display: Any) -> None:
+        super().__init__()
+        self.display = display
+
+    def write(self, text: str) -> int:
+        for line in filter(None, text.split("\n")):
+            self.display.say.remote(line)
+        return len(text)
+
+
+class _Bar(tqdm):
+    """A bar that tells the display how far it is, if it is that of the job that is being done."""
+
+    job: tuple[str, str] = ("", "")  # the bar's title, and what the display calls the job
+    to: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, file=io.StringIO(), mininterval=0.5)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        title, label = _Bar.job
+        if msg is None and self.total and self.desc.removesuffix(": ") == title:
+            _Bar.to.progress.remote(label, self.n / self.total)
+
+
+def _describe(threads: int, on_gpu: bool) -> tuple[str, str]:
+    """Name and best precision of a worker's device."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    return device_name(device), best_precision(device)
+
+
+def _do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answer]:
+    """Do tasks that share their features; those that a worker finished before it died are read."""
+    torch.set_num_threads(settings.threads)
+    _Bar.to = display
+    draw_with(_Bar)
+    with contextlib.redirect_stderr(io.StringIO()):
+        device = choose_device((0,)) if settings.on_gpu else torch.device("cpu")
+        precision = choose_precision(settings.precision, device)
+    with contextlib.redirect_stderr(_Lines(display)), tempfile.TemporaryDirectory() as scratch:
+        try:
+            source = _source(tasks[0])
+            own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(tasks)]
+        except (UsageError, DataError) as error:
+            yield from [Answer(settings.naming_host(error), None) for _ in tasks]
+            return
+        outcomes = work(own, source, device, precision)
+        for task, placed in zip(tasks, own, strict=True):
+            _Bar.job = task.job.label, _label(task)
+            outcome = next(outcomes)
+            display.progress.remote(_label(task), 1.0)
+            if not isinstance(outcome, JobResult):
+                yield Answer(settings.naming_host(outcome), None)
+            else:
+                yield Answer(outcome, None if placed is task else _packed(placed.job.folder))
+
+
+def _source(task: Task) -> backbones.FeatureExtractor:
+    """The task's backbone.
+
+    Raises:
+        UsageError, DataError: it or the data is not on this machine.
+    """
+    if not task.problem and not task.job.root.is_dir():
+        raise DataError(
+            f"DATA_PATH '{task.job.root}' is not a folder on host {socket.gethostname()}: "
+            "all machines must have the data at the same path"
+        )
+    name, weights, *_, seed = task.backbone
+    return backbones.load(name, weights, seed or 0)
+
+
+def _placed(task: Task, holder: str, scratch: Path) -> Task:
+    """The task itself where this machine sees the run's folder, else one that writes into a scratch folder.
+
+    Raises:
+        DataError: of --test, which reads the models of that folder.
+    """
+    lock = task.job.folder.parents[2] / LOCK
+    if lock.is_file() and lock.read_text() == holder:
+        return task
+    if task.run.test:
+        raise DataError(
+            f"'{task.job.folder}' is not there on host {socket.gethostname()}: --test needs a --results_path "
+            "that all machines see"
+        )
+    return replace(task, job=replace(task.job, folder=scratch / task.job.folder.name))
+
+
+def _label(task: Task) -> str:
+    return f"{task.run.point} {task.job.label}".strip()
+
+
+def _packed(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, arcname=".")
+    return buffer.getvalue()

@@ -1,0 +1,250 @@
+"""Jobs at once by Ray: the bytes of a sequential run, whatever happens to the workers."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.cluster_utils import Cluster as Nodes
+from test_grid import csvs
+
+import main
+from errors import UsageError
+from experiment import parallel, resolve
+from experiment.config import RunConfig
+from experiment.lock import holder
+
+GRID = ["--seed", "0", "--seed", "1", "--grid", "dsc_hidden=8,6"]
+
+
+def folder(tmp_path, name="test"):
+    return tmp_path / "results" / "project" / "group" / name
+
+
+def chain(tmp_path, *net):
+    return [*SMALL_NET, "--meta_epochs", "3", *net, "dataset", *SMALL_DATA, "mvtec", tmp_path / "mvtec"]
+
+
+def start(tmp_path, *words):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
+    return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def workers(folder):
+    """The numbers of the processes that do tasks, by a part of the path of their working folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::_do" in (path / "cmdline").read_bytes() and folder in str((path / "cwd").readlink()):
+                found.append(int(path.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path):
+    """Four classes, two seeds and two choices on two nodes of a CPU each, one worker of which is killed at work."""
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "c", "d"])
+    words = [*GRID, *chain(tmp_path, "--meta_epochs", "30")]
+    whole = run_main("--run_name", "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes.add_node(num_cpus=1)
+        address = nodes.address
+        process = start(tmp_path, "--ray", address, *words)
+        wait_for(lambda: list(folder(tmp_path).glob("*/models/*/.*.partial/state.pt")))
+        os.kill(wait_for(lambda: workers("runtime_resources"))[0], signal.SIGKILL)
+        errors = process.communicate(timeout=300)[1]
+    finally:
+        nodes.shutdown()
+    assert process.returncode == 0, errors
+    assert f"Running 2 jobs at once on Ray at {address} (cpu, 1 threads each)" in errors
+    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+    assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 8)
+
+
+def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "c"])
+    words = chain(tmp_path, "--meta_epochs", "40")
+    assert run_main("--run_name", "whole", *words).returncode == 0
+    process = start(tmp_path, "--jobs", "2", *words)
+    wait_for(lambda: list(folder(tmp_path).glob("models/*/.*.partial/state.pt")))
+    assert workers(str(tmp_path))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "of 3 jobs are finished; the same command continues the run" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    wait_for(lambda: not workers(str(tmp_path)))
+    done = run_main("--jobs", "2", *words)
+    assert done.returncode == 0, done.stderr
+    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+    tested = run_main("--test", "--ray", *words)  # an address would stand here
+    assert tested.returncode == 0, tested.stderr
+    assert "jobs at once on this machine" in tested.stderr
+    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+
+
+def test_a_bad_class_is_skipped_by_workers_too(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["a", "b"])
+    (tmp_path / "mvtec/a/train/good/000.png").write_bytes(b"no image")
+    words = chain(tmp_path)
+    for name, extra in (("whole", []), ("test", ["--jobs", "2"])):
+        done = run_main("--run_name", name, "--on_error", "skip", *extra, *words)
+        assert done.returncode == 1 and "1 of 2 jobs failed" in done.stderr, done.stderr
+    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+    stopped = run_main("--run_name", "stop", "--jobs", "2", *words)
+    assert stopped.returncode == 1 and "000.png" in stopped.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch, mvtec):
+    """The tasks of a small chain, not done yet."""
+    monkeypatch.chdir(tmp_path)
+    caught = []
+
+    def catch(pending, *_):
+        caught.extend(pending)
+        raise InterruptedError
+
+    monkeypatch.setattr(importlib.import_module("experiment.run"), "_work_here", catch)
+    with pytest.raises(InterruptedError):
+        main.main([*SMALL_NET, "dataset", *SMALL_DATA, "mvtec", str(mvtec)], standalone_mode=False)
+    return caught
+
+
+@pytest.fixture
+def display():
+    said = []
+    remote = SimpleNamespace(remote=lambda *words: said.append(words))
+    return SimpleNamespace(progress=remote, say=remote, said=said)
+
+
+def settings(**changes):
+    plain = parallel.Settings("fp32", torch.get_num_threads(), False, holder(), socket.gethostname())
+    return plain._replace(**changes)
+
+
+@pytest.fixture
+def plain_bars(monkeypatch):
+    """Bars stay those of this process after a worker's work."""
+    monkeypatch.setattr("experiment.progress._make_bar", parallel.tqdm)
+
+
+def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, plain_bars):
+    """Without shared storage the driver gets the files a worker wrote, with the bytes of a shared run."""
+    sent = list(parallel._do([parallel._sent(tasks[0])], settings(holder="process 1 on elsewhere"), display))
+    assert sent[0].archive and not tasks[0].job.folder.exists()
+    parallel._unpack(tasks[0], sent[0])
+    files = {path.name for path in tasks[0].job.folder.iterdir()}
+    assert {"checkpoint.safetensors", "model.json", "job.json", "predictions.csv"} <= files
+    assert ("mvtec_bolt seed 0", 1.0) in display.said
+    lock = tasks[1].job.folder.parents[2] / ".lock"
+    lock.write_text(holder())
+    own = list(parallel._do([parallel._sent(task) for task in tasks[1:]], settings(), display))
+    assert own[0].archive is None and tasks[1].job.folder.exists()
+    again = list(parallel._do([parallel._sent(task) for task in tasks[1:]], settings(), display))
+    assert again == own  # a worker that died after its first job: it is read
+
+
+def test_what_a_host_lacks_names_it(tasks, display, plain_bars, tmp_path):
+    task = replace(tasks[0], job=replace(tasks[0].job, root=tmp_path / "gone"))
+    answer = next(parallel._do([task], settings(), display))
+    assert str(answer.outcome).startswith(f"DATA_PATH '{tmp_path / 'gone'}' is not a folder on host")
+    test = replace(tasks[0], run=replace(tasks[0].run, test=True))
+    answer = next(parallel._do([test], settings(holder="process 1 on elsewhere"), display))
+    assert "--test needs a --results_path that all machines see" in str(answer.outcome)
+    broken = replace(tasks[0], problem="'x.png' is no image")
+    answer = next(parallel._do([broken], settings(host="elsewhere"), display))
+    assert str(answer.outcome) == f"'x.png' is no image (on host {socket.gethostname()})"
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 30))
+def test_groups_are_split_no_more_than_needed(sizes, count):
+    job = SimpleNamespace(job=SimpleNamespace(samples=SimpleNamespace(train=[0])))
+    groups = [[replace_id(job, (i, j)) for j in range(size)] for i, size in enumerate(sizes)]
+    parts = parallel.split(groups, count)
+    assert sorted(one.id for part in parts for one in part) == sorted(one.id for own in groups for one in own)
+    assert all(len({one.id[0] for one in part}) == 1 for part in parts)
+    assert len(parts) == (len(sizes) if len(sizes) >= count else min(count, sum(sizes)))
+
+
+def replace_id(job, number):
+    return SimpleNamespace(**vars(job), id=number)
+
+
+def config(**options):
+    return RunConfig(Path("results"), options.pop("gpu", (0,)), (0,), "group", "project", "test", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "message"),
+    [
+        ({"jobs": 2}, 1, "--jobs is for CPUs"),
+        ({"jobs_per_gpu": 2}, 0, "needs a CUDA device"),
+        ({"ray": "ray://head:10001"}, 0, "--ray auto"),
+        ({"gpu": (0, 2)}, 2, "--gpu 2 does not exist"),
+    ],
+)
+def test_flags_that_contradict_the_machine(monkeypatch, options, cuda, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "card")
+    monkeypatch.setattr(resolve.os.environ, "setdefault", lambda *_: None)
+    with pytest.raises(UsageError, match=message):
+        parallel.choose_cluster(config(**options))
+
+
+def test_one_job_at_a_time_needs_no_cluster(monkeypatch):
+    assert parallel.choose_cluster(config()) is None
+    assert parallel.choose_cluster(config(jobs=1)) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert parallel.choose_cluster(config(gpu=(1,))) is None
+    monkeypatch.setattr(parallel, "choose_device", lambda gpu: None)
+    assert parallel.choose_cluster(config(gpu=(1, 3))).gpus == [1, 3]
+    assert parallel.choose_cluster(config(gpu=(1,), jobs_per_gpu=2)).gpus == [1]
+    assert parallel.choose_cluster(config(ray="auto")).gpus is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    with parallel._visible([1, 3]):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+@pytest.mark.parametrize("flags", [["--ray"], ["--jobs", "2"]])
+def test_without_ray_the_flag_says_what_to_install(tmp_path, mvtec, flags):
+    hide = (
+        f"import sys; sys.modules['ray'] = None; sys.path.insert(0, {str(ROOT)!r}); import main; sys.exit(main.cli())"
+    )
+    words = [*flags, *SMALL_NET, "dataset", *SMALL_DATA, "mvtec", str(mvtec)]
+    done = subprocess.run([sys.executable, "-c", hide, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{flags[0]} needs Ray: pip install -r requirements-ray.txt" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_address_where_no_cluster_is(run_main, tmp_path):
+    make_mvtec(tmp_path / "mvtec", ["a"])
+    done = run_main("--ray", "127.0.0.1:1", *chain(tmp_path))
+    assert done.returncode == 2
+    assert "Error: --ray 127.0.0.1:1: cannot join Ray" in done.stderr.splitlines()[-1], done.stderr
