@@ -8,7 +8,7 @@ import socket
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,7 +185,7 @@ class Cluster:
         click.echo(f"Computing in {name}", err=True)
         return PRECISIONS[name]
 
-    def work(self, tasks: Sequence[Task], precision: torch.dtype) -> Iterator[tuple[Task, Outcome]]:
+    def work(self, tasks: Sequence[Task], precision: torch.dtype) -> Generator[tuple[Task, Outcome], None, None]:
         """Do all tasks and show their progress; what ends first is given first.
 
         Raises:

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 import backbones
 from errors import DataError, Interrupted, UsageError
-from experiment.ablation import ABLATION, ablation_table, write_ablation
+from experiment.ablation import ABLATION, ablation_table, is_grid, write_ablation
 from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
 from experiment.job import STATE, check_trained
 from experiment.lock import LOCK, only_writer
@@ -57,27 +57,23 @@ def run(run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfi
     """
     if run.test and run.overwrite:
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
-    is_grid = any(grid for grid, _, _ in choices)
     cluster = choose_cluster(run)
     device = torch.device("cpu") if cluster else choose_device(run.gpu)
     sources: Sources = {}
-    plans = []
-    for name, (grid, detector, data) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
-        if cluster and data.data_path:  # workers stand elsewhere
-            data = replace(data, data_path=data.data_path.absolute())
-        plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, data, sources))
+    plans = _make_plans(run, choices, sources, is_far=cluster is not None)
+    several = bool(plans[0].run.grid)
     trained = [check_trained(task.job, run) for plan in plans for task in plan.tasks] if run.test else []
     for (*_, layers, imagesize, _), source in sources.items():
         source.build(layers, (imagesize, imagesize), device)
     create_directory(run.family, "--results_path")
     for plan in plans:
         _say_recipe(plan)
-    click.echo(f"Results go to {run.family}{f', {len(plans)} runs' if is_grid else ''}", err=True)
+    click.echo(f"Results go to {run.family}{f', {len(plans)} runs' if several else ''}", err=True)
     if run.overwrite:
         _move_aside(run.family)
     with ExitStack() as stack:
         stack.enter_context(only_writer(run.family))
-        _refuse_other_kind(run.family, is_grid)
+        _refuse_other_kind(run.family, several)
         wanted = precision_name(trained[0].dtype) if run.test else run.precision
         if cluster:
             stack.enter_context(cluster)
@@ -86,27 +82,20 @@ def run(run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfi
             name, precision = device_name(device), choose_precision(wanted, device)
         runs = []
         for plan in plans:
-            if is_grid:
+            if several:
                 plan.run.directory.mkdir(exist_ok=True)
                 stack.enter_context(only_writer(plan.run.directory))
             runs.append(_Run(plan, name, precision))
         pending = [task for one in runs for task in one.pending]
         outcomes = cluster.work(pending, precision) if cluster else _work_here(pending, sources, device, precision)
+        stack.enter_context(closing(outcomes))  # its bar ends before an error is shown
         try:
             _record(run, runs, outcomes)
         except Interrupted as stop:
             if not run.test:
                 stop.advice = f"{_count(runs)} jobs are finished; the same command continues the run"
             raise
-    records = [read_run(one.directory) for one in runs]
-    click.echo(render(ablation_table(records) if is_grid else summary(records), "table"))
-    click.echo(f"Results are in {run.family}", err=True)
-    if failed := [one.directory / FAILURES for one in runs if one.failures]:
-        jobs = sum(len(one.failures) for one in runs)
-        raise DataError(
-            f"{jobs} of {sum(len(one.names) for one in runs)} jobs failed: the reasons are in "
-            f"{', '.join(repr(str(path)) for path in failed)}, and the same command tries them again"
-        )
+    _show(run, runs)
 
 
 class _Run:
@@ -157,9 +146,41 @@ class _Run:
         write_tables(self.directory, self.tables)
 
 
+def _make_plans(
+    run: RunConfig,
+    choices: Sequence[tuple[Mapping[str, str], DetectorConfig, DatasetConfig]],
+    sources: Sources,
+    is_far: bool,
+) -> list[Plan]:
+    """A plan for every choice; their backbones are added to the sources. Workers that are far need absolute paths."""
+    plans = []
+    for name, (grid, detector, data) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
+        if is_far and data.data_path:
+            data = replace(data, data_path=data.data_path.absolute())
+        plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, data, sources))
+    return plans
+
+
+def _show(run: RunConfig, runs: Sequence[_Run]) -> None:
+    """Print the table of all runs.
+
+    Raises:
+        DataError: jobs failed that --on_error skip left out.
+    """
+    records = [read_run(one.directory) for one in runs]
+    click.echo(render(ablation_table(records) if is_grid(records) else summary(records), "table"))
+    click.echo(f"Results are in {run.family}", err=True)
+    if failed := [one.directory / FAILURES for one in runs if one.failures]:
+        jobs, all_jobs = sum(len(one.failures) for one in runs), sum(len(one.names) for one in runs)
+        where = ", ".join(f"'{path}'" for path in failed)
+        raise DataError(
+            f"{jobs} of {all_jobs} jobs failed: the reasons are in {where}, and the same command tries them again"
+        )
+
+
 def _work_here(
     tasks: Sequence[Task], sources: Sources, device: torch.device, precision: torch.dtype
-) -> Iterator[tuple[Task, Outcome]]:
+) -> Generator[tuple[Task, Outcome], None, None]:
     """One job after the other in this process."""
     for shared in group(tasks):
         yield from zip(shared, work(shared, sources[shared[0].backbone], device, precision), strict=True)
@@ -209,9 +230,9 @@ def _say_recipe(plan: Plan) -> None:
     click.echo(f"Recipe {plan.detector.recipe}{where}: {' '.join(flags)}", err=True)
 
 
-def _refuse_other_kind(directory: Path, is_grid: bool) -> None:
+def _refuse_other_kind(directory: Path, of_grid: bool) -> None:
     """Keep the runs of a grid and a run without one from using one folder."""
-    name, kind = (CONFIG, "a run without --grid") if is_grid else (ABLATION, "the runs of a --grid")
+    name, kind = (CONFIG, "a run without --grid") if of_grid else (ABLATION, "the runs of a --grid")
     if (directory / name).is_file():
         raise UsageError(
             f"'{directory}' holds {kind}: choose another --run_name, or --overwrite, which moves them aside"

@@ -83,6 +83,36 @@ def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path):
     assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 8)
 
 
+def test_a_node_that_does_not_see_the_results_sends_them(run_main, tmp_path):
+    """A node whose results folder is another one, as on a machine without shared storage."""
+    results = tmp_path / "results"
+    results.mkdir()
+    hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{results}' && exec \"$@\"", "sh"]
+    if subprocess.run([*hidden, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a folder")
+    make_mvtec(tmp_path / "mvtec", ["a", "b"])
+    words = [*GRID, *chain(tmp_path)]
+    assert run_main("--run_name", "whole", *words).returncode == 0
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray = [Path(sys.executable).with_name("ray"), "start", f"--address={nodes.address}", "--num-cpus=1", "--block"]
+    far = subprocess.Popen(
+        [*hidden, *ray], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        done = run_main("--ray", nodes.address, *words)
+        assert done.returncode == 0, done.stderr
+        tested = run_main("--test", "--ray", nodes.address, *words)
+        assert tested.returncode == 1
+        assert "--test needs a --results_path that all machines see" in tested.stderr.splitlines()[-1]
+    finally:
+        os.killpg(far.pid, signal.SIGTERM)
+        far.wait(timeout=60)
+        nodes.shutdown()
+    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+    report = run_main("report", folder(tmp_path))  # pictures and checkpoints came too
+    assert report.returncode == 0, report.stderr
+
+
 def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, tmp_path):
     make_mvtec(tmp_path / "mvtec", ["a", "b", "c"])
     words = chain(tmp_path, "--meta_epochs", "40")
