@@ -4,8 +4,6 @@ python main.py [run options] net [model options] dataset [data options] NAME [DA
 """
 
 import importlib
-import itertools
-import math
 import os
 import signal
 import sys
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from chain import Chain, Link, Number, Standalone, parse_grid
 from errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
@@ -22,101 +21,12 @@ if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait f
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, huge pages: large temporaries cost a third on Linux
 
 
-class Number(click.FloatRange):
-    """A finite number in a range; NaN and infinity compare as they like, so they are refused first."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = click.FLOAT.convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
 DEPTH = click.IntRange(1, 100)  # of what is built one by one
-CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
 WIDTH = click.IntRange(1, 1_000_000)  # of what is squared
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
-
-
-class Chain(click.Group):
-    """The chain of commands; --ray may stand right before one, without an address."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        following = zip(args, [*args[1:], ""], strict=True)
-        return super().parse_args(
-            ctx, ["--ray=local" if a == "--ray" and b in self.commands else a for a, b in following]
-        )
-
-
-class Link(click.Command):
-    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        words = list(args)
-        ctx = super().make_context(info_name, args, parent, **extra)
-        ctx.obj = words, extra
-        return ctx
-
-    def make_parser(self, ctx: click.Context) -> Any:
-        parser = super().make_parser(ctx)
-        parse = parser.parse_args
-
-        def parse_and_choose(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
-            given, rest, order = parse(args)
-            for option in self.params:
-                if option.name in ctx.meta.get(CHOICE, {}):
-                    value = ctx.meta[CHOICE][option.name]
-                    given[option.name] = value.split("+") if option.multiple else value
-            return given, rest, order
-
-        parser.parse_args = parse_and_choose
-        return parser
-
-    def invoke(self, ctx: click.Context) -> list[Any]:
-        """A configuration for every choice, in order; one object for those that choose the same here."""
-        words, extra = ctx.obj
-        names = {option.name for option in self.params}
-        configs: dict[tuple[tuple[str, str], ...], Any] = {}
-        chosen = []
-        for choice in ctx.find_root().params.get("grid", [{}]):
-            own = {name: value for name, value in choice.items() if name in names}
-            chosen.append(tuple(own.items()))
-            if chosen[-1] not in configs:
-                ctx.meta[CHOICE] = own
-                with super().make_context(ctx.info_name, list(words), ctx.parent, **extra) as again:
-                    configs[chosen[-1]] = super().invoke(again)
-        return [configs[own] for own in chosen]
-
-
-def parse_grid(ctx: click.Context, _: click.Parameter, grid: tuple[str, ...]) -> list[dict[str, str]]:
-    """All choices of a grid, each a value by the name of its option."""
-    names = {
-        flag.lstrip("-"): option.name
-        for link in ctx.command.commands.values()
-        if isinstance(link, Link)
-        for option in link.params
-        if isinstance(option, click.Option)
-        for flag in option.opts
-    }
-    values: dict[str, list[str]] = {}
-    for text in grid:
-        flag, equals, listed = text.partition("=")
-        name, own = names.get(flag.lstrip("-")), listed.split(",")
-        if not equals or "" in own:
-            raise click.BadParameter(f"expected FLAG=VALUE,VALUE,... such as dsc_hidden=512,1024, not '{text}'.")
-        if name is None:
-            raise click.BadParameter(f"'{flag}' is no option of net or dataset.")
-        if name in values or len(set(own)) < len(own):
-            raise click.BadParameter(f"{name} or one of its values is given twice.")
-        values[name] = own
-    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
 
 
 @click.group(cls=Chain, chain=True, context_settings=SETTINGS)
@@ -415,17 +325,6 @@ def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
     changes = {field: value for field, value in given.items() if value is not None}
     random = RandomTransform(**{**(AUGMENT if augment else {}), **changes})
     return DatasetConfig(name=name, random=random, folders=FolderNames(**folders), **options)
-
-
-class Standalone(click.Command):
-    """A command that is no link of the chain: its options may follow its arguments."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        return super().make_context(
-            info_name, args, parent, **{**extra, "allow_extra_args": False, "allow_interspersed_args": True}
-        )
 
 
 @main.command(cls=Standalone, short_help="Tables and a page of finished runs.", context_settings=SETTINGS)

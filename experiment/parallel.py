@@ -118,7 +118,7 @@ class Cluster:
             environment = {"working_dir": str(ROOT), "excludes": UNSENT, "env_vars": HUGE_PAGES}
             options = {"address": self.run.ray, "runtime_env": environment}
         else:
-            slots = len(self.gpus) * self.run.jobs_per_gpu or self.run.jobs or threads
+            slots = len(self.gpus) * self.run.jobs_per_gpu or self.run.jobs or os.cpu_count() or 1
             options = {"address": "local", "num_cpus": slots, "num_gpus": len(self.gpus), "include_dashboard": False}
             options["object_store_memory"] = 10**8  # results are small
         with contextlib.ExitStack() as stack:
@@ -370,7 +370,7 @@ def _do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Ans
         precision = choose_precision(settings.precision, device)
     with contextlib.redirect_stderr(_Lines(display)), tempfile.TemporaryDirectory() as scratch:
         try:
-            source = _source(tasks[0])
+            source = _source(tasks[0], device)
             own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(tasks)]
         except (UsageError, DataError) as error:
             yield from [Answer(settings.naming_host(error), None) for _ in tasks]
@@ -386,8 +386,8 @@ def _do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Ans
                 yield Answer(outcome, None if placed is task else _packed(placed.job.folder))
 
 
-def _source(task: Task) -> backbones.FeatureExtractor:
-    """The task's backbone.
+def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
+    """The task's backbone, on a device.
 
     Raises:
         UsageError, DataError: it or the data is not on this machine.
@@ -397,8 +397,10 @@ def _source(task: Task) -> backbones.FeatureExtractor:
             f"DATA_PATH '{task.job.root}' is not a folder on host {socket.gethostname()}: "
             "all machines must have the data at the same path"
         )
-    name, weights, *_, seed = task.backbone
-    return backbones.load(name, weights, seed or 0)
+    name, weights, layers, imagesize, seed = task.backbone
+    source = backbones.load(name, weights, seed or 0)
+    source.build(layers, (imagesize, imagesize), device)
+    return source
 
 
 def _placed(task: Task, holder: str, scratch: Path) -> Task:

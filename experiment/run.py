@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,14 @@ class _Run:
         """The tasks that have no result yet; of --test all."""
         return [task for task in self.plan.tasks if self.plan.run.test or task.job.name not in self.results]
 
-    @property
+    @cached_property
     def tables(self) -> Tables:
         """Of the results so far."""
         return make_tables(self.names, self.results, list(self.failures.values()))
 
     def record(self, name: JobName, outcome: Outcome) -> None:
         """Take a job's result or failure down."""
+        self.__dict__.pop("tables", None)  # they are others now
         if isinstance(outcome, JobResult):
             self.results[name] = outcome
             self.failures.pop((name.title, name.seed), None)

@@ -1,0 +1,108 @@
+"""What the command line needs beyond click: links that a grid can vary, commands that stand alone, finite numbers."""
+
+import itertools
+import math
+from typing import Any
+
+import click
+
+CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; NaN and infinity compare as they like, so they are refused first."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Chain(click.Group):
+    """The chain of commands; --ray may stand right before one, without an address."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        following = zip(args, [*args[1:], ""], strict=True)
+        return super().parse_args(
+            ctx, ["--ray=local" if a == "--ray" and b in self.commands else a for a, b in following]
+        )
+
+
+class Link(click.Command):
+    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = list(args)
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.obj = words, extra
+        return ctx
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_and_choose(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
+            given, rest, order = parse(args)
+            for option in self.params:
+                if option.name in ctx.meta.get(CHOICE, {}):
+                    value = ctx.meta[CHOICE][option.name]
+                    given[option.name] = value.split("+") if option.multiple else value
+            return given, rest, order
+
+        parser.parse_args = parse_and_choose
+        return parser
+
+    def invoke(self, ctx: click.Context) -> list[Any]:
+        """A configuration for every choice, in order; one object for those that choose the same here."""
+        words, extra = ctx.obj
+        names = {option.name for option in self.params}
+        configs: dict[tuple[tuple[str, str], ...], Any] = {}
+        chosen = []
+        for choice in ctx.find_root().params.get("grid", [{}]):
+            own = {name: value for name, value in choice.items() if name in names}
+            chosen.append(tuple(own.items()))
+            if chosen[-1] not in configs:
+                ctx.meta[CHOICE] = own
+                with super().make_context(ctx.info_name, list(words), ctx.parent, **extra) as again:
+                    configs[chosen[-1]] = super().invoke(again)
+        return [configs[own] for own in chosen]
+
+
+def parse_grid(ctx: click.Context, _: click.Parameter, grid: tuple[str, ...]) -> list[dict[str, str]]:
+    """All choices of a grid, each a value by the name of its option."""
+    names = {
+        flag.lstrip("-"): option.name
+        for link in ctx.command.commands.values()
+        if isinstance(link, Link)
+        for option in link.params
+        if isinstance(option, click.Option)
+        for flag in option.opts
+    }
+    values: dict[str, list[str]] = {}
+    for text in grid:
+        flag, equals, listed = text.partition("=")
+        name, own = names.get(flag.lstrip("-")), listed.split(",")
+        if not equals or "" in own:
+            raise click.BadParameter(f"expected FLAG=VALUE,VALUE,... such as dsc_hidden=512,1024, not '{text}'.")
+        if name is None:
+            raise click.BadParameter(f"'{flag}' is no option of net or dataset.")
+        if name in values or len(set(own)) < len(own):
+            raise click.BadParameter(f"{name} or one of its values is given twice.")
+        values[name] = own
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+
+
+class Standalone(click.Command):
+    """A command that is no link of the chain: its options may follow its arguments."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        return super().make_context(
+            info_name, args, parent, **{**extra, "allow_extra_args": False, "allow_interspersed_args": True}
+        )
