@@ -113,6 +113,8 @@ class Cluster:
         import ray
 
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))  # where workers import this from
         threads = torch.get_num_threads()
         if self.gpus is None:
             environment = {"working_dir": str(ROOT), "excludes": UNSENT, "env_vars": HUGE_PAGES}
