@@ -75,6 +75,7 @@ class FeatureExtractor(nn.Module):
         self.network: nn.Module | None = None
         self._layout = _Layout()
         self._cut: tuple[tuple[str, ...], tuple[int, int]] | None = None
+        self._infos: dict[tuple[tuple[str, ...], tuple[int, int]], list[LayerInfo]] = {}
 
     def forward(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
         """Layer maps of images.
@@ -120,6 +121,13 @@ class FeatureExtractor(nn.Module):
         Raises:
             UsageError: as in forward, or images of a size that the backbone cannot take.
         """
+        key = (tuple(layers), image_size)
+        if key not in self._infos:
+            self._infos[key] = self._trace(layers, image_size)
+        return self._infos[key]
+
+    def _trace(self, layers: Sequence[str], image_size: tuple[int, int]) -> list[LayerInfo]:
+        """What layer_info gives, found by running the network without memory."""
         with torch.device("meta"):
             try:
                 network, layout = self._cut_network(self._create_model(), layers, image_size)

@@ -7,24 +7,22 @@ import signal
 import socket
 import sys
 import tarfile
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import torch
 from tqdm import tqdm
 
-import backbones
 from errors import DataError, Interrupted, UsageError, first_line
 from experiment.config import PRECISIONS, RunConfig, precision_name
-from experiment.lock import LOCK, holder
-from experiment.progress import draw_with, progress
-from experiment.resolve import best_precision, choose_device, choose_precision, device_name
-from experiment.results import JobResult
-from experiment.task import Outcome, Task, group, work
+from experiment.lock import holder
+from experiment.progress import progress
+from experiment.resolve import best_precision, choose_device
+from experiment.task import Outcome, Task, group
+from experiment.worker import Answer, Display, Settings, describe, do
 from files import partial
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +34,6 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-
-
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as main.py sets it
 
 
@@ -68,28 +64,6 @@ def choose_cluster(run: RunConfig) -> "Cluster | None":
     if here:
         choose_device(run.gpu)
     return Cluster(run, gpus if here else None)
-
-
-class Settings(NamedTuple):
-    """How workers compute: their precision, threads, and whether on a GPU; who holds the runs' locks, and where."""
-
-    precision: str
-    threads: int
-    on_gpu: bool
-    holder: str
-    host: str
-
-    def naming_host(self, error: Exception) -> DataError:
-        """An error of a worker, with its host where that is another machine than the one that shows it."""
-        own = socket.gethostname()
-        return DataError(str(error) if own == self.host or own in str(error) else f"{error} (on host {own})")
-
-
-class Answer(NamedTuple):
-    """What a job gave, and the files of its folder where the worker could not write them into the run."""
-
-    outcome: Outcome
-    archive: bytes | None
 
 
 class Cluster:
@@ -176,8 +150,8 @@ class Cluster:
         if self.gpus == []:  # what is here needs no asking
             self.device_name, self._auto = f"cpu, {self.threads} threads", best_precision(torch.device("cpu"))
         else:
-            describe = ray.remote(**self.needs, max_retries=RETRIES)(_describe)
-            self.device_name, self._auto = ray.get(describe.remote(self.threads, self.on_gpu))
+            asked = ray.remote(**self.needs, max_retries=RETRIES)(describe)
+            self.device_name, self._auto = ray.get(asked.remote(self.threads, self.on_gpu))
         where = f"Ray at {self.run.ray}" if self.gpus is None else "this machine"
         click.echo(f"Running {self.slots} jobs at once on {where} ({self.device_name} each)", err=True)
 
@@ -198,12 +172,12 @@ class Cluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        display = ray.remote(num_cpus=0, scheduling_strategy=here)(_Display).remote()
-        do = ray.remote(**self.needs, max_retries=RETRIES, num_returns="streaming")(_do)
+        display = ray.remote(num_cpus=0, scheduling_strategy=here)(Display).remote()
+        start = ray.remote(**self.needs, max_retries=RETRIES, num_returns="streaming")(do)
         settings = Settings(precision_name(precision), self.threads, self.on_gpu, holder(), socket.gethostname())
         waiting: dict[Any, Iterator[Task]] = {}
         for shared in split(group(tasks), 2 * self.slots):
-            waiting[do.remote([_sent(task) for task in shared], settings, display)] = iter(shared)
+            waiting[start.remote([_sent(task) for task in shared], settings, display)] = iter(shared)
         with progress("jobs", total=len(tasks), unit="job") as bar:
             bar.bar_format = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
             while waiting:
@@ -304,130 +278,3 @@ def _visible(gpus: list[int] | None) -> Iterator[None]:
             del os.environ["CUDA_VISIBLE_DEVICES"]
         elif gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-# What follows runs in the workers.
-
-
-class _Display:
-    """What the jobs say, until it is asked for."""
-
-    def __init__(self) -> None:
-        self.shares: dict[str, float] = {}
-        self.lines: list[str] = []
-
-    def progress(self, label: str, share: float) -> None:
-        self.shares[label] = share
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def take(self) -> tuple[dict[str, float], list[str]]:
-        lines, self.lines = self.lines, []
-        return self.shares, lines
-
-
-class _Lines(io.StringIO):
-    """A stream whose lines go to the display."""
-
-    def __init__(self, display: Any) -> None:
-        super().__init__()
-        self.display = display
-
-    def write(self, text: str) -> int:
-        for line in filter(None, text.split("\n")):
-            self.display.say.remote(line)
-        return len(text)
-
-
-class _Bar(tqdm):
-    """A bar that tells the display how far it is, if it is that of the job that is being done."""
-
-    job: tuple[str, str] = ("", "")  # the bar's title, and what the display calls the job
-    to: Any = None
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, file=io.StringIO(), mininterval=0.5)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        title, label = _Bar.job
-        if msg is None and self.total and self.desc.removesuffix(": ") == title:
-            _Bar.to.progress.remote(label, self.n / self.total)
-
-
-def _describe(threads: int, on_gpu: bool) -> tuple[str, str]:
-    """Name and best precision of a worker's device."""
-    torch.set_num_threads(threads)
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    return device_name(device), best_precision(device)
-
-
-def _do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answer]:
-    """Do tasks that share their features; those that a worker finished before it died are read."""
-    torch.set_num_threads(settings.threads)
-    _Bar.to = display
-    draw_with(_Bar)
-    with contextlib.redirect_stderr(io.StringIO()):
-        device = choose_device((0,)) if settings.on_gpu else torch.device("cpu")
-        precision = choose_precision(settings.precision, device)
-    with contextlib.redirect_stderr(_Lines(display)), tempfile.TemporaryDirectory() as scratch:
-        try:
-            source = _source(tasks[0], device)
-            own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(tasks)]
-        except (UsageError, DataError) as error:
-            yield from [Answer(settings.naming_host(error), None) for _ in tasks]
-            return
-        outcomes = work(own, source, device, precision)
-        for task, placed in zip(tasks, own, strict=True):
-            _Bar.job = task.job.label, _label(task)
-            outcome = next(outcomes)
-            display.progress.remote(_label(task), 1.0)
-            if not isinstance(outcome, JobResult):
-                yield Answer(settings.naming_host(outcome), None)
-            else:
-                yield Answer(outcome, None if placed is task else _packed(placed.job.folder))
-
-
-def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
-    """The task's backbone, on a device.
-
-    Raises:
-        UsageError, DataError: it or the data is not on this machine.
-    """
-    if not task.problem and not task.job.root.is_dir():
-        raise DataError(
-            f"DATA_PATH '{task.job.root}' is not a folder on host {socket.gethostname()}: "
-            "all machines must have the data at the same path"
-        )
-    name, weights, layers, imagesize, seed = task.backbone
-    source = backbones.load(name, weights, seed or 0)
-    source.build(layers, (imagesize, imagesize), device)
-    return source
-
-
-def _placed(task: Task, holder: str, scratch: Path) -> Task:
-    """The task itself where this machine sees the run's folder, else one that writes into a scratch folder.
-
-    Raises:
-        DataError: of --test, which reads the models of that folder.
-    """
-    lock = task.job.folder.parents[2] / LOCK
-    if lock.is_file() and lock.read_text() == holder:
-        return task
-    if task.run.test:
-        raise DataError(
-            f"'{task.job.folder}' is not there on host {socket.gethostname()}: --test needs a --results_path "
-            "that all machines see"
-        )
-    return replace(task, job=replace(task.job, folder=scratch / task.job.folder.name))
-
-
-def _label(task: Task) -> str:
-    return f"{task.run.point} {task.job.label}".strip()
-
-
-def _packed(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(folder, arcname=".")
-    return buffer.getvalue()

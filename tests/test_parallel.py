@@ -21,7 +21,7 @@ from test_grid import csvs
 
 import main
 from errors import UsageError
-from experiment import parallel, resolve
+from experiment import parallel, resolve, worker
 from experiment.config import RunConfig
 from experiment.lock import holder
 
@@ -46,7 +46,7 @@ def workers(folder):
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ray::_do" in (path / "cmdline").read_bytes() and folder in str((path / "cwd").readlink()):
+            if b"ray::do" in (path / "cmdline").read_bytes() and folder in str((path / "cwd").readlink()):
                 found.append(int(path.name))
         except OSError:  # it has ended
             continue
@@ -171,19 +171,19 @@ def display():
 
 
 def settings(**changes):
-    plain = parallel.Settings("fp32", torch.get_num_threads(), False, holder(), socket.gethostname())
+    plain = worker.Settings("fp32", torch.get_num_threads(), False, holder(), socket.gethostname())
     return plain._replace(**changes)
 
 
 @pytest.fixture
 def plain_bars(monkeypatch):
     """Bars stay those of this process after a worker's work."""
-    monkeypatch.setattr("experiment.progress._make_bar", parallel.tqdm)
+    monkeypatch.setattr("experiment.progress._make_bar", worker.tqdm)
 
 
 def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, plain_bars):
     """Without shared storage the driver gets the files a worker wrote, with the bytes of a shared run."""
-    sent = list(parallel._do([parallel._sent(tasks[0])], settings(holder="process 1 on elsewhere"), display))
+    sent = list(worker.do([parallel._sent(tasks[0])], settings(holder="process 1 on elsewhere"), display))
     assert sent[0].archive and not tasks[0].job.folder.exists()
     parallel._unpack(tasks[0], sent[0])
     files = {path.name for path in tasks[0].job.folder.iterdir()}
@@ -191,21 +191,21 @@ def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, pl
     assert ("mvtec_bolt seed 0", 1.0) in display.said
     lock = tasks[1].job.folder.parents[2] / ".lock"
     lock.write_text(holder())
-    own = list(parallel._do([parallel._sent(task) for task in tasks[1:]], settings(), display))
+    own = list(worker.do([parallel._sent(task) for task in tasks[1:]], settings(), display))
     assert own[0].archive is None and tasks[1].job.folder.exists()
-    again = list(parallel._do([parallel._sent(task) for task in tasks[1:]], settings(), display))
+    again = list(worker.do([parallel._sent(task) for task in tasks[1:]], settings(), display))
     assert again == own  # a worker that died after its first job: it is read
 
 
 def test_what_a_host_lacks_names_it(tasks, display, plain_bars, tmp_path):
     task = replace(tasks[0], job=replace(tasks[0].job, root=tmp_path / "gone"))
-    answer = next(parallel._do([task], settings(), display))
+    answer = next(worker.do([task], settings(), display))
     assert str(answer.outcome).startswith(f"DATA_PATH '{tmp_path / 'gone'}' is not a folder on host")
     test = replace(tasks[0], run=replace(tasks[0].run, test=True))
-    answer = next(parallel._do([test], settings(holder="process 1 on elsewhere"), display))
+    answer = next(worker.do([test], settings(holder="process 1 on elsewhere"), display))
     assert "--test needs a --results_path that all machines see" in str(answer.outcome)
     broken = replace(tasks[0], problem="'x.png' is no image")
-    answer = next(parallel._do([broken], settings(host="elsewhere"), display))
+    answer = next(worker.do([broken], settings(host="elsewhere"), display))
     assert str(answer.outcome) == f"'x.png' is no image (on host {socket.gethostname()})"
 
 
