@@ -1,5 +1,6 @@
 """The feature bank: what a frozen backbone sees in unchanging images is embedded once and read at every pass."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -40,10 +41,7 @@ class FeatureBank:
     ) -> None:
         self.place = place
         self.device = device
-        if place == "disk":
-            self.features = _mapped(shape, dtype)
-        else:
-            self.features = torch.empty(shape, dtype=dtype, device=device if place == "device" else "cpu")
+        self.features = allocate(shape, dtype, place, device)
 
     def fill(self, embeddings: Iterable[Tensor]) -> None:
         """Store embeddings [B, H1, W1, D] one batch after another, n in all."""
@@ -63,9 +61,20 @@ class FeatureBank:
             yield self.features[indices.to(self.features.device)].to(self.device, non_blocking=True)
 
 
-def bank_bytes(shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
+def bank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes that a bank of this shape takes."""
-    return int(np.prod(shape)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> Tensor:
+    """An uninitialised tensor on a device, in host memory, or in a file that vanishes with the process.
+
+    Raises:
+        DataError: the disk has no room for the file.
+    """
+    if place == "disk":
+        return _mapped(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=device if place == "device" else "cpu")
 
 
 def choose_place(size: int, device: torch.device) -> Place:
@@ -73,6 +82,20 @@ def choose_place(size: int, device: torch.device) -> Place:
     if device.type != "cpu" and size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
     return "host" if size <= FREE_SHARE * _free_host_memory() else "disk"
+
+
+def beside_bank(shape: tuple[int, ...], dtype: torch.dtype, on_disk: bool) -> Tensor:
+    """An uninitialised tensor for what is kept of all images beside their embeddings: maps and masks.
+
+    Args:
+        shape, dtype: of the tensor.
+        on_disk: keep it in a file even where host memory has room.
+
+    Raises:
+        DataError: the disk has no room for the file.
+    """
+    cpu = torch.device("cpu")
+    return allocate(shape, dtype, "disk" if on_disk else choose_place(bank_bytes(shape, dtype), cpu), cpu)
 
 
 def _free_host_memory() -> int:
@@ -84,7 +107,7 @@ def _free_host_memory() -> int:
     return free
 
 
-def _mapped(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = bank_bytes(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="feature-bank-") as file:
@@ -94,7 +117,7 @@ def _mapped(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise DataError(
-            f"no room for a feature bank of {size / 2**30:.1f} GiB in '{folder}' ({error.strerror}): "
+            f"no room for a temporary file of {size / 2**30:.1f} GiB in '{folder}' ({error.strerror}): "
             "set TMPDIR to a folder on a larger disk, or use --feature_bank off"
         ) from error
     return torch.from_numpy(raw).view(dtype).view(shape)

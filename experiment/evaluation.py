@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 import metrics
+from backbones.bank import beside_bank
 from datasets import Defect, Sample
 from errors import DataError
 from experiment.features import Predictions
@@ -38,7 +40,9 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(predictions: Predictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm) -> Evaluation:
+def evaluate(
+    predictions: Predictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm, on_disk: bool = False
+) -> Evaluation:
     """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
 
     Args:
@@ -46,20 +50,27 @@ def evaluate(predictions: Predictions, samples: Sequence[Sample], defects: Seque
         samples: the test images.
         defects: every defect with its saturation area, for sPRO; empty where a dataset knows none.
         bar: advances by every batch.
+        on_disk: keep the maps of all images in a temporary file, as is done where host memory has no room for them.
 
     Raises:
-        DataError: an image or mask that cannot be used, or scores that are not finite.
+        DataError: an image or mask that cannot be used, no room for the maps, or scores that are not finite.
     """
     has_masks = any(sample.mask_paths for sample in samples)
-    scores, maps, masks = [], [], []
+    scores: list[NDArray[np.float32]] = []
+    done = 0
     lowest, highest = float("inf"), float("-inf")
     for prediction, batch_masks in predictions:
         scores.append(prediction.scores.cpu().numpy())
         batch_maps = prediction.maps.cpu().numpy()
         lowest, highest = min(lowest, float(batch_maps.min())), max(highest, float(batch_maps.max()))
         if has_masks:
-            maps.append(batch_maps)
-            masks.append(batch_masks)
+            if not done:
+                shape = (len(samples), *batch_maps.shape[1:])
+                maps = beside_bank(shape, prediction.maps.dtype, on_disk).numpy()
+                masks = beside_bank(shape, torch.bool, on_disk).numpy()
+            maps[done : done + len(batch_maps)] = batch_maps
+            masks[done : done + len(batch_maps)] = batch_masks
+        done += len(batch_maps)
         bar.update()
     all_scores = np.concatenate(scores)
     if not np.isfinite(all_scores).all():
@@ -73,11 +84,10 @@ def evaluate(predictions: Predictions, samples: Sequence[Sample], defects: Seque
         "image_f1_max": metrics.f1_max(anomalous, all_scores),
     }
     if has_masks:
-        all_maps = np.concatenate(maps)
-        pixels = metrics.pixel_metrics(np.concatenate(masks), all_maps)
+        pixels = metrics.pixel_metrics(masks, maps)
         values |= {name if name == "pro" else f"pixel_{name}": value for name, value in pixels.items()}
         if defects:
-            values |= _loco_metrics(samples, all_scores, all_maps, defects)
+            values |= _loco_metrics(samples, all_scores, maps, defects)
     values = dict.fromkeys(METRICS, math.nan) | {name: float(value) for name, value in values.items()}
     return Evaluation(all_scores, (lowest, highest), values)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones import FeatureBank
-from backbones.bank import PLACES, bank_bytes, choose_place
+from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
 from experiment.config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
@@ -54,26 +54,36 @@ def build_banks(
     """
     train = None
     if data.random.is_identity and not test_only:
-        train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
-    test, masks = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode)
+        train = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+    size = data.test_transform.imagesize
+    masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk")
+    test = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, test) if bank is not None]
     size = sum(bank.features.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
-    return ClassBanks(train, test, masks)
+    return ClassBanks(train, test, masks.numpy())
 
 
 def _embed_all(
-    title: str, detector: SimpleNet, dataset: ImageDataset, data: DatasetConfig, mode: str
-) -> tuple[FeatureBank, NDArray[np.bool_]]:
+    title: str,
+    detector: SimpleNet,
+    dataset: ImageDataset,
+    data: DatasetConfig,
+    mode: str,
+    masks: Tensor | None = None,
+) -> FeatureBank:
+    """The images' embeddings; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
     embed = Halving(detector.embed, "embedding")
-    masks: list[Tensor] = []
 
     @torch.no_grad()
     def embeddings() -> Iterator[Tensor]:
+        start = 0
         for batch in progress(f"{title} features", loader):
-            masks.append(batch.masks)
+            if masks is not None:
+                masks[start : start + len(batch.masks)] = batch.masks
+                start += len(batch.masks)
             yield embed(batch.images)
 
     stream = embeddings()
@@ -81,7 +91,7 @@ def _embed_all(
     shape = (len(dataset), *first.shape[1:])
     bank = _allocate(shape, first.dtype, mode, detector.device)
     bank.fill(chain([first], stream))
-    return bank, torch.cat(masks).numpy()
+    return bank
 
 
 def _allocate(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
@@ -151,6 +161,11 @@ class Predictions:
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether what is kept of all images belongs on the disk, as their embeddings are."""
+        return self.bank is not None and self.bank.place == "disk"
 
     def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The anomaly maps [H, W] of some of the images."""

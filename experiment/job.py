@@ -107,7 +107,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
             for stats in training:
                 values: dict[str, float] = {}
                 if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
-                    evaluation = evaluate(test, samples.test, defects, bar)
+                    evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
                     values = evaluation.metrics
                     bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
                 history.append({**job.key, **stats._asdict(), **values})
@@ -117,7 +117,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
                 _write_state(folder / STATE, training, train, history)
                 kept = stats.meta_epoch
             if evaluation is None:  # interrupted after the last meta epoch
-                evaluation = evaluate(test, samples.test, defects, bar)
+                evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
             result = _finish(job, folder, detector, test, evaluation, history, run, data, banks)
     except (DataError, OSError) as error:
         reason = str(error) if isinstance(error, DataError) else f"'{folder}' cannot be written: {error.strerror}"
@@ -173,7 +173,7 @@ def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig,
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
     with one_line_when_full(), progress(job.label, total=len(test)) as bar:
-        evaluation = evaluate(test, samples.test, defects, bar)
+        evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
     row = {**job.key, **evaluation.metrics}

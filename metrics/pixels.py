@@ -10,11 +10,11 @@ from metrics.ranking import Crossings, best_f1, crossings, precision_sum, roc_ar
 
 
 def pixel_metrics(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> dict[str, float]:
-    """All pixel metrics from one sort of the pixel scores.
+    """All pixel metrics from one sort of the pixel scores, in memory that grows with the defective pixels only.
 
     Args:
         masks: [N, H, W], non-zero where defective.
-        maps: finite float [N, H, W], higher is more anomalous.
+        maps: finite float [N, H, W], higher is more anomalous; may be a mapped file, as masks may.
         max_fpr: false-positive rate up to which PRO is integrated, in (0, 1].
 
     Returns:
@@ -86,7 +86,7 @@ def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, li
         weights.append(np.diff(found, prepend=0.0))
     if not positives or covered.all():
         return [float("nan")] * len(limits)
-    ranked = crossings(scores[~covered], np.concatenate(positives))
+    ranked = crossings(scores, covered, np.concatenate(positives))
     hits = ranked.hits(np.concatenate(weights) / len(positives))
     return [ranked.area(hits, limit) for limit in limits]
 
@@ -112,14 +112,14 @@ def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossing
         raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
     if defective.all() or not defective.any():
         return None, defective
-    return crossings(scores[~defective], scores[defective]), defective
+    return crossings(scores, defective, scores[defective]), defective
 
 
 def _checked_maps(maps: ArrayLike, *limits: float) -> NDArray[np.floating]:
     scores = np.asarray(maps)
     if scores.ndim != 3:
         raise ValueError(f"maps must be [N, H, W], not {list(scores.shape)}")
-    if not np.isfinite(scores).all():
+    if scores.size and not np.isfinite([scores.min(), scores.max()]).all():  # no copy of the maps; NaN is either
         raise ValueError("maps must be finite")
     for max_fpr in limits:
         if not 0 < max_fpr <= 1:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-PART = 5_000_000  # negatives that are worth a thread
+PART = 5_000_000  # scores that are sorted at once
 
 
 class Crossings(NamedTuple):
@@ -46,20 +46,38 @@ class Crossings(NamedTuple):
         return float(np.trapezoid(np.append(y[:inside], last), np.append(x[:inside], max_fpr)) / max_fpr)
 
 
-def crossings(negatives: NDArray[np.floating], positives: NDArray[np.floating]) -> Crossings:
-    """Rank positives among negatives (both 1-D and of one dtype); parts are sorted side by side, their counts added."""
+def crossings(scores: NDArray[np.floating], positive: NDArray[np.bool_], positives: NDArray[np.floating]) -> Crossings:
+    """Rank positives among negatives.
+
+    Parts of bounded size are sorted side by side and their counts added: beyond what is given, the memory taken grows
+    with the positives only.
+
+    Args:
+        scores: [N, ...]; may be a mapped file.
+        positive: the shape of scores; False where a score is a negative.
+        positives: 1-D, of the dtype of scores.
+    """
     ascending, group = np.unique(positives, return_inverse=True)
-    parts = np.array_split(negatives, min(os.cpu_count() or 1, 1 + len(negatives) // PART))
-    with ThreadPoolExecutor(len(parts)) as threads:
-        above, at_or_above = np.sum(list(threads.map(lambda part: _counts(part, ascending), parts)), axis=0)
-    return Crossings(above[::-1], at_or_above[::-1], len(ascending) - 1 - group, len(negatives))
+    count = 1 + scores.size // max(PART, len(positives))
+    workers = min(os.cpu_count() or 1, count)
+    parts = np.array_split(np.arange(len(scores)), min(len(scores), -(-count // workers) * workers))
 
+    def counts(worker: int) -> NDArray[np.int64]:
+        """Of a share of the parts: negatives above, and at or above, each of the ascending scores."""
+        total = np.zeros((2, len(ascending)), np.int64)
+        for part in parts[worker::workers]:
+            rows = slice(part[0], part[-1] + 1)
+            negatives = scores[rows][~positive[rows]]
+            negatives.sort()
+            total += len(negatives)
+            total[0] -= np.searchsorted(negatives, ascending, side="right")
+            total[1] -= np.searchsorted(negatives, ascending, side="left")
+        return total
 
-def _counts(negatives: NDArray[np.floating], thresholds: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
-    """Negatives above, and at or above, each of the ascending thresholds."""
-    ordered = np.sort(negatives)
-    above = len(ordered) - np.searchsorted(ordered, thresholds, side="right")
-    return above, len(ordered) - np.searchsorted(ordered, thresholds, side="left")
+    with ThreadPoolExecutor(workers) as threads:
+        above, at_or_above = sum(threads.map(counts, range(workers)))
+    negatives = scores.size - int(np.count_nonzero(positive))
+    return Crossings(above[::-1], at_or_above[::-1], len(ascending) - 1 - group, negatives)
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -122,4 +140,4 @@ def _ranked(labels: ArrayLike, scores: ArrayLike) -> Crossings | None:
         raise ValueError("scores must be finite")
     if anomalous.all() or not anomalous.any():
         return None
-    return crossings(values[~anomalous], values[anomalous])
+    return crossings(values, anomalous, values[anomalous])

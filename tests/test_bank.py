@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_clear_error(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(bank.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(DataError, match=r"no room for a feature bank of 0\.0 GiB .*set TMPDIR"):
+    with pytest.raises(DataError, match=r"no room for a temporary file of 0\.0 GiB .*set TMPDIR"):
         FeatureBank((4, 1, 1, 2), torch.float32, "disk", CPU)
     assert list(tmp_path.iterdir()) == []
 

@@ -53,6 +53,7 @@ def test_metrics_agree_with_the_functions():
     masks[2:, 4:8, 4:8] = True
     prediction = Prediction(torch.from_numpy(maps).amax((1, 2)), torch.from_numpy(maps))
     found = evaluate([(prediction, masks)], samples, [], NO_BAR).metrics
+    assert found == evaluate([(prediction, masks)], samples, [], NO_BAR, on_disk=True).metrics
     assert list(found) == list(METRICS)
     pixels = metrics.pixel_metrics(masks, maps)
     assert [found[name] for name in ("pixel_auroc", "pro", "pixel_ap", "pixel_f1_max")] == [

@@ -1,6 +1,7 @@
 """Metrics: golden values, brute force over thresholds, invariants."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,19 @@ def test_parts_sorted_side_by_side_change_nothing(monkeypatch):
     monkeypatch.setattr("metrics.ranking.PART", 1000)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     assert pixel_metrics(masks, maps) == whole
+
+
+def test_memory_grows_with_the_defective_pixels_only(monkeypatch):
+    """Many maps cost no copy of them."""
+    monkeypatch.setattr("metrics.ranking.PART", 20_000)
+    maps = np.random.default_rng(0).random((8000, 32, 32), np.float32)
+    masks = np.zeros(maps.shape, bool)
+    masks[:80, :4, :4] = True
+    tracemalloc.start()
+    pixel_metrics(masks, maps)
+    spro([(i, masks[i], 5.0) for i in range(80)], maps)
+    assert tracemalloc.get_traced_memory()[1] < maps.nbytes / 2  # spro's covered pixels are a quarter
+    tracemalloc.stop()
 
 
 def test_perfect_worst_and_constant_maps():
