@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
+USED = f"{__name__}.used"  # the names of the options of all links that are given
 
 
 class Number(click.FloatRange):
@@ -61,6 +62,7 @@ class Link(click.Command):
         """A configuration for every choice, in order; one object for those that choose the same here."""
         words, extra = ctx.obj
         names = {option.name for option in self.params}
+        ctx.meta.setdefault(USED, set()).update(names)
         configs: dict[tuple[tuple[str, str], ...], Any] = {}
         chosen = []
         for choice in ctx.find_root().params.get("grid", [{}]):
@@ -90,11 +92,18 @@ def parse_grid(ctx: click.Context, _: click.Parameter, grid: tuple[str, ...]) ->
         if not equals or "" in own:
             raise click.BadParameter(f"expected FLAG=VALUE,VALUE,... such as dsc_hidden=512,1024, not '{text}'.")
         if name is None:
-            raise click.BadParameter(f"'{flag}' is no option of net or dataset.")
+            raise click.BadParameter(f"'{flag}' is no option of a detector or of dataset.")
         if name in values or len(set(own)) < len(own):
             raise click.BadParameter(f"{name} or one of its values is given twice.")
         values[name] = own
     return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+
+
+def check_grid(ctx: click.Context, grid: list[dict[str, str]]) -> None:
+    """Refuse a grid over an option of a link that is not given, which would vary nothing."""
+    for name in grid[0]:
+        if name not in ctx.meta.get(USED, ()):
+            raise click.BadParameter(f"{name} is no option of the commands given.", ctx, param_hint="--grid")
 
 
 class Standalone(click.Command):

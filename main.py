@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chain import Chain, Link, Number, Standalone, parse_grid
+from chain import Chain, Link, Number, Standalone, check_grid, parse_grid
 from errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
@@ -79,7 +79,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
     multiple=True,
     metavar="FLAG=V1,V2,...",
     callback=parse_grid,
-    help="A run for each of these values of an option of net or dataset, such as dsc_hidden=512,1024 or "
+    help="A run for each of these values of an option of the detector or of dataset, such as dsc_hidden=512,1024 or "
     "layers_to_extract_from=layer2+layer3,layer3; repeatable, for every combination. Each has a folder in RUN_NAME, "
     "ablation.csv compares them, and images are embedded once where the features stay the same.",
 )
@@ -109,13 +109,32 @@ def main(**_: Any) -> None:
     """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
 
     \b
-    One command line is a chain: run options, then net with its options, then dataset with its options.
+    One command line is a chain: run options, then a detector (net or cfa) with its options, then dataset with its.
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
-    See "net --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
+    See "net --help", "cfa --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
     or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
     """
+
+
+BACKBONE_NAMES = click.option(
+    "--backbone_names",
+    "-b",
+    multiple=True,
+    help="wideresnet50, resnet18, efficientnet_lite0, any timm name; "
+    "NAME.seed-7 seeds one backbone. Repeatable: one model each.",
+)
+LAYERS = click.option(
+    "--layers_to_extract_from",
+    "-le",
+    multiple=True,
+    help="Layer to read, repeatable; the first gives the patch grid. "
+    "With several backbones INDEX.LAYER, such as 0.layer2.",
+)
+BACKBONE_WEIGHTS = click.option(
+    "--backbone_weights", default="pretrained", help="pretrained, random, or a .pth or .safetensors state dict."
+)
 
 
 def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
@@ -137,23 +156,9 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
     help="Defaults of the flags below. paper: those of the original. stable: other values of noise, discriminators, "
     "rates and score, for a last epoch that needs no picking; the run prints them. A flag that is given wins.",
 )
-@click.option(
-    "--backbone_names",
-    "-b",
-    multiple=True,
-    help="wideresnet50, resnet18, efficientnet_lite0, any timm name; "
-    "NAME.seed-7 seeds one backbone. Repeatable: one model each.",
-)
-@click.option(
-    "--layers_to_extract_from",
-    "-le",
-    multiple=True,
-    help="Layer to read, repeatable; the first gives the patch grid. "
-    "With several backbones INDEX.LAYER, such as 0.layer2.",
-)
-@click.option(
-    "--backbone_weights", default="pretrained", help="pretrained, random, or a .pth or .safetensors state dict."
-)
+@BACKBONE_NAMES
+@LAYERS
+@BACKBONE_WEIGHTS
 @click.option("--pretrain_embed_dimension", type=WIDTH, default=1024, help="Values per patch and layer.")
 @click.option("--target_embed_dimension", type=WIDTH, default=1024, help="Values per patch, all layers together.")
 @click.option("--patchsize", type=COUNT, default=3, help="Side of a patch's neighbourhood, in cells of a layer map.")
@@ -223,7 +228,37 @@ def net(
     of_recipe = click.core.ParameterSource.DEFAULT_MAP
     set_by_recipe = {name: value for name, value in options.items() if ctx.get_parameter_source(name) == of_recipe}
     backbones = parse_backbones(backbone_names, layers_to_extract_from)
-    return DetectorConfig(backbones, backbone_weights, options, recipe, set_by_recipe)
+    return DetectorConfig("net", backbones, backbone_weights, options, recipe, set_by_recipe)
+
+
+@main.command(cls=Link, short_help="CFA on one or more backbones, in net's place.", context_settings=SETTINGS)
+@BACKBONE_NAMES
+@LAYERS
+@BACKBONE_WEIGHTS
+@click.option("--gamma_d", type=WIDTH, default=1, help="Patches are described by so many times fewer values.")
+@click.option("--gamma_c", type=WIDTH, default=1, help="Centres of the memory bank: so many times fewer than patches.")
+@click.option("--k_nearest", type=COUNT, default=3, help="Nearest centres that attract a patch, and that score it.")
+@click.option("--j_hard", type=COUNT, default=3, help="Next nearest centres, which repel it.")
+@click.option("--radius", type=Number(0), default=1e-5, help="Radius of the hyperspheres at the start; it is learned.")
+@click.option("--alpha", type=Number(0), default=0.1, help="Margin of the repulsion.")
+@click.option("--nu", type=Number(0, min_open=True), default=0.001, help="1 / nu weighs the loss.")
+@click.option("--lr", type=Number(0, min_open=True), default=0.001, help="Learning rate of AdamW with amsgrad.")
+@click.option("--weight_decay", type=Number(0), default=0.0005, help="Its weight decay.")
+@click.option("--epochs", type=COUNT, default=30, help="Passes over the training images; each is evaluated.")
+@click.option(
+    "--whiten",
+    type=Number(0),
+    default=0,
+    help="Above 0: the descriptor starts as a whitening; 0.1 shrinks well. For backbones whose features have another "
+    "scale than WideResNet50's.",
+)
+def cfa(
+    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
+) -> "DetectorConfig":
+    """CFA: a descriptor that draws patches to a memory bank of normal ones, and the distance that remains."""
+    from experiment import DetectorConfig, parse_backbones
+
+    return DetectorConfig("cfa", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
 
 
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
@@ -441,9 +476,10 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
     data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
         raise UsageError(
-            f"a run needs one net and one dataset, not {len(detectors)} and {len(data)}: "
+            f"a run needs one detector, net or cfa, and one dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
+    check_grid(ctx, run_options["grid"])
     choices = list(zip(run_options.pop("grid"), detectors[0], data[0], strict=True))
     experiment.run(experiment.RunConfig(**run_options), choices)
     return 0

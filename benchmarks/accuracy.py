@@ -34,14 +34,15 @@ import main
 import metrics
 from backbones import FeatureBank
 from datasets import ClassSamples, Sample
+from detection import EpochStats, Prediction
+from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
 from experiment.evaluation import evaluate
 from experiment.features import Predictions, TrainingEmbeddings, build_banks
 from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
-from simplenet import EpochStats, Prediction, SimpleNet
-from simplenet.anomaly_map import anomaly_maps
+from simplenet import SimpleNet
 
 NET = "-b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
 PAPER = "--dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datasets import Defect, Sample
+from detection import Prediction
 from experiment.evaluation import evaluate
-from simplenet import Prediction
 
 SIDE, NORMAL, LOGICAL, STRUCTURAL, BATCH = 512, 100, 100, 100, 20
 

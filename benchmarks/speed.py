@@ -33,14 +33,15 @@ import backbones
 import metrics
 from benchmarks import reference
 from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, to_pixels
+from detection import autocast
+from detection.checkpoint import Description, Thresholds, backbone_digest, save
 from experiment.config import ExportConfig, PredictConfig
 from experiment.export import export
 from experiment.predict import predict
 from experiment.resolve import choose_precision
 from simplenet import SimpleNet, load
 from simplenet.anomalous_features import FeatureNoise
-from simplenet.checkpoint import Description, Thresholds, backbone_digest, save
-from simplenet.training import Trainer, autocast
+from simplenet.training import Trainer
 
 LAYERS = ["layer2", "layer3"]
 SIZE, DIM, HIDDEN, BATCH, TRAIN, TEST = 288, 1536, 1024, 8, 64, 32

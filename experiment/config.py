@@ -81,10 +81,12 @@ class DetectorConfig:
     """A detector per backbone.
 
     Attributes:
-        options: the keyword arguments of simplenet.SimpleNet.
+        command: which detector, a key of methods.DETECTORS.
+        options: its keyword arguments.
         recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
     """
 
+    command: str
     backbones: tuple[BackboneConfig, ...]
     backbone_weights: str
     options: dict[str, Any]
@@ -216,7 +218,7 @@ def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[Backbo
         UsageError: no backbone, a layer without a valid index, or the same backbone and layers twice.
     """
     if not names:
-        raise UsageError("net needs a backbone, such as -b wideresnet50")
+        raise UsageError("a detector needs a backbone, such as -b wideresnet50")
     layers_of: list[list[str]] = [[] for _ in names]
     for layer in layers:
         if len(names) == 1:

@@ -75,7 +75,7 @@ def evaluate(
     all_scores = np.concatenate(scores)
     if not np.isfinite(all_scores).all():
         raise DataError(
-            "training diverged: scores are not finite; lower dsc_lr or the noise, or look for extreme images"
+            "training diverged: scores are not finite; lower the learning rate or the noise, or look for extreme images"
         )
     anomalous = [sample.anomalous for sample in samples]
     values = {

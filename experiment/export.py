@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from detection import TrainedModel
 from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
-from simplenet import TrainedModel, load
-from simplenet.anomaly_map import upsample_and_smooth
+from methods import load
 
 EXTRA = "requirements-export.txt"
 BOUND = 1e-3  # of the difference to PyTorch in float32
@@ -41,15 +41,8 @@ class Exported(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
         if half:
             self.detector.half()
-            for member in self.detector.members:
-                member.discriminator.tail.float()  # as in training: its few digits would tie patches
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        height, width = self.detector.image_size
-        with torch.no_grad():
-            grid = self.detector.patch_embeddings(torch.zeros(1, 3, height, width, dtype=self.dtype)).shape[1:3]
-        self.register_buffer("rows", upsample_and_smooth(grid[0], height))
-        self.register_buffer("columns", upsample_and_smooth(grid[1], width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B] and maps [B, H, W] of images [B, H, W, 3], uint8 or float in [0, 1]."""
@@ -57,8 +50,8 @@ class Exported(nn.Module):
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         normalised = ((pixels - self.mean) / self.std).to(self.dtype)
-        patch_scores = self.detector.patch_scores(self.detector.patch_embeddings(normalised)).float()
-        return self.detector.image_scores(patch_scores), self.rows @ patch_scores @ self.columns.T
+        scores, maps = self.detector(self.detector.patch_embeddings(normalised))
+        return scores, maps
 
 
 def export(config: ExportConfig) -> None:
@@ -120,7 +113,9 @@ def _traced(network: Exported, images: Tensor, config: ExportConfig) -> torch.ex
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+            network(images)  # what is computed once and kept is not to be traced
+            batch = {"images": {0: torch.export.Dim("batch")}}
+            return torch.export.export(network, (images,), dynamic_shapes=batch, strict=False)
         except Exception as error:  # tracing may raise anything
             name = network.detector.backbone.name
             raise DataError(

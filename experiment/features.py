@@ -13,10 +13,10 @@ from torch import Tensor
 from backbones import FeatureBank
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
+from detection import Detector, Prediction
 from experiment.config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.progress import progress
-from simplenet import Prediction, SimpleNet
 
 EMBED_BATCH = 8  # images embedded or scored at once where the training batch does not decide
 SCORE_BATCH = 32
@@ -38,7 +38,7 @@ class ClassBanks:
 
 
 def build_banks(
-    title: str, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, mode: str, test_only: bool = False
+    title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig, mode: str, test_only: bool = False
 ) -> ClassBanks:
     """Read and embed a class's images once; says where the embeddings are kept.
 
@@ -67,7 +67,7 @@ def build_banks(
 
 def _embed_all(
     title: str,
-    detector: SimpleNet,
+    detector: Detector,
     dataset: ImageDataset,
     data: DatasetConfig,
     mode: str,
@@ -114,7 +114,7 @@ class TrainingEmbeddings:
     """Batches of embeddings of normal images, in a new order at every pass."""
 
     def __init__(
-        self, detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
+        self, detector: Detector, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
     ) -> None:
         self.detector = detector
         self.bank = bank
@@ -145,7 +145,7 @@ class Predictions:
 
     def __init__(
         self,
-        detector: SimpleNet,
+        detector: Detector,
         samples: Sequence[Sample],
         data: DatasetConfig,
         bank: FeatureBank | None = None,

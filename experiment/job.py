@@ -20,6 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import ClassSamples, read_defects
+from detection import Detector, Training
+from detection.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
 from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
 from experiment.evaluation import Evaluation, evaluate, normal_thresholds
@@ -30,8 +32,7 @@ from experiment.progress import progress
 from experiment.provenance import flatten
 from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
 from files import partial, write_bytes
-from simplenet import SimpleNet, Training
-from simplenet.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
+from methods import DETECTORS
 
 STATE = "state.pt"  # of training, while it lasts
 
@@ -67,7 +68,7 @@ class Job:
         return {"class": self.name.title, "seed": self.name.seed}
 
 
-def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
+def run_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
     """Train, evaluate and save one job, from where an interrupted process left it.
 
     Everything is written into a folder of a temporary name, which is renamed when the job is finished. The state of
@@ -110,8 +111,8 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
                     evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
                     values = evaluation.metrics
                     bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
-                history.append({**job.key, **stats._asdict(), **values})
-                for name, value in {**stats._asdict(), **values}.items():
+                history.append({**job.key, **stats.row, **values})
+                for name, value in {**stats.row, **values}.items():
                     if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
                         board.add_scalar(name, value, stats.meta_epoch)
                 _write_state(folder / STATE, training, train, history)
@@ -134,7 +135,7 @@ def run_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, 
 def _finish(
     job: Job,
     folder: Path,
-    detector: SimpleNet,
+    detector: Detector,
     test: Predictions,
     evaluation: Evaluation,
     history: list[dict[str, Any]],
@@ -158,7 +159,7 @@ def _finish(
     return write_result(folder, JobResult({**job.key, **evaluation.metrics}, best_row, history), written)
 
 
-def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
+def test_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
     """Evaluate what an earlier run trained, and write its predictions and pictures again.
 
     Args:
@@ -168,7 +169,7 @@ def test_job(job: Job, detector: SimpleNet, run: RunConfig, data: DatasetConfig,
     Raises:
         DataError: an image, a mask or a model that cannot be used.
     """
-    description = read_description(job.folder)
+    description = read_description(job.folder, DETECTORS)
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
     defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
@@ -197,10 +198,10 @@ def _board(folder: Path, epochs: int) -> Iterator[SummaryWriter]:
         threading.excepthook = shown
 
 
-def _done(detector: SimpleNet, run: RunConfig, epochs: int, train: int, test: int) -> int:
+def _done(detector: Detector, run: RunConfig, epochs: int, train: int, test: int) -> int:
     """Batches that were read in the first so many meta epochs."""
     evaluated = epochs // run.eval_every + (epochs == detector.meta_epochs and epochs % run.eval_every > 0)
-    return (epochs * detector.gan_epochs + (detector.whiten > 0)) * train + evaluated * test
+    return detector.passes_after(epochs) * train + evaluated * test
 
 
 def _write_state(path: Path, training: Training, train: TrainingEmbeddings, history: list[dict[str, Any]]) -> None:
@@ -235,7 +236,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _take_up(
-    detector: SimpleNet, train: TrainingEmbeddings, batches: "_Counted", path: Path, state: dict[str, Any] | None
+    detector: Detector, train: TrainingEmbeddings, batches: "_Counted", path: Path, state: dict[str, Any] | None
 ) -> Training:
     """Training from its start, or from a state that _read_state returned.
 
@@ -261,7 +262,7 @@ def check_trained(job: Job, run: RunConfig) -> Description:
         models = sorted(path.parent.name for path in job.folder.parent.glob(f"*/{DESCRIPTION}"))
         found = f"found {', '.join(models)}" if models else "found no model at all"
         raise UsageError(f"--test: no model of '{job.name.title}' in '{job.folder}': {found}; train it without --test")
-    description = read_description(job.folder)
+    description = read_description(job.folder, DETECTORS)
     wanted = {**job.identity, "threshold_quantile": run.threshold_quantile}
     trained = {name: getattr(description, name, description.thresholds.quantile) for name in wanted}
     if run.precision != "auto":
@@ -276,13 +277,13 @@ def check_trained(job: Job, run: RunConfig) -> Description:
 
 
 def _test_predictions(
-    detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None
+    detector: Detector, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None
 ) -> Predictions:
     return Predictions(detector, samples.test, data, banks.test if banks else None, banks.masks if banks else None)
 
 
 def _thresholds(
-    detector: SimpleNet, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None, quantile: float
+    detector: Detector, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None, quantile: float
 ) -> Thresholds:
     """From held-out normal images where there are any, else from the training images."""
     if samples.validation:

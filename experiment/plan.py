@@ -92,6 +92,7 @@ def _job(
             "seed": seed,
         },
         "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
+        "detector": detector.command,
         "options": detector.options,
         "seed": seed,
     }

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import ImageTransform, images_in, read_image, require_images, to_pixels
+from detection import TrainedModel
 from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
 from experiment.pictures import captioned, encoded, panel
@@ -30,7 +31,7 @@ from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, create_directory
 from experiment.results import quote_formula
 from files import cannot_write, partial, write_bytes
-from simplenet import TrainedModel, load
+from methods import load
 
 COLUMNS = ("path", "score", "decision", "seconds", "error")
 STDIN = "-"

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 import metrics
+from detection.checkpoint import read_description
 from experiment.ablation import ablation_table, is_grid, point_folders
 from experiment.config import JobName, ReportConfig
 from experiment.pictures import picture_name, worst
@@ -27,7 +28,7 @@ from experiment.provenance import flatten
 from experiment.results import RunRecord, read_run
 from experiment.tables import decisions, published, render, run_labels, summary
 from files import write_text
-from simplenet.checkpoint import read_description
+from methods import DETECTORS
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
 STYLE = {
@@ -116,7 +117,7 @@ def page(records: Sequence[RunRecord]) -> str:
 
 def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     folder = record.directory / job.folder
-    predictions, threshold = record.predictions(job), read_description(folder).thresholds.image
+    predictions, threshold = record.predictions(job), read_description(folder, DETECTORS).thresholds.image
     scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
     history = record.tables.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]

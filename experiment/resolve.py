@@ -9,11 +9,10 @@ import click
 import torch
 
 import backbones
-from backbones.patches import patch_grid
 from datasets import DATASETS, ClassSamples, check_headers, find_root
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
-from simplenet import SimpleNet
+from methods import DETECTORS
 
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
@@ -89,13 +88,7 @@ def check_detector(
         UsageError: it cannot, with these options.
     """
     with torch.device("meta"):
-        SimpleNet(extractor, backbone.layers, (imagesize, imagesize), **config.options)
-    for info in extractor.layer_info(backbone.layers, (imagesize, imagesize)):
-        if min(patch_grid(info.grid, config.options["patchsize"])) < 1:
-            size = f"{info.grid[0]} x {info.grid[1]}"
-            raise UsageError(
-                f"--patchsize {config.options['patchsize']} does not fit layer {info.name}, which is {size}"
-            )
+        DETECTORS[config.command](extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
 
 
 def choose_device(gpu: tuple[int, ...]) -> torch.device:

@@ -17,11 +17,11 @@ from experiment.config import JobName, job_names
 from experiment.evaluation import LOCO_METRICS, METRICS
 from experiment.provenance import CONFIG, KIND, read_config
 from files import read_json, unreadable, write_text
-from simplenet import EpochStats
 
 RESULT, FAILURES = "job.json", "failed.json"
 FORMAT = 1  # of job.json
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
+PROGRESS = ("meta_epoch", "loss")  # in every history, whatever else a detector watches
 FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
 
 
@@ -136,7 +136,7 @@ def read_result(folder: Path, name: JobName) -> JobResult:
         return JobResult(
             _numbers(result.row, name, METRICS),
             _numbers(result.best_row, name, (*METRICS, EPOCH)),
-            [_numbers(row, name, EpochStats._fields) for row in result.history],
+            [_numbers(row, name, PROGRESS) for row in result.history],
             {str(key): str(value) for key, value in result.sha256.items()},
         )
     except FileNotFoundError as error:
@@ -172,7 +172,7 @@ def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str]) -> d
     if missing := [column for column in columns if column not in values]:
         raise ValueError(f"it has no {', '.join(missing)}")
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+        if FORMULA.match(key) or isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
             raise ValueError(f"{key} is no finite number")
     return {"class": row["class"], **values}
 
@@ -219,6 +219,7 @@ def make_tables(
     history = [row for one in done for row in one.history]
     extra = [name for name in LOCO_METRICS if any(name in row for row in [*rows, *history])]
     columns = [*METRICS, *extra]
+    watched = dict.fromkeys([*PROGRESS, *(n for row in history for n in row if n not in ("class", "seed", *columns))])
     per_seed = _with_mean_row(
         pd.DataFrame(rows, columns=["class", "seed", *columns, *["error"] * bool(failures)]), columns
     )
@@ -228,7 +229,7 @@ def make_tables(
         _over_seeds(per_seed, columns),
         per_seed,
         _over_seeds(_with_mean_row(best, columns), columns).merge(epochs, "left", on="class"),
-        pd.DataFrame(history, columns=["class", "seed", *EpochStats._fields, *columns]),
+        pd.DataFrame(history, columns=["class", "seed", *watched, *columns]),
     )
 
 

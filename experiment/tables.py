@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from detection.checkpoint import read_description
 from experiment.evaluation import LOCO_METRICS, METRICS
 from experiment.results import EPOCH, RunRecord
-from simplenet.checkpoint import read_description
+from methods import DETECTORS
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 BOLD = {"table": (" ", "*"), "markdown": ("**", "**"), "latex": ("\\textbf{", "}")}
@@ -89,7 +90,7 @@ def decisions(records: Sequence[RunRecord]) -> Table:
     for record, label in zip(records, labels, strict=True):
         for job in record.jobs:
             folder = record.directory / job.folder
-            table, thresholds = record.predictions(job), read_description(folder).thresholds
+            table, thresholds = record.predictions(job), read_description(folder, DETECTORS).thresholds
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
             hits, alarms = (anomalous & decided).sum(), (~anomalous & decided).sum()
             shares = [

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 import backbones
+from detection import Detector
 from errors import DataError
 from experiment.config import DatasetConfig, DetectorConfig, RunConfig
 from experiment.features import EMBED_BATCH, ClassBanks, build_banks
 from experiment.job import Job, run_job, test_job
 from experiment.memory import one_line_when_full
 from experiment.results import JobResult, read_result
-from simplenet import SimpleNet
+from methods import DETECTORS
 
 Outcome = JobResult | DataError | OSError  # what a job gave, or what main.py shows the user
 FeatureKey = tuple[str, str, tuple[str, ...], int, int | None]
@@ -45,16 +46,16 @@ class Task:
     @property
     def features(self) -> tuple[Any, ...]:
         """What the job's patch embeddings depend on; jobs in which it is equal share them."""
-        names = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")
+        names = DETECTORS[self.detector.command].EMBEDDING_OPTIONS
         read = replace(self.data, subdatasets=(), num_workers=0, batch_size=max(EMBED_BATCH, self.data.batch_size))
         return (self.job.name.class_name, self.backbone, *(self.detector.options[name] for name in names), read)
 
-    def build(self, source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype) -> SimpleNet:
+    def build(self, source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype) -> Detector:
         """The detector, fresh."""
-        layers = self.detector.backbones[self.job.name.backbone].layers
+        backbone = self.detector.backbones[self.job.name.backbone]
+        kind, options = DETECTORS[self.detector.command], self.detector.options
         size = (self.data.imagesize, self.data.imagesize)
-        options = self.detector.options
-        return SimpleNet(source, layers, size, seed=self.job.seed, precision=precision, **options).to(device)
+        return kind(source, backbone.layers, size, seed=self.job.seed, precision=precision, **options).to(device)
 
 
 def group(tasks: Sequence[Task]) -> list[list[Task]]:

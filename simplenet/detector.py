@@ -1,29 +1,24 @@
 """SimpleNet: fit on normal images, predict scores and anomaly maps (Liu et al., CVPR 2023, arXiv 2303.15140)."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
+from detection import Detector, Prediction, Training
+from detection.anomaly_map import anomaly_maps
+from detection.whitening import whitening
 from errors import UsageError
 from simplenet.anomalous_features import FeatureNoise
-from simplenet.anomaly_map import anomaly_maps
-from simplenet.model import Adaptor, Discriminator, Member, whitening
-from simplenet.training import ADAPTOR_LR, EpochStats, MovingAverage, Trainer, Training, autocast
+from simplenet.model import Adaptor, Discriminator, Member
+from simplenet.training import ADAPTOR_LR, MovingAverage, Trainer
 
 
-class Prediction(NamedTuple):
-    """Image scores [B] and anomaly maps [B, H, W], float32; higher is more anomalous."""
-
-    scores: Tensor
-    maps: Tensor
-
-
-class SimpleNet(nn.Module):
+class SimpleNet(Detector):
     """Frozen backbone, patch embedding, feature adaptor, and a discriminator trained on features with noise.
 
     Args:
@@ -55,6 +50,9 @@ class SimpleNet(nn.Module):
         UsageError: cos_lr without meta epochs left for the schedule or beside warm_up_cosine, a discriminator that
             shrinks to nothing, whiten without an adaptor, or ema of a backbone that is trained.
     """
+
+    EMBEDDING_OPTIONS: ClassVar = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")
+    COUNTS: ClassVar = ("ensemble", "pre_proj", "dsc_layers")
 
     def __init__(
         self,
@@ -89,7 +87,15 @@ class SimpleNet(nn.Module):
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            backbone,
+            layers,
+            image_size,
+            meta_epochs=meta_epochs,
+            precision=precision,
+            seed=seed,
+            train_backbone=train_backbone,
+        )
         if cos_lr and meta_epochs <= aed_meta_epochs:
             raise UsageError(
                 f"cos_lr needs more meta_epochs than aed_meta_epochs, not {meta_epochs} and {aed_meta_epochs}"
@@ -100,9 +106,6 @@ class SimpleNet(nn.Module):
             raise UsageError("whiten sets the feature adaptor's weights: pre_proj must be 1 or more, not 0")
         if ema > 0 and train_backbone:
             raise UsageError("ema averages no backbone: set it to 0 where the backbone is trained")
-        self.backbone = copy.deepcopy(backbone) if train_backbone else backbone
-        self.layers = list(layers)
-        self.image_size = image_size
         self.pretrain_embed_dimension = pretrain_embed_dimension
         self.target_embed_dimension = target_embed_dimension
         self.patchsize = patchsize
@@ -119,53 +122,19 @@ class SimpleNet(nn.Module):
         self.dsc_margin = dsc_margin
         self.dsc_lr = dsc_lr
         self.adaptor_lr = adaptor_lr
-        self.meta_epochs = meta_epochs
         self.gan_epochs = gan_epochs
         self.cosine_epochs = (meta_epochs - aed_meta_epochs) * gan_epochs if cos_lr else 0
-        self.train_backbone = train_backbone
         self.whiten = whiten
         self.ema = ema
         self.warm_up_cosine = warm_up_cosine
         self.score_top_k = score_top_k
-        self.precision = precision
-        self.seed = seed
 
-    @property
-    def passes(self) -> int:
-        """How many times fit goes over the training images."""
-        return self.meta_epochs * self.gan_epochs + (self.whiten > 0)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.members.parameters()).device
-
-    def fit(self, images: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None) -> None:
-        """Train on normal images.
-
-        Args:
-            images: batches [B, 3, H, W], normalised; iterated `passes` times. It must have a length for warm_up_cosine.
-            on_epoch: called after every meta epoch, with the detector in eval mode; it may call predict.
-
-        Raises:
-            DataError: the loss is not finite any more, found at the end of a pass.
-        """
-        self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
-
-    def fit_embeddings(
-        self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
-    ) -> None:
-        """Train as fit does, on batches of what embed gives for normal images: [B, H1, W1, D]."""
-        for stats in self.training_on(embeddings):
-            if on_epoch is not None:
-                on_epoch(stats)
+    def passes_after(self, meta_epochs: int) -> int:
+        """meta_epochs * gan_epochs, and one for whitening."""
+        return meta_epochs * self.gan_epochs + (self.whiten > 0)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """The meta epochs that fit_embeddings makes, to iterate over.
-
-        Args:
-            embeddings: as of fit_embeddings; whitening reads them once more, before the first epoch.
-            state: of an earlier Training with the same options, to go on from.
-        """
+        """As in Detector; whitening reads the embeddings once more, before the first epoch."""
         adaptor_lr = self.adaptor_lr
         if self.whiten > 0 and state is None:
             weight, bias = whitening(embeddings, self.whiten)
@@ -185,39 +154,22 @@ class SimpleNet(nn.Module):
             self.seed,
             self.precision,
             self._backbone_parameters(),
+            average,
         )
-        training = Training(self, trainer, average, embeddings, self.meta_epochs, self.gan_epochs)
+        training = Training(self, trainer, embeddings, self.meta_epochs, self.gan_epochs)
         if state is not None:
             training.load_state_dict(state)
         return training
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Patch embeddings o (Eq. 4) of images [B, 3, H, W], of the detector's precision: [B, H1, W1, D].
-
-        Gradients flow only where the backbone is trained.
-        """
-        gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
-        with gradients, autocast(self.device, self.precision):
-            return self.patch_embeddings(images.to(self.device)).to(self.precision)
-
     def patch_embeddings(self, images: Tensor) -> Tensor:
-        """The function that embed evaluates, of images on the detector's device."""
+        """Locally aware patch features o (Eq. 4), [B, H1, W1, D]."""
         maps = self.backbone(images, self.layers)
         embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)
         return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize))
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
-        """Image scores and anomaly maps of normalised images [B, 3, H, W]."""
-        self.eval()
-        return self.score(self.embed(images))
-
-    @torch.no_grad()
-    def score(self, embeddings: Tensor) -> Prediction:
-        """Scores and maps of patch embeddings [B, H1, W1, D]."""
-        self.eval()
-        with autocast(self.device, self.precision):
-            patch_scores = self.patch_scores(embeddings.to(self.precision)).float()
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """Image scores, and the patch scores as maps of the images' size."""
+        patch_scores = self.patch_scores(embeddings).float()
         return Prediction(self.image_scores(patch_scores), anomaly_maps(patch_scores, self.image_size))
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
@@ -231,43 +183,22 @@ class SimpleNet(nn.Module):
         flat = patch_scores.flatten(1)
         return flat.topk(min(self.score_top_k, flat.shape[1]), dim=1).values.mean(dim=1)
 
-    def train(self, mode: bool = True) -> "SimpleNet":
-        """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
-        super().train(mode)
-        if not self.train_backbone:
-            self.backbone.eval()
+    def half(self) -> "SimpleNet":
+        """As in nn.Module, but for what scores are made by: the few digits of float16 would tie patches."""
+        super().half()
+        for member in self.members:
+            member.discriminator.tail.float()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in nn.Module, without the backbone unless it is trained."""
-        state = super().state_dict(*args, **kwargs)
-        return {k: v for k, v in state.items() if self.train_backbone or not k.startswith("backbone.")}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in nn.Module, for what state_dict returns."""
-        if self.train_backbone:
-            self.backbone.build(self.layers, self.image_size, self.device)
-        else:
-            frozen = {k: v for k, v in super().state_dict().items() if k.startswith("backbone.")}
-            state_dict = {**state_dict, **frozen}
-        return super().load_state_dict(state_dict, strict, assign)
+    def check(self) -> None:
+        """Raises UsageError where the patches do not fit a layer."""
+        for info in self.backbone.layer_info(self.layers, self.image_size):
+            if min(patch_grid(info.grid, self.patchsize)) < 1:
+                size = f"{info.grid[0]} x {info.grid[1]}"
+                raise UsageError(f"--patchsize {self.patchsize} does not fit layer {info.name}, which is {size}")
 
     def _backbone_parameters(self) -> list[nn.Parameter]:
         if not self.train_backbone:
             return []
         network = self.backbone.build(self.layers, self.image_size, self.device)
         return list(network.requires_grad_(True).parameters())
-
-
-class _Mapped:
-    """A function's results over something that can be iterated more than once, of its length."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> None:
-        self.function = function
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return map(self.function, self.items)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from errors import DataError
+from detection import autocast
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
 
@@ -55,15 +55,6 @@ class StepStats(NamedTuple):
     p_fake: Tensor
 
 
-class EpochStats(NamedTuple):
-    """One meta epoch: its number from 1, the mean loss, and the mean shares of patches beyond the margin."""
-
-    meta_epoch: int
-    loss: float
-    p_true: float
-    p_fake: float
-
-
 class Trainer:
     """Optimisers, schedule and random state of one training run.
 
@@ -88,6 +79,7 @@ class Trainer:
         seed: of the noise.
         precision: of features, noise and products; weights, statistics of weights and losses are float32.
         backbone_parameters: what else learns; none when the backbone is frozen.
+        average: of the members, taken after every step.
     """
 
     def __init__(
@@ -102,8 +94,10 @@ class Trainer:
         seed: int = 0,
         precision: torch.dtype = torch.float32,
         backbone_parameters: Iterable[nn.Parameter] = (),
+        average: "MovingAverage | None" = None,
     ) -> None:
         self.members = members
+        self.average = average
         self.noise = noise
         self.margin = margin
         adaptors = [parameter for member in members for parameter in member.adaptor.parameters()]
@@ -126,17 +120,24 @@ class Trainer:
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
         """As many optimisation steps as there are batches of patch embeddings [B, H1, W1, D]."""
+        for shares in self._all_shares(batches):
+            stats = self.step(shares)
+            if self.average is not None:
+                self.average.update()
+            yield stats
+
+    def _all_shares(self, batches: Iterable[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """For every step, the patches of every member."""
         if len(self.members) == 1:
             for batch in batches:
                 patches = batch.flatten(0, 2)
                 shuffled = self.noise.difference > 0
-                yield self.step([patches[self.source.permutation(len(patches))] if shuffled else patches])
+                yield [patches[self.source.permutation(len(patches))] if shuffled else patches]
             return
         batches = iter(batches)
         while pool := list(islice(batches, POOL)):
             images = torch.cat(pool)
-            for shares in zip(*(self._shares(images, len(pool)) for _ in self.members), strict=True):
-                yield self.step(shares)
+            yield from zip(*(self._shares(images, len(pool)) for _ in self.members), strict=True)
 
     def _shares(self, images: Tensor, count: int) -> Iterator[Tensor]:
         """Random quarters of the patches of so many disjoint random batches of images [n, H1, W1, D]: [N, D] each."""
@@ -186,7 +187,7 @@ class Trainer:
         gradients = [p.grad for o in self.optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / FP16_LOSS_SCALE)
 
-    def end_gan_epoch(self) -> None:
+    def end_pass(self) -> None:
         """Advance the learning-rate schedule by one pass over the training images."""
         if self.epoch_schedule is not None:
             self.epoch_schedule.step()
@@ -198,6 +199,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self._schedules()],
             "generators": [generator.get_state() for generator in self.source.generators],
+            "averaged_steps": self.average.steps if self.average is not None else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,6 +213,8 @@ class Trainer:
                 owner.load_state_dict(own)
         for generator, own in zip(self.source.generators, state["generators"], strict=True):
             generator.set_state(own)
+        if self.average is not None:
+            self.average.steps = state["averaged_steps"]
 
     def _schedules(self) -> list[CosineAnnealingLR | LambdaLR]:
         return [*([self.epoch_schedule] if self.epoch_schedule is not None else []), *self.step_schedules]
@@ -247,92 +251,6 @@ class MovingAverage:
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 9))
         torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
-
-
-class Training:
-    """The meta epochs of a detector: iterating trains one after another and yields what each says of itself.
-
-    Between two of them, the detector is in eval mode, and the state can be saved and taken up again in another process:
-    on the same machine the epochs that follow are the same.
-
-    Args:
-        detector: whose networks are trained or averaged; it says by train() and eval() what happens.
-        trainer: makes the steps.
-        average: of the trained networks, if any.
-        embeddings: batches [B, H1, W1, D]; iterated gan_epochs times in every meta epoch.
-        meta_epochs, gan_epochs: how long.
-    """
-
-    def __init__(
-        self,
-        detector: nn.Module,
-        trainer: Trainer,
-        average: MovingAverage | None,
-        embeddings: Iterable[Tensor],
-        meta_epochs: int,
-        gan_epochs: int,
-    ) -> None:
-        self.detector = detector
-        self.trainer = trainer
-        self.average = average
-        self.embeddings = embeddings
-        self.meta_epochs = meta_epochs
-        self.gan_epochs = gan_epochs
-        self.meta_epoch = 0
-
-    def __iter__(self) -> Iterator[EpochStats]:
-        """The meta epochs that are left.
-
-        Raises:
-            DataError: the loss is not finite any more, found at the end of a pass.
-        """
-        while self.meta_epoch < self.meta_epochs:
-            self.detector.train()
-            steps: list[StepStats] = []
-            for _ in range(self.gan_epochs):
-                for stats in self.trainer.steps(self.embeddings):
-                    steps.append(stats)
-                    if self.average is not None:
-                        self.average.update()
-                self.trainer.end_gan_epoch()
-                _check_finite(steps, self.meta_epoch + 1)
-            self.detector.eval()
-            self.meta_epoch += 1
-            yield EpochStats(self.meta_epoch, *(torch.stack(part).mean().item() for part in zip(*steps, strict=True)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next meta epoch depends on but the embeddings' order: tensors, numbers, lists and dicts."""
-        return {
-            "meta_epoch": self.meta_epoch,
-            "detector": self.detector.state_dict(),
-            "trainer": self.trainer.state_dict(),
-            "averaged_steps": self.average.steps if self.average is not None else 0,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what state_dict returned."""
-        self.meta_epoch = state["meta_epoch"]
-        self.detector.load_state_dict(state["detector"])
-        self.trainer.load_state_dict(state["trainer"])
-        if self.average is not None:
-            self.average.steps = state["averaged_steps"]
-        self.detector.eval()
-
-
-def _check_finite(steps: Sequence[StepStats], meta_epoch: int) -> None:
-    finite = torch.isfinite(torch.stack([stats.loss for stats in steps]))
-    if not finite.all():
-        step = int(finite.logical_not().nonzero()[0]) + 1
-        raise DataError(
-            f"training diverged: the loss is not finite from meta epoch {meta_epoch}, step {step} on; "
-            "lower dsc_lr or the noise, or look for extreme images"
-        )
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Matrix products and convolutions in a precision; in float32, nothing changes."""
-    reduced = precision if precision != torch.float32 else torch.bfloat16
-    return torch.autocast(device.type, reduced, enabled=precision != torch.float32)
 
 
 def _discriminate(member: Member, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 import main
 import metrics
 from datasets import Defect, Sample
+from detection import Prediction
 from experiment.evaluation import LOCO_METRICS, METRICS, evaluate
-from simplenet import Prediction
 
 NO_BAR = tqdm(disable=True)
 

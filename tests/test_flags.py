@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_DATA, SMALL_NET
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET
 
 import main
 from errors import UsageError
@@ -45,6 +45,20 @@ NET = {
     "--warm_up_cosine": ["--warm_up_cosine"],
     "--score_top_k": ["--score_top_k", "5"],
 }
+CFA = {
+    "--gamma_d": ["--gamma_d", "6"],
+    "--gamma_c": ["--gamma_c", "2"],
+    "--k_nearest": ["--k_nearest", "2"],
+    "--j_hard": ["--j_hard", "5"],
+    "--radius": ["--radius", "0.1"],
+    "--alpha": ["--alpha", "0.07"],
+    "--nu": ["--nu", "10"],
+    "--lr": ["--lr", "0.01"],
+    "--weight_decay": ["--weight_decay", "0.5"],
+    "--epochs": ["--epochs", "3"],
+    "--whiten": ["--whiten", "0.1"],
+    "--layers_to_extract_from": ["-le", "layer3"],
+}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -62,6 +76,7 @@ DATASET = {
     "--vflip": ["--vflip", "1"],
     "--augment": ["--augment"],
 }
+WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",
@@ -106,16 +121,16 @@ def test_every_flag_is_tested():
     commands = [main.main, *main.main.commands.values()]
     declared = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for c in commands for p in c.params}
     flags = {name for name in declared if name.startswith("--")}
-    assert flags == {*RUN, *NET, *DATASET, *ALONE, *ELSEWHERE}
+    assert flags == {*RUN, *NET, *CFA, *DATASET, *ALONE, *ELSEWHERE}
 
 
 @pytest.fixture(scope="module")
 def run(mvtec, tmp_path_factory):
     """Run a small chain in this process; the folder of its model."""
 
-    def go(net=(), data=(), run=()):
+    def go(net=(), data=(), run=(), detector=SMALL_NET):
         results = tmp_path_factory.mktemp("results")
-        words = ["--results_path", str(results), *run, *SMALL_NET, *net, "dataset", *SMALL_DATA, "-d", "bolt", *data]
+        words = ["--results_path", str(results), *run, *detector, *net, "dataset", *SMALL_DATA, "-d", "bolt", *data]
         main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
         return next(results.rglob("mvtec_bolt"))
 
@@ -134,6 +149,16 @@ def base(run):
 @pytest.mark.parametrize("flag", NET)
 def test_net_flag_changes_the_scores(run, base, flag):
     assert scores(run(net=NET[flag])) != base
+
+
+@pytest.fixture(scope="module")
+def base_of_cfa(run):
+    return scores(run(detector=WIDE_CFA))
+
+
+@pytest.mark.parametrize("flag", CFA)
+def test_cfa_flag_changes_the_scores(run, base_of_cfa, flag):
+    assert scores(run(net=CFA[flag], detector=WIDE_CFA)) != base_of_cfa
 
 
 @pytest.mark.parametrize("flag", DATASET)

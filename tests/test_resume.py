@@ -221,7 +221,7 @@ def test_divergence_names_what_is_kept(tmp_path, mvtec, monkeypatch):
         main.main(words("test"), standalone_mode=False)
     run = tmp_path / "project" / "group" / "test"
     state = run / "models" / "0" / ".mvtec_bolt.partial" / "state.pt"
-    assert "the loss is not finite from meta epoch 2, step 2 on; lower dsc_lr" in str(caught.value)
+    assert "the loss is not finite from meta epoch 2, step 2 on; lower the learning rate" in str(caught.value)
     assert str(caught.value).endswith(f"; the state after meta epoch 1 is in '{state}'")
     assert torch.load(state, weights_only=True)["training"]["meta_epoch"] == 1
     main.main(words("test"), standalone_mode=False)

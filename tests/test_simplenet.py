@@ -11,11 +11,12 @@ from scipy.ndimage import gaussian_filter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
+from detection.anomaly_map import anomaly_maps
+from detection.whitening import whitening
 from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
-from simplenet.anomaly_map import anomaly_maps
-from simplenet.model import Member, compose, whitening
+from simplenet.model import Member, compose
 from simplenet.training import POOL, MovingAverage, Trainer, _discriminate, truncated_l1
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
@@ -284,7 +285,7 @@ def test_members_draw_batches_of_their_own():
 def test_a_loss_that_is_not_finite_is_named():
     batches = [torch.randn(2, 4, 4, 16), torch.full((2, 4, 4, 16), float("inf")), torch.randn(2, 4, 4, 16)]
     detector = random_detector(meta_epochs=2)
-    with pytest.raises(DataError, match="the loss is not finite from meta epoch 1, step 2 on; lower dsc_lr"):
+    with pytest.raises(DataError, match="the loss is not finite from meta epoch 1, step 2 on; lower the learning rate"):
         detector.fit_embeddings(batches, lambda _: pytest.fail("a diverged detector is not evaluated"))
 
 
@@ -338,7 +339,7 @@ def test_cosine_schedule():
     for _ in range(7):
         trainer.step([torch.randn(6, 4)])
         rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-        trainer.end_gan_epoch()
+        trainer.end_pass()
     expected = [0.4e-3 + 0.6e-3 * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(7)]
     assert rates == pytest.approx(expected)
     assert random_detector(cos_lr=True, meta_epochs=5, gan_epochs=3, aed_meta_epochs=2).cosine_epochs == 9

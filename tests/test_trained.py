@@ -15,9 +15,9 @@ from safetensors import safe_open
 import main
 import simplenet
 from datasets import DATASETS, ImageDataset, ImageTransform
+from detection import Prediction
 from errors import DataError, UsageError
 from experiment.evaluation import normal_thresholds
-from simplenet import Prediction
 
 
 def run(folder, data, *words, net=(), name="test", flags=SMALL_DATA):

@@ -28,7 +28,8 @@ def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = SIG
         upsample_and_smooth(n_in, n_out, sigma).to(patch_scores.device)
         for n_in, n_out in zip(patch_scores.shape[-2:], size, strict=True)
     )
-    return rows @ patch_scores.float() @ columns.T
+    with torch.autocast(patch_scores.device.type, enabled=False):
+        return rows @ patch_scores.float() @ columns.T
 
 
 @lru_cache(maxsize=32)

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from torch import Tensor
 
 import backbones
 from datasets import ImageTransform, read_image
+from detection.detector import Detector, Prediction
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
-from simplenet.detector import Prediction, SimpleNet
 
 FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
@@ -57,12 +57,13 @@ class Description:
         backbone: name, weights (pretrained, random or a file), seed and layers.
         backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
         transform: resize, imagesize and resize_mode.
-        options: keyword arguments of SimpleNet.
+        options: keyword arguments of the detector.
         seed: of weights and noise.
         precision: that it was trained in, such as "bfloat16".
         thresholds: for decisions.
         map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures.
         metrics: of the test images.
+        detector: the command that trains such a model.
         checkpoint_sha256: of the checkpoint beside it; save fills it in.
     """
 
@@ -78,6 +79,7 @@ class Description:
     thresholds: Thresholds
     map_range: tuple[float, float]
     metrics: dict[str, float | None]
+    detector: str = "net"
     checkpoint_sha256: str = ""
 
     @property
@@ -89,7 +91,7 @@ class Description:
 class TrainedModel:
     """A detector that was trained, with the transform and the thresholds that belong to it."""
 
-    detector: SimpleNet
+    detector: Detector
     transform: ImageTransform
     description: Description
 
@@ -129,7 +131,7 @@ class TrainedModel:
         return torch.stack([self.transform.image(picture) for picture in pictures])
 
 
-def save(folder: Path, detector: SimpleNet, description: Description) -> None:
+def save(folder: Path, detector: Detector, description: Description) -> None:
     """Write a model into a folder that exists."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
     weights = write_tensors(tensors)
@@ -139,12 +141,16 @@ def save(folder: Path, detector: SimpleNet, description: Description) -> None:
     write_text(folder / DESCRIPTION, json.dumps(written, indent=2) + "\n")
 
 
-def read_description(folder: Path) -> Description:
+def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> Description:
     """What model.json says.
+
+    Args:
+        folder: of the model.
+        detectors: what it may be a model of, by command.
 
     Raises:
         UsageError: no folder of a model; those below it are named.
-        DataError: model.json is damaged or of another version.
+        DataError: model.json is damaged, of another version, or of another detector.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -160,47 +166,55 @@ def read_description(folder: Path) -> Description:
         content["thresholds"] = Thresholds(**content["thresholds"])
         content["map_range"] = tuple(content["map_range"])
         description = Description(**content)
-        _check(description)
+        if description.detector not in detectors:
+            raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
+        _check(description, detectors[description.detector])
         return description
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, kind, error) from error
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weights: str | None = None) -> TrainedModel:
+def load(
+    detectors: Mapping[str, type[Detector]],
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    backbone_weights: str | None = None,
+) -> TrainedModel:
     """Read a trained model.
 
     Args:
+        detectors: what it may be a model of, by command.
         folder: models/0/DATASET_CLASS of a run.
         device: where to compute.
         backbone_weights: a file to read the backbone from instead of where training read it from.
 
     Raises:
         UsageError: no folder of a model, or a backbone that does not exist any more.
-        DataError: files that are missing, damaged or of another version, or a backbone whose weights are not those that
-            the model was trained with.
+        DataError: files that are missing, damaged, of another version or detector, or a backbone whose weights are not
+            those that the model was trained with.
     """
     folder = Path(folder)
-    description = read_description(folder)
-    backbone = description.backbone
+    description = read_description(folder, detectors)
+    kind, backbone = detectors[description.detector], description.backbone
     held = "random" if description.backbone_sha256 is None else None  # the checkpoint holds the backbone's weights
     weights = backbone_weights or held or backbone["weights"]
     transform = ImageTransform(**description.transform)
     tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
     layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
     extractor = backbones.load(backbone["name"], weights, backbone["seed"])
-    counts = {name: description.options.get(name, 0) for name in ("ensemble", "pre_proj", "dsc_layers")}
-    if max(counts.values()) > len(tensors):
+    counts = {name: description.options.get(name, 0) for name in kind.COUNTS}
+    if max(counts.values(), default=0) > len(tensors):
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
     with torch.device("meta"):  # nothing of the size that the description claims is made before it proves right
-        _check_shapes(folder, SimpleNet(extractor, layers, size, **description.options), tensors)
-    detector = SimpleNet(
+        _check_shapes(folder, kind(extractor, layers, size, **description.options), tensors)
+    detector = kind(
         extractor, layers, size, seed=description.seed, precision=description.dtype, **description.options
     ).to(device)
     _fill(detector, folder, description, tensors)
     return TrainedModel(detector, transform, description)
 
 
-def restore(detector: SimpleNet, folder: Path, description: Description) -> None:
+def restore(detector: Detector, folder: Path, description: Description) -> None:
     """Fill a detector that was built as the folder's description says with the weights of the checkpoint.
 
     Raises:
@@ -209,7 +223,7 @@ def restore(detector: SimpleNet, folder: Path, description: Description) -> None
     _fill(detector, folder, description, _read_weights(folder / WEIGHTS, description.checkpoint_sha256))
 
 
-def _fill(detector: SimpleNet, folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+def _fill(detector: Detector, folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
     try:
         detector.load_state_dict(tensors)
     except RuntimeError as error:
@@ -222,10 +236,10 @@ def _fill(detector: SimpleNet, folder: Path, description: Description, tensors: 
         )
 
 
-def _check(description: Description) -> None:
+def _check(description: Description, kind: type[Detector]) -> None:
     """Types and bounds of what decides how much is computed; ValueError says what is wrong."""
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
-    types = {name: parameter.annotation for name, parameter in inspect.signature(SimpleNet).parameters.items()}
+    types = {name: parameter.annotation for name, parameter in inspect.signature(kind).parameters.items()}
     if unknown := [name for name in description.options if name not in types]:
         raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
     claims: list[tuple[str, Any, Any]] = [
@@ -254,9 +268,11 @@ def _is(value: Any, kind: Any, largest: int) -> bool:
     return isinstance(value, kind) and (not isinstance(value, int) or 0 <= value <= largest)
 
 
-def _check_shapes(folder: Path, planned: SimpleNet, tensors: dict[str, Tensor]) -> None:
+def _check_shapes(folder: Path, planned: Detector, tensors: dict[str, Tensor]) -> None:
     """Whether a checkpoint holds what a network of the described options (on the meta device) consists of."""
-    for name, tensor in planned.members.state_dict(prefix="members.").items():
+    for name, tensor in planned.state_dict().items():
+        if name.startswith("backbone."):
+            continue
         found = tensors.get(name)
         if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
             shown = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
@@ -266,7 +282,7 @@ def _check_shapes(folder: Path, planned: SimpleNet, tensors: dict[str, Tensor]) 
             )
 
 
-def backbone_digest(detector: SimpleNet) -> str | None:
+def backbone_digest(detector: Detector) -> str | None:
     """The SHA-256 of a frozen backbone's weights; None of one that was trained, which the checkpoint holds."""
     if detector.train_backbone:
         return None

@@ -1,0 +1,7 @@
+"""What every detector shares: its face, the loop of its training, anomaly maps, and models on disk."""
+
+from detection.checkpoint import TrainedModel, load
+from detection.detector import Detector, Prediction, autocast
+from detection.training import EpochStats, Training
+
+__all__ = ["Detector", "EpochStats", "Prediction", "TrainedModel", "Training", "autocast", "load"]

@@ -1,0 +1,180 @@
+"""The face of a detector: it learns what a backbone sees in normal images, and predicts scores and maps of others."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbones import FeatureExtractor
+from detection.training import EpochStats, Training
+
+
+class Prediction(NamedTuple):
+    """Image scores [B] and anomaly maps [B, H, W], float32; higher is more anomalous."""
+
+    scores: Tensor
+    maps: Tensor
+
+
+class Detector(nn.Module):
+    """A backbone, and what is trained on its features of normal images.
+
+    Training and prediction come in two halves, so that a feature bank can stand between: embed, and what follows it.
+    A subclass says what it reads off the backbone (patch_embeddings), how it predicts from that (forward), and how it
+    learns (training_on, passes_after). Its options are keyword arguments with types, which model.json is checked by.
+
+    Args:
+        backbone: where layer maps come from; shared between detectors unless it is trained, then copied.
+        layers: the layers read off it; the first gives the patch grid.
+        image_size: height and width of the images and maps.
+        meta_epochs: how often training reports.
+        precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
+        seed: of weights and all that is random in training.
+        train_backbone: whether the backbone learns too.
+    """
+
+    EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that patch_embeddings depends on
+    COUNTS: ClassVar[tuple[str, ...]] = ()  # options that number parts with weights of their own
+
+    def __init__(
+        self,
+        backbone: FeatureExtractor,
+        layers: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        meta_epochs: int,
+        precision: torch.dtype,
+        seed: int,
+        train_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone) if train_backbone else backbone
+        self.layers = list(layers)
+        self.image_size = image_size
+        self.meta_epochs = meta_epochs
+        self.precision = precision
+        self.seed = seed
+        self.train_backbone = train_backbone
+
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """The function that embed evaluates, of images on the detector's device."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """The function that score evaluates; it can be traced."""
+        raise NotImplementedError
+
+    def passes_after(self, meta_epochs: int) -> int:
+        """How many times training has gone over the images after so many meta epochs, at least one."""
+        raise NotImplementedError
+
+    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """The meta epochs that fit_embeddings makes, to iterate over.
+
+        Args:
+            embeddings: as of fit_embeddings.
+            state: of an earlier Training with the same options, to go on from.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """See that the options fit the backbone's maps, of which no more is computed than their sizes.
+
+        Raises:
+            UsageError: they do not.
+        """
+
+    @property
+    def passes(self) -> int:
+        """How many times fit goes over the training images."""
+        return self.passes_after(self.meta_epochs)
+
+    @property
+    def device(self) -> torch.device:
+        return next(p for name, p in self.named_parameters() if not name.startswith("backbone.")).device
+
+    def fit(self, images: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None) -> None:
+        """Train on normal images.
+
+        Args:
+            images: batches [B, 3, H, W], normalised; iterated `passes` times. It must have a length where rates follow
+                a schedule.
+            on_epoch: called after every meta epoch, with the detector in eval mode; it may call predict.
+
+        Raises:
+            DataError: the loss is not finite any more, found at the end of a pass.
+        """
+        self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
+
+    def fit_embeddings(
+        self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
+    ) -> None:
+        """Train as fit does, on batches of what embed gives for normal images: [B, H1, W1, D]."""
+        for stats in self.training_on(embeddings):
+            if on_epoch is not None:
+                on_epoch(stats)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch embeddings of images [B, 3, H, W], of the detector's precision: [B, H1, W1, D].
+
+        Gradients flow only where the backbone is trained.
+        """
+        gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
+        with gradients, autocast(self.device, self.precision):
+            return self.patch_embeddings(images.to(self.device)).to(self.precision)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """Image scores and anomaly maps of normalised images [B, 3, H, W]."""
+        self.eval()
+        return self.score(self.embed(images))
+
+    @torch.no_grad()
+    def score(self, embeddings: Tensor) -> Prediction:
+        """Scores and maps of patch embeddings [B, H1, W1, D]."""
+        self.eval()
+        with autocast(self.device, self.precision):
+            return self(embeddings.to(self.precision))
+
+    def train(self, mode: bool = True) -> "Detector":
+        """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
+        super().train(mode)
+        if not self.train_backbone:
+            self.backbone.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in nn.Module, without the backbone unless it is trained."""
+        state = super().state_dict(*args, **kwargs)
+        return {k: v for k, v in state.items() if self.train_backbone or not k.startswith("backbone.")}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in nn.Module, for what state_dict returns."""
+        if self.train_backbone:
+            self.backbone.build(self.layers, self.image_size, self.device)
+        else:
+            frozen = {k: v for k, v in super().state_dict().items() if k.startswith("backbone.")}
+            state_dict = {**state_dict, **frozen}
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Matrix products and convolutions in a precision; in float32, nothing changes."""
+    reduced = precision if precision != torch.float32 else torch.bfloat16
+    return torch.autocast(device.type, reduced, enabled=precision != torch.float32)
+
+
+class _Mapped:
+    """A function's results over something that can be iterated more than once, of its length."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> None:
+        self.function = function
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.function, self.items)

@@ -1,0 +1,106 @@
+"""The loop of a detector's training: meta epochs that can be saved and taken up again."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from errors import DataError
+
+
+class EpochStats(NamedTuple):
+    """One meta epoch: its number from 1, the mean loss, and the means of what else the detector watches."""
+
+    meta_epoch: int
+    loss: float
+    details: dict[str, float]
+
+    @property
+    def row(self) -> dict[str, float]:
+        """Number, loss and details side by side."""
+        return {"meta_epoch": self.meta_epoch, "loss": self.loss, **self.details}
+
+
+class Trainer(Protocol):
+    """What makes the steps: optimisers, schedules and random state of one training run."""
+
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[NamedTuple]:
+        """One pass, a step per batch of embeddings; of each its scalar tensors by name, one of them `loss`."""
+
+    def end_pass(self) -> None:
+        """Advance what moves once per pass."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on but the detector's own state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict returned."""
+
+
+class Training:
+    """The meta epochs of a detector: iterating trains one after another and yields what each says of itself.
+
+    Between two of them, the detector is in eval mode, and the state can be saved and taken up again in another process:
+    on the same machine the epochs that follow are the same.
+
+    Args:
+        detector: what is trained; it says by train() and eval() what happens.
+        trainer: makes the steps.
+        embeddings: batches of what the detector embeds; iterated `passes` times in every meta epoch.
+        meta_epochs, passes: how long.
+    """
+
+    def __init__(
+        self, detector: nn.Module, trainer: Trainer, embeddings: Iterable[Tensor], meta_epochs: int, passes: int = 1
+    ) -> None:
+        self.detector = detector
+        self.trainer = trainer
+        self.embeddings = embeddings
+        self.meta_epochs = meta_epochs
+        self.passes = passes
+        self.meta_epoch = 0
+
+    def __iter__(self) -> Iterator[EpochStats]:
+        """The meta epochs that are left.
+
+        Raises:
+            DataError: the loss is not finite any more, found at the end of a pass.
+        """
+        while self.meta_epoch < self.meta_epochs:
+            self.detector.train()
+            steps: list[Any] = []
+            for _ in range(self.passes):
+                steps.extend(self.trainer.steps(self.embeddings))
+                self.trainer.end_pass()
+                _check_finite([stats.loss for stats in steps], self.meta_epoch + 1)
+            self.detector.eval()
+            self.meta_epoch += 1
+            means = [torch.stack(part).mean().item() for part in zip(*steps, strict=True)]
+            values = dict(zip(steps[0]._fields, means, strict=True))
+            yield EpochStats(self.meta_epoch, values.pop("loss"), values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next meta epoch depends on but the embeddings' order: tensors, numbers, lists and dicts."""
+        return {
+            "meta_epoch": self.meta_epoch,
+            "detector": self.detector.state_dict(),
+            "trainer": self.trainer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what state_dict returned."""
+        self.meta_epoch = state["meta_epoch"]
+        self.detector.load_state_dict(state["detector"])
+        self.trainer.load_state_dict(state["trainer"])
+        self.detector.eval()
+
+
+def _check_finite(losses: Sequence[Tensor], meta_epoch: int) -> None:
+    finite = torch.isfinite(torch.stack(losses))
+    if not finite.all():
+        step = int(finite.logical_not().nonzero()[0]) + 1
+        raise DataError(
+            f"training diverged: the loss is not finite from meta epoch {meta_epoch}, step {step} on; "
+            "lower the learning rate or the noise, or look for extreme images"
+        )

@@ -1,0 +1,290 @@
+"""CFA: coupled-hypersphere-based feature adaptation (Lee, Lee and Song, 2022, arXiv 2206.04325).
+
+A descriptor learns to draw the patches of normal images to the nearest centres of a memory bank, whose size does not
+depend on the number of images; a patch that stays far from them is anomalous. The equations, as numbered here:
+
+    p = [pool(F_1), resize(pool(F_2)), ...]                             patch features of D dimensions             (1)
+    phi(p) = W [p, y, x] + b                                            descriptor, D / gamma_d dimensions         (2)
+    C = k-means of the mean of phi(p) over the images                   memory bank, H1 W1 / gamma_c centres       (3)
+    L_att = mean_t mean_k max(0, |phi(p_t) - c_k|^2 - r^2)              c_1 ... c_K the nearest centres of patch t (4)
+    L_rep = mean_t mean_j max(0, r^2 - |phi(p_t) - c_K+j|^2 - alpha)    c_K+1 ... c_K+J the next nearest           (5)
+    L = (L_att + L_rep) / nu                                                                                       (6)
+    s_t = d_1 exp(-d_1) / sum_k exp(-d_k)                               patch score, d_k = |phi(p_t) - c_k|, k <= K (7)
+
+The anomaly map is s upsampled and smoothed, the image score its maximum. As in the authors' program, r is learned and
+the centres are not.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from backbones import FeatureExtractor
+from detection import Detector, Prediction, Training
+from detection.anomaly_map import anomaly_maps
+from detection.whitening import whitening
+from errors import UsageError
+
+BLOCK = 2**24  # distances that are held at once: 64 MiB
+GROUP = 64  # centres whose smallest distance stands for them in the search
+
+
+class CFA(Detector):
+    """Frozen backbone, patch features, descriptor and memory bank.
+
+    Args:
+        backbone, layers, image_size, precision, seed: see Detector. The descriptor computes in float32 always.
+        gamma_d: the descriptor gives a patch so many times fewer dimensions than its features have.
+        gamma_c: the memory bank has so many times fewer centres than an image has patches.
+        k_nearest, j_hard: K and J of the loss and the score.
+        radius: r at the start.
+        alpha: margin of the repulsion.
+        nu: 1 / nu weighs the loss.
+        lr, weight_decay: of AdamW with amsgrad, for the descriptor and r.
+        epochs: passes over the training images.
+        whiten: above 0, the descriptor starts as a whitening of this shrinkage, of about unit distances, instead of at
+            random: distances as long as some backbones' leave the softmin of the score nothing but its largest term.
+            It costs a pass over the training images.
+
+    Raises:
+        UsageError: gamma_d or gamma_c leaves too little.
+    """
+
+    def __init__(
+        self,
+        backbone: FeatureExtractor,
+        layers: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        gamma_d: int = 1,
+        gamma_c: int = 1,
+        k_nearest: int = 3,
+        j_hard: int = 3,
+        radius: float = 1e-5,
+        alpha: float = 0.1,
+        nu: float = 1e-3,
+        lr: float = 1e-3,
+        weight_decay: float = 5e-4,
+        epochs: int = 30,
+        whiten: float = 0.0,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        infos = backbone.layer_info(layers, image_size)
+        dimension, (height, width) = sum(info.channels for info in infos), infos[0].grid
+        if dimension < gamma_d:
+            raise UsageError(f"--gamma_d {gamma_d} leaves nothing of {dimension} dimensions: lower it")
+        centres = height * width // gamma_c
+        if centres < k_nearest + j_hard:
+            raise UsageError(
+                f"--gamma_c {gamma_c} leaves {centres} centres of {height} x {width} patches, fewer than --k_nearest "
+                f"{k_nearest} and --j_hard {j_hard} need: lower it"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.descriptor = Descriptor(dimension, dimension // gamma_d)
+        self.radius = nn.Parameter(torch.tensor(radius))
+        self.register_buffer("memory", torch.zeros(centres, dimension // gamma_d))
+        self.k_nearest = k_nearest
+        self.j_hard = j_hard
+        self.alpha = alpha
+        self.nu = nu
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.whiten = whiten
+
+    def passes_after(self, meta_epochs: int) -> int:
+        """One per epoch, one for the memory bank, and one for whitening."""
+        return meta_epochs + 1 + (self.whiten > 0)
+
+    def patch_embeddings(self, images: Tensor) -> Tensor:
+        """Patch features p (1), [B, H1, W1, D]."""
+        return patch_features(self.backbone(images, self.layers))
+
+    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """As in Detector; the memory bank is made of one more pass, before the first epoch."""
+        training = Training(self, _Trainer(self), embeddings, self.meta_epochs)
+        if state is not None:
+            training.load_state_dict(state)
+            return training
+        if self.whiten > 0:
+            self.descriptor.start_as(*whitening(embeddings, self.whiten))
+        self.memory.copy_(memory_bank(map(self.descriptor, embeddings), len(self.memory), self.seed))
+        return training
+
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """Maps of the patch scores (7), and their maxima."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            features = self.descriptor(embeddings.float()).flatten(1, 2)
+            distances = squared_distances(features, self.memory, nearest(features, self.memory, self.k_nearest)).sqrt()
+            maps = anomaly_maps(patch_scores(distances).view(embeddings.shape[:3]), self.image_size)
+        return Prediction(maps.flatten(1).amax(dim=1), maps)
+
+    def half(self) -> "CFA":
+        """As in nn.Module, of the backbone alone: distances between close features need more digits."""
+        self.backbone.half()
+        return self
+
+
+class Descriptor(nn.Linear):
+    """phi (2): a 1 x 1 convolution of features and their coordinates (CoordConv, Liu et al., NeurIPS 2018)."""
+
+    def __init__(self, dimension: int, out: int) -> None:
+        super().__init__(dimension + 2, out)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D / gamma_d], float32; rows and columns run from -1 to 1."""
+        height, width = features.shape[1:3]
+        rows, columns = (torch.linspace(-1, 1, n, device=self.weight.device) for n in (height, width))
+        where = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        return F.linear(features.float(), self.weight[:, :-2]) + F.linear(where, self.weight[:, -2:], self.bias)
+
+    @torch.no_grad()
+    def start_as(self, weight: Tensor, bias: Tensor) -> None:
+        """Begin with an affine map of D features that are then of unit variance, of D / gamma_d rotated dimensions."""
+        rotation = torch.linalg.qr(self.weight[:, :-2].T)[0].T / len(self.weight) ** 0.5
+        self.weight.zero_()
+        self.weight[:, :-2] = rotation @ weight
+        self.bias.copy_(rotation @ bias)
+
+
+class StepStats(NamedTuple):
+    """What one step says of itself: the loss, and r."""
+
+    loss: Tensor
+    radius: Tensor
+
+
+class _Trainer:
+    """AdamW with amsgrad on the descriptor and r."""
+
+    def __init__(self, detector: CFA) -> None:
+        self.detector = detector
+        learned = [*detector.descriptor.parameters(), detector.radius]
+        self.optimizer = torch.optim.AdamW(
+            learned, lr=detector.lr, weight_decay=detector.weight_decay, amsgrad=True, fused=True
+        )
+
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
+        """A step per batch of patch features [B, H1, W1, D]."""
+        own = self.detector
+        for batch in batches:
+            features = own.descriptor(batch).flatten(1, 2)
+            loss = coupled_hypersphere_loss(
+                features, own.memory, own.radius, own.k_nearest, own.j_hard, own.alpha, own.nu
+            )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            yield StepStats(loss.detach(), own.radius.detach().clone())
+
+    def end_pass(self) -> None:
+        """The learning rate stays."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def patch_features(maps: Sequence[Tensor]) -> Tensor:
+    """Patch features (1): 3 x 3 means of every map, resized to the first map's grid and put side by side.
+
+    Args:
+        maps: one float tensor [B, C_l, H_l, W_l] per layer. Padding with zeros counts in the means.
+
+    Returns:
+        [B, H1, W1, D], D the sum of the C_l.
+    """
+    pooled = [F.avg_pool2d(one, 3, stride=1, padding=1) for one in maps]
+    grid = pooled[0].shape[-2:]
+    resized = [
+        one if one.shape[-2:] == grid else F.interpolate(one, size=grid, mode="bilinear", align_corners=False)
+        for one in pooled
+    ]
+    return torch.cat(resized, dim=1).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
+    """The centres C (3) of batches of described patches [B, H, W, D'] of normal images, read once: [centres, D'].
+
+    They are the means over the images at every place and, where fewer are wanted, of those the k-means clusters.
+    """
+    count, total = 0, 0.0
+    for batch in features:
+        count += len(batch)
+        total = total + batch.sum(0, dtype=torch.float64)
+    means = (total / count).flatten(0, 1).float()
+    if centres == len(means):
+        return means
+    clusters = KMeans(centres, n_init=1, max_iter=3000, random_state=seed).fit(means.cpu().numpy())
+    return torch.from_numpy(clusters.cluster_centers_).to(means)
+
+
+def coupled_hypersphere_loss(
+    features: Tensor, centres: Tensor, radius: Tensor, k_nearest: int, j_hard: int, alpha: float, nu: float
+) -> Tensor:
+    """L (6) of described patches [B, N, D'] among centres [M, D']; a scalar."""
+    chosen = nearest(features.detach(), centres, k_nearest + j_hard)
+    distances = _SquaredDistances.apply(features, centres, chosen)
+    attraction = (distances[..., :k_nearest] - radius**2).clamp(min=0).mean()
+    repulsion = (radius**2 - distances[..., k_nearest:] - alpha).clamp(min=0).mean()
+    return (attraction + repulsion) / nu
+
+
+def patch_scores(distances: Tensor) -> Tensor:
+    """s (7) of the distances to the nearest centres [..., K]; [...]."""
+    first = distances.amin(dim=-1)
+    return first / (first.unsqueeze(-1) - distances).exp().sum(dim=-1)
+
+
+@torch.no_grad()
+def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
+    """Indices [B, N, k] of the k nearest centres [M, D'] of features [B, N, D'], the nearest first.
+
+    At most BLOCK distances are held at once, or those of a patch of each image. Sorting out k of all M centres would
+    take longer than the distances: the k nearest lie in the k groups of GROUP centres with the smallest minima.
+    """
+    padding = -len(centres) % GROUP
+    norms = F.pad(centres.square().sum(dim=1), (0, padding), value=torch.inf)
+    table = torch.cat([-2 * F.pad(centres, (0, 0, 0, padding)), norms.unsqueeze(1)], dim=1).T
+    images = 1 if torch.compiler.is_compiling() else len(features)  # a traced graph takes any number
+    rows = max(1, BLOCK // (images * len(norms)))
+
+    def search(part: Tensor) -> Tensor:
+        distances = (F.pad(part, (0, 1), value=1) @ table).unflatten(-1, (-1, GROUP))  # squared, but for |features|^2
+        groups = distances.amin(dim=-1).topk(min(k, distances.shape[-2]), dim=-1, largest=False).indices
+        candidates = distances.gather(-2, groups.unsqueeze(-1).expand(*groups.shape, GROUP)).flatten(-2)
+        places = candidates.topk(k, dim=-1, largest=False).indices
+        return groups.gather(-1, places // GROUP) * GROUP + places % GROUP
+
+    return torch.cat([search(part) for part in features.split(rows, dim=1)], dim=1)
+
+
+def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
+    """|features - centres[chosen]|^2, [B, N, k], of features [B, N, D'] and indices [B, N, k]."""
+    return torch.stack([(features - centres[one]).square().sum(dim=-1) for one in chosen.unbind(dim=-1)], dim=-1)
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """squared_distances, whose gradient takes the differences again: keeping them would need k times the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
+        ctx.save_for_backward(features, centres, chosen)
+        return squared_distances(features, centres, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, centres, chosen = ctx.saved_tensors
+        total = torch.zeros_like(features)
+        for one, weight in zip(chosen.unbind(dim=-1), gradient.unbind(dim=-1), strict=True):
+            total.addcmul_(features - centres[one], weight.unsqueeze(-1), value=2)
+        return total, None, None

@@ -1,0 +1,327 @@
+"""CFA: its equations against plain loops, and everything around it as a user meets it."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_CFA, SMALL_DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_resume import begun, folder, outputs, start
+from torch import nn
+
+import backbones
+import main
+import simplenet
+from datasets import DATASETS
+from detection.anomaly_map import anomaly_maps
+from errors import DataError, UsageError
+from experiment import task as task_module
+from methods import cfa, load
+from methods.cfa import CFA
+
+DIMENSION = (64 + 128) // 12
+
+
+def small(**options):
+    backbone = backbones.load("resnet18", "random")
+    return CFA(backbone, ["layer1", "layer2"], (32, 32), **{"gamma_d": 12, "epochs": 2, **options})
+
+
+def embeddings(images=6, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, 8, 8, 192, generator=generator).split(batch)
+
+
+def test_the_loss_equals_the_equations():
+    torch.manual_seed(0)
+    features, centres = torch.randn(2, 5, 4), torch.randn(9, 4)
+    k, j, radius, alpha, nu = 2, 3, 2.0, 0.3, 0.01
+    attraction = repulsion = 0.0
+    for feature in features.flatten(0, 1).tolist():
+        squares = sorted(sum((a - b) ** 2 for a, b in zip(feature, c, strict=True)) for c in centres.tolist())
+        attraction += sum(max(0, d - radius**2) for d in squares[:k]) / (10 * k)
+        repulsion += sum(max(0, radius**2 - d - alpha) for d in squares[k : k + j]) / (10 * j)
+    found = cfa.coupled_hypersphere_loss(features, centres, torch.tensor(radius), k, j, alpha, nu)
+    assert attraction > 0 and repulsion > 0
+    assert found.item() == pytest.approx((attraction + repulsion) / nu, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_plain_expression():
+    features, centres = torch.randn(2, 7, 5, dtype=torch.float64), torch.randn(70, 5, dtype=torch.float64)
+    grads = []
+    for distances in (cfa._SquaredDistances.apply, lambda f, c, i: (f.unsqueeze(2) - c[i]).square().sum(-1)):
+        own = features.clone().requires_grad_()
+        found = distances(own, centres, cfa.nearest(features, centres, 4))
+        (found * torch.arange(1.0, 5.0)).sum().backward()
+        grads.append(own.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_the_score_equals_the_equations():
+    distances = [0.5, 0.9, 2.0]
+    weight = math.exp(-0.5) / sum(math.exp(-d) for d in distances)
+    assert cfa.patch_scores(torch.tensor([[2.0, 0.5, 0.9]])).item() == pytest.approx(weight * 0.5)
+    detector, (batch,) = small(), embeddings(2)
+    detector.memory.copy_(torch.randn(detector.memory.shape))
+    found = detector.score(batch)
+    described = detector.descriptor(batch).flatten(1, 2)
+    nearest = torch.cdist(described, detector.memory.expand(2, -1, -1)).sort(-1).values[..., :3]
+    scores = nearest[..., 0] * nearest.neg().softmax(-1)[..., 0]
+    expected = anomaly_maps(scores.view(2, 8, 8), (32, 32))
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.scores, found.maps.amax((1, 2)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9)),
+    centres=st.integers(1, 300),
+    k=st.integers(1, 7),
+    block=st.sampled_from([1, 700, 2**24]),
+    seed=st.integers(0, 99),
+)
+def test_nearest_are_the_nearest(shape, centres, k, block, seed):
+    """Whatever the number of centres, and however few distances are held at once."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(*shape, 3, generator=generator)
+    table, k = torch.randn(centres, 3, generator=generator), min(k, centres)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cfa, "BLOCK", block)
+        found = cfa.nearest(features, table, k)
+    squares = torch.cdist(features, table.expand(shape[0], -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(squares.gather(2, found), squares.sort(-1).values[..., :k], rtol=1e-4, atol=1e-4)
+
+
+def test_distances_are_held_within_the_block(monkeypatch):
+    """Their number is bounded however many patches and centres there are."""
+    largest = 0
+    matmul = torch.Tensor.__matmul__
+
+    def watched(a, b):
+        nonlocal largest
+        result = matmul(a, b)
+        largest = max(largest, result.numel())
+        return result
+
+    monkeypatch.setattr(cfa, "BLOCK", 10_000)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    cfa.nearest(torch.randn(2, 500, 3), torch.randn(1000, 3), 3)
+    assert 0 < largest <= 10_000
+
+
+def test_patch_features_are_means_of_neighbours():
+    first, second = torch.randn(2, 3, 6, 6), torch.randn(2, 4, 3, 3)
+    found = cfa.patch_features([first, second])
+    assert found.shape == (2, 6, 6, 7)
+    torch.testing.assert_close(found[:, 2, 3, :3], first[:, :, 1:4, 2:5].mean((2, 3)))
+    torch.testing.assert_close(found[:, 0, 0, :3], first[:, :, :2, :2].sum((2, 3)) / 9)  # zeros outside count
+    resized = nn.functional.interpolate(nn.functional.avg_pool2d(second, 3, 1, 1), size=(6, 6), mode="bilinear")
+    torch.testing.assert_close(found[..., 3:], resized.permute(0, 2, 3, 1))
+
+
+def test_the_descriptor_is_a_coordconv():
+    detector, (batch,) = small(), embeddings(2)
+    rows = torch.linspace(-1, 1, 8).view(1, 1, 8, 1).expand(2, 1, 8, 8)
+    stacked = torch.cat([batch.permute(0, 3, 1, 2), rows, rows.transpose(2, 3)], dim=1)
+    weight = detector.descriptor.weight[:, :, None, None]
+    expected = nn.functional.conv2d(stacked, weight, detector.descriptor.bias).permute(0, 2, 3, 1)
+    torch.testing.assert_close(detector.descriptor(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gamma_c", "centres"), [(1, 64), (3, 21)])
+def test_the_memory_bank_does_not_grow_with_the_images(gamma_c, centres):
+    for images in (2, 7):
+        detector, batches = small(gamma_c=gamma_c), embeddings(images, 3)
+        detector.training_on(batches)
+        assert detector.memory.shape == (centres, DIMENSION)
+        with torch.no_grad():
+            means = torch.cat([detector.descriptor(batch) for batch in batches]).mean(0).flatten(0, 1)
+        if gamma_c == 1:
+            torch.testing.assert_close(detector.memory, means)
+        else:  # every centre of k-means is the mean of the places that are nearest to it
+            own = torch.cdist(means, detector.memory).argmin(1)
+            expected = torch.stack([means[own == i].mean(0) for i in range(centres)])
+            torch.testing.assert_close(detector.memory, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_training_draws_patches_to_the_centres():
+    detector, batches = small(epochs=30), embeddings()
+    losses = []
+    detector.fit_embeddings(batches, lambda stats: losses.append(stats.loss))
+    assert losses[-1] < losses[0] / 2
+    assert detector.radius > 1e-5  # it is learned
+    assert detector.passes == 31
+
+
+def test_whitening_makes_the_scale_of_features_no_matter():
+    scores = []
+    for scale in (1.0, 1000.0):
+        detector = small(whiten=0.1, epochs=1, lr=1e-12)
+        batches = [batch * scale * torch.linspace(0.1, 5, 192) for batch in embeddings(20)]
+        detector.fit_embeddings(batches)
+        assert torch.cat([detector.descriptor(b).flatten(0, 2) for b in batches]).std().item() == pytest.approx(
+            DIMENSION**-0.5, rel=0.1
+        )
+        scores.append(detector.score(batches[0]).scores)
+    torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"gamma_d": 193}, "--gamma_d 193 leaves nothing of 192"), ({"gamma_c": 11}, "--gamma_c 11 leaves 5 centres")],
+)
+def test_what_leaves_nothing_is_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        small(**options)
+
+
+def cfa_words(mvtec, *net, data=()):
+    return [*SMALL_CFA, *net, "dataset", *SMALL_DATA, *data, "mvtec", str(mvtec)]
+
+
+@pytest.fixture(scope="module")
+def run(mvtec, tmp_path_factory):
+    """A finished run over both classes; tests must not change it."""
+    where = tmp_path_factory.mktemp("cfa")
+    words = ["--results_path", str(where / "results"), "--precision", "fp32", *cfa_words(mvtec)]
+    main.main(words, standalone_mode=False)
+    return folder(where)
+
+
+def test_a_run_records_what_it_watches(run):
+    history = pd.read_csv(run / "history.csv")
+    assert list(history.columns[:6]) == ["class", "seed", "meta_epoch", "loss", "radius", "image_auroc"]
+    assert len(history) == 4
+    description = json.loads((run / "models/0/mvtec_bolt/model.json").read_text())
+    assert (description["detector"], description["options"]["gamma_d"]) == ("cfa", 12)
+    assert pd.read_csv(run / "results.csv")["pro"].notna().all()
+
+
+def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec):
+    words = ["--save_segmentation_images", *cfa_words(mvtec, "--whiten", "0.1", "--gamma_c", "2")]
+    trained = run_main(*words)
+    assert trained.returncode == 0, trained.stderr
+    before = outputs(folder(tmp_path))
+    done = run_main("--test", *words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == before
+    foreign = run_main("--test", *cfa_words(mvtec, "--whiten", "0.1"))
+    assert foreign.returncode == 2
+    assert "trained with options.gamma_c 2, not 1" in foreign.stderr
+
+
+def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec):
+    model = run / "models/0/mvtec_bolt"
+    words = ["predict", str(model), str(mvtec / "bolt/test"), "--out", str(tmp_path / "p"), "--map", "both"]
+    assert main.main(words, standalone_mode=False) == 0
+    found = pd.read_csv(tmp_path / "p/predictions.csv")
+    expected = pd.read_csv(model / "predictions.csv")
+    scores = {Path(path).parts[-2:]: score for path, score in zip(found["path"], found["score"], strict=True)}
+    for image, score in zip(expected["image"], expected["score"], strict=True):
+        assert scores[Path(image).parts[-2:]] == pytest.approx(score, rel=1e-5)
+    assert len(list((tmp_path / "p").rglob("*.npy"))) == 4
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_onnx_gives_the_predictions(run, tmp_path, mvtec, half, capsys):
+    model, out = run / "models/0/mvtec_bolt", tmp_path / "m.onnx"
+    main.main(["export", str(model), "--out", str(out), *["--half"] * half], standalone_mode=False)
+    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 if half else 1e-3)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    paths = [sample.image_path for sample in DATASETS["mvtec"].read_class(mvtec, "bolt").test]
+    expected = load(model).predict(paths)
+    resized = [Image.open(path).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR) for path in paths]
+    images = np.stack([np.asarray(image)[4:36, 4:36] for image in resized])
+    for batch in (slice(0, 1), slice(0, 4)):
+        scores, maps = session.run(None, {"images": images[batch]})
+        np.testing.assert_allclose(scores, expected.scores[batch], atol=0.05 if half else 1e-3)
+        np.testing.assert_allclose(maps, expected.maps[batch], atol=0.05 if half else 1e-3)
+
+
+def test_torch_export_gives_the_predictions(run, tmp_path):
+    out = tmp_path / "m.pt2"
+    main.main(
+        ["export", str(run / "models/0/mvtec_nut"), "--format", "torch_export", "--out", str(out)],
+        standalone_mode=False,
+    )
+    assert torch.export.load(str(out)).module()(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))[1].shape == (3, 32, 32)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec):
+    words = cfa_words(mvtec, "--epochs", "40", "--gamma_c", "2", data=["-d", "nut"])
+    whole = run_main("--run_name", "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path, words)
+    begun(folder(tmp_path))
+    time.sleep(0.1)
+    process.kill()
+    assert process.wait() in (0, -signal.SIGKILL)
+    done = run_main(*words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
+
+
+def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, capsys):
+    titles = []
+
+    def count(title, *args, build=task_module.build_banks):
+        titles.append(title)
+        return build(title, *args)
+
+    monkeypatch.setattr(task_module, "build_banks", count)
+    monkeypatch.chdir(tmp_path)
+    data = ["-d", "bolt"]
+    main.main(["--grid", "gamma_c=1,4", "--grid", "k_nearest=1,3", *cfa_words(mvtec, data=data)], standalone_mode=False)
+    assert titles == ["mvtec_bolt"]
+    main.main(
+        ["--run_name", "alone", *cfa_words(mvtec, "--gamma_c", "4", "--k_nearest", "1", data=data)],
+        standalone_mode=False,
+    )
+    assert outputs(folder(tmp_path) / "gamma_c=4,k_nearest=1") == outputs(folder(tmp_path, "alone"))
+
+
+def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec):
+    net = "net -b resnet18 -le layer1 --backbone_weights random --target_embed_dimension 8".split()
+    assert run_main("--run_name", "net", *net, "dataset", *SMALL_DATA, "mvtec", mvtec).returncode == 0
+    done = run_main("report", run, folder(tmp_path, "net"))
+    assert done.returncode == 0, done.stderr
+    page = next(path for path in (run / "report.html", folder(tmp_path, "net") / "report.html") if path.exists())
+    assert "gamma_d" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
+        (["net"], "a run needs one detector, net or cfa, and one dataset, not 2 and 1"),
+    ],
+)
+def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, words, message):
+    done = run_main(*words, *cfa_words(mvtec)) if words[0] != "net" else run_main("net", "-b", "x", *cfa_words(mvtec))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_of_cfa_is_none_of_simplenet(run):
+    with pytest.raises(DataError, match="is of detector 'cfa', not of net"):
+        simplenet.load(run / "models/0/mvtec_bolt")
+
+
+def test_elpv_mono_reaches_its_floor(run_main, tmp_path):
+    """The packaged backbone on real cells; the full setting is measured in benchmarks/accuracy.py."""
+    words = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --whiten 0.1 --lr 0.0001 --epochs 2"
+    data = "dataset --batch_size 8 --resize 128 --imagesize 128 -d mono elpv"
+    done = run_main("--eval_every", "2", *words.split(), *data.split())
+    assert done.returncode == 0, done.stderr
+    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
+    assert results.loc["elpv_mono", "image_auroc"] >= 0.85
