@@ -4,22 +4,28 @@
     python benchmarks/accuracy.py --settings paper stable --seeds 10 11 12 13 14
     python benchmarks/accuracy.py mvtec PATH -d bottle -d cable   any other dataset
 
-All settings of a class read one feature bank, of float32 features. The table holds, per setting: mean, standard
+All settings of a detector read one feature bank, of float32 features. The table holds, per setting: mean, standard
 deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the image AUROC of one seed
-lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; and the
-seconds of a training epoch.
+lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; seconds of
+a pass over the training images and of training as a whole; and milliseconds to score an image whose features are there.
 
-The peer is a memory bank on the same features (PatchCore's core, Roth et al., CVPR 2022): a greedy coreset of 2,000 of
+The peer is a memory bank on net's features (PatchCore's core, Roth et al., CVPR 2022): a greedy coreset of 2,000 of
 100,000 random normal patches; a patch's score is its distance to the nearest, an image's score the largest of them.
+"anomalib's CFA" is the loss, distance, maps and training of that package's version, where it is installed, on the
+features of cfa and for as many epochs as --epochs or cfa's default says.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,47 +38,51 @@ from tqdm import tqdm
 
 import main
 import metrics
-from backbones import FeatureBank
+from backbones import FeatureBank, FeatureExtractor
 from datasets import ClassSamples, Sample
-from detection import EpochStats, Prediction
+from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
 from experiment.evaluation import evaluate
-from experiment.features import Predictions, TrainingEmbeddings, build_banks
+from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
 from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
-from simplenet import SimpleNet
+from methods import DETECTORS
 
-NET = "-b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
-PAPER = "--dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
+NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
+PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
+CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
 SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
     "paper, auto_noise 0.25": f"{PAPER} --auto_noise 0.25",
-    "stable": "--recipe stable",
-    "stable, no whitening": "--recipe stable --whiten 0 --auto_noise 1",
-    "stable, Gaussian noise only": "--recipe stable --difference_noise 0",
-    "stable, difference noise only": "--recipe stable --difference_noise 1",
-    "stable, one discriminator": "--recipe stable --ensemble 1",
-    "stable, no average": "--recipe stable --ema 0",
-    "stable, constant rates": "--recipe stable --no_warm_up_cosine",
-    "stable, highest patch": "--recipe stable --score_top_k 1",
+    "stable": f"{NET} --recipe stable",
+    "stable, no whitening": f"{NET} --recipe stable --whiten 0 --auto_noise 1",
+    "stable, Gaussian noise only": f"{NET} --recipe stable --difference_noise 0",
+    "stable, difference noise only": f"{NET} --recipe stable --difference_noise 1",
+    "stable, one discriminator": f"{NET} --recipe stable --ensemble 1",
+    "stable, no average": f"{NET} --recipe stable --ema 0",
+    "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
+    "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
+    "CFA": CFA,
+    "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.00001",
 }
-PEER = "memory bank"
+PEER, ANOMALIB = "memory bank", "anomalib's CFA"
 CORESET, CANDIDATES = 2000, 100_000
 LAST = 10
 
 
-def net_config(words: str) -> DetectorConfig:
-    """The options of a net command."""
-    context = main.net.make_context("net", shlex.split(f"{NET} {words}"))
-    return main.net.invoke(context)[0]
+def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
+    """The options of a detector's command; epochs replace those of cfa."""
+    name, *options = shlex.split(words)
+    if epochs is not None and name == "cfa":
+        options += ["--epochs", str(epochs)]
+    command = main.main.commands[name]
+    return command.invoke(command.make_context(name, options))[0]
 
 
-def measure(
-    name: str, samples: list[Sample], detector: SimpleNet, train: TrainingEmbeddings, test: Predictions
-) -> dict:
-    """Train one detector; its numbers after the last epoch, and how far the last epochs lie apart."""
+def measure(name: str, samples: list[Sample], detector: Any, train: TrainingEmbeddings, test: Predictions) -> dict:
+    """Train one detector; its numbers after the last epoch, how far the last epochs lie apart, and its times."""
     labels = [sample.anomalous for sample in samples]
     recent: list[float] = []
     evaluating = 0.0
@@ -86,10 +96,23 @@ def measure(
 
     start = time.perf_counter()
     detector.fit_embeddings(train, on_epoch)
-    seconds = (time.perf_counter() - start - evaluating) / (detector.meta_epochs * detector.gan_epochs)
+    seconds = time.perf_counter() - start - evaluating
+    return {
+        **predict(name, samples, test),
+        "spread": max(recent) - min(recent),
+        "pass": seconds / detector.passes,
+        "training": seconds,
+    }
+
+
+def predict(name: str, samples: list[Sample], test: Predictions) -> dict:
+    """The metrics, and the time of an image's scores and map."""
+    start = time.perf_counter()
+    for _ in progress(name, test):
+        pass
+    seconds = time.perf_counter() - start
     with progress(name, total=len(test)) as bar:
-        values = evaluate(test, samples, [], bar).metrics
-    return {**values, "spread": max(recent) - min(recent), "seconds": seconds}
+        return {**evaluate(test, samples, [], bar).metrics, "ms": 1000 * seconds / len(samples)}
 
 
 class MemoryBank:
@@ -118,43 +141,133 @@ class MemoryBank:
         return Prediction(patch_scores.flatten(1).amax(1), anomaly_maps(patch_scores, self.image_size))
 
 
+class AnomalibCFA(torch.nn.Module):
+    """anomalib's CFA on patch features: its descriptor layer, memory bank, loss, distances and maps."""
+
+    def __init__(self, dimension: int, grid: tuple[int, int], image_size: tuple[int, int], epochs: int) -> None:
+        from anomalib.models.image.cfa.loss import CfaLoss
+        from anomalib.models.image.cfa.torch_model import AnomalyMapGenerator, CfaModel, CoordConv2d
+
+        super().__init__()
+        self.meta_epochs, self.passes = epochs, epochs + 1
+        self.grid, self.image_size = grid, image_size
+        self.model = CfaModel.__new__(CfaModel)  # its own would load a backbone
+        torch.nn.Module.__init__(self.model)
+        self.model.gamma_c = 1
+        self.model.register_buffer("memory_bank", torch.tensor(0.0))
+        self.model.descriptor = _OnFirst(CoordConv2d(dimension, dimension, kernel_size=1))
+        self.model.feature_extractor = _AsDict()
+        self.model.get_scale = lambda _: grid
+        self.loss = CfaLoss(num_nearest_neighbors=3, num_hard_negative_features=3, radius=1e-5)
+        self.maps = AnomalyMapGenerator(num_nearest_neighbors=3)
+
+    def fit_embeddings(self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None]) -> None:
+        """Memory bank and training steps, as the package's Lightning module makes them."""
+        self.train()
+        self.model.initialize_centroid(SimpleNamespace(image=batch.permute(0, 3, 1, 2)) for batch in embeddings)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=5e-4, amsgrad=True)
+        for epoch in range(1, self.meta_epochs + 1):
+            for batch in progress(f"{ANOMALIB} {epoch}", embeddings):
+                loss = self.loss(self._distances(batch))
+                optimizer.zero_grad()
+                loss.backward(retain_graph=True)  # as the package has to
+                optimizer.step()
+            on_epoch(EpochStats(epoch, loss.item(), {}))
+
+    @torch.no_grad()
+    def score(self, embeddings: Tensor) -> Prediction:
+        """Scores and maps of patch features."""
+        distances = self._distances(embeddings)
+        maps = self.maps(distance=distances, scale=self.grid, image_size=self.image_size).squeeze(1)
+        return Prediction(maps.flatten(1).amax(1), maps)
+
+    def _distances(self, embeddings: Tensor) -> Tensor:
+        return self.model.compute_distance(self.model.descriptor([embeddings.float().permute(0, 3, 1, 2)]))
+
+
+class _OnFirst(torch.nn.Module):
+    """A layer on the first of a list of maps."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.layer(maps[0])
+
+
+class _AsDict(torch.nn.Module):
+    """Features that are there, as the outputs of a backbone with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameter = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"features": features}
+
+
 def measure_class(
     name: str,
     samples: ClassSamples,
     data: DatasetConfig,
-    settings: list[str],
+    configs: dict[str, DetectorConfig],
     seeds: list[int],
     device: torch.device,
     precision: torch.dtype,
-) -> list[dict]:
-    """A row for every setting and seed of one class, the memory bank last."""
+) -> Iterable[dict]:
+    """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size = (data.imagesize, data.imagesize)
-    configs = {setting: net_config(SETTINGS[setting]) for setting in settings}
-    config = next(iter(configs.values()))
-    extractor = load_backbone(config.backbones[0], config, 0, data.imagesize)
+    by_command: dict[str, list[str]] = {}
+    for setting, config in configs.items():
+        by_command.setdefault(config.command, []).append(setting)
+    for command, settings in by_command.items():
+        first = configs[settings[0]]
+        extractor = load_backbone(first.backbones[0], first, 0, data.imagesize)
+        banks = build_banks(name, build(extractor, first, size, 0, torch.float32, device), samples, data, "auto")
 
-    def build(setting: str, seed: int, precision: torch.dtype) -> SimpleNet:
-        one = configs[setting]
-        layers = one.backbones[0].layers
-        return SimpleNet(extractor, layers, size, seed=seed, precision=precision, **one.options).to(device)
+        def row(setting: str, seed: int, values: dict, command: str = command) -> dict:
+            click.echo(f"{name}, {setting}, seed {seed}: image AUROC {values['image_auroc']:.4f}", err=True)
+            return {"class": name, "setting": setting, "seed": seed, **values}
 
-    banks = build_banks(name, build(settings[0], 0, torch.float32), samples, data, "auto")
-    rows = []
-    for setting in settings:
-        for seed in seeds:
-            detector = build(setting, seed, precision)
+        def trained(setting: str, seed: int, detector: Any, banks: ClassBanks = banks) -> dict:
             torch.manual_seed(seed)
             train = TrainingEmbeddings(detector, samples, data, seed, banks.train)
             test = Predictions(detector, samples.test, data, banks.test, banks.masks)
-            rows.append({"class": name, "setting": setting, "seed": seed})
-            rows[-1] |= measure(name, samples.test, detector, train, test)
-            click.echo(f"{name}, {setting}, seed {seed}: image AUROC {rows[-1]['image_auroc']:.4f}", err=True)
-    for seed in seeds:
-        test = Predictions(MemoryBank(banks.train, size, seed), samples.test, data, banks.test, banks.masks)
-        with progress(PEER, total=len(test)) as bar:
-            values = evaluate(test, samples.test, [], bar).metrics
-        rows.append({"class": name, "setting": PEER, "seed": seed, **values})
-    return rows
+            return measure(f"{name}, {setting}", samples.test, detector, train, test)
+
+        for setting in settings:
+            for seed in seeds:
+                detector = build(extractor, configs[setting], size, seed, precision, device)
+                yield row(setting, seed, trained(setting, seed, detector))
+        if command == "net":
+            for seed in seeds:
+                start = time.perf_counter()
+                peer = MemoryBank(banks.train, size, seed)
+                seconds = time.perf_counter() - start
+                test = Predictions(peer, samples.test, data, banks.test, banks.masks)
+                yield row(PEER, seed, {**predict(PEER, samples.test, test), "training": seconds})
+        elif command == "cfa" and importlib.util.find_spec("anomalib"):
+            _, *grid, dimension = banks.test.features.shape
+            for seed in seeds:
+                torch.manual_seed(seed)
+                peer = AnomalibCFA(dimension, tuple(grid), size, first.options["epochs"]).to(device)
+                yield row(ANOMALIB, seed, trained(ANOMALIB, seed, peer))
+
+
+def build(
+    extractor: FeatureExtractor,
+    config: DetectorConfig,
+    size: tuple[int, int],
+    seed: int,
+    precision: torch.dtype,
+    device: torch.device,
+) -> Detector:
+    """A fresh detector."""
+    layers = config.backbones[0].layers
+    return DETECTORS[config.command](extractor, layers, size, seed=seed, precision=precision, **config.options).to(
+        device
+    )
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +280,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         "moves by": groups["spread"].max(),
         "pixel AUROC": groups["pixel_auroc"].mean(),
         "PRO": groups["pro"].mean(),
-        "s / epoch": groups["seconds"].mean(),
+        "s / pass": groups["pass"].mean(),
+        "training s": groups["training"].mean(),
+        "ms / image": groups["ms"].mean(),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all").reset_index()
 
@@ -179,6 +294,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-d", dest="classes", action="append", default=[], help="class; none: all")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--epochs", type=int, help="of cfa and its peer, instead of cfa's default")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help="of training, as of main.py")
@@ -196,12 +312,14 @@ if __name__ == "__main__":
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
+        configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
         rows: list[dict] = []
         for one in classes:
             samples = read_samples(data, root, one)
-            rows += measure_class(one, samples, data, arguments.settings, arguments.seeds, device, precision)
-            if arguments.out:
-                pd.DataFrame(rows).to_csv(arguments.out, index=False)
+            for row in measure_class(one, samples, data, configs, arguments.seeds, device, precision):
+                rows.append(row)
+                if arguments.out:
+                    pd.DataFrame(rows).to_csv(arguments.out, index=False)
     except (UsageError, DataError, click.ClickException) as error:
         sys.exit(f"Error: {error}")
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
