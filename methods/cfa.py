@@ -15,19 +15,21 @@ The anomaly map is s upsampled and smoothed, the image score its maximum. As in 
 the centres are not.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor
 from detection import Detector, Prediction, Training
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
-from errors import UsageError
+from errors import DataError, UsageError
 
 BLOCK = 2**24  # distances that are held at once: 64 MiB
 GROUP = 64  # centres whose smallest distance stands for them in the search
@@ -51,7 +53,7 @@ class CFA(Detector):
             It costs a pass over the training images.
 
     Raises:
-        UsageError: gamma_d or gamma_c leaves too little.
+        UsageError: gamma_d or gamma_c leaves too little, or counts below 1.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class CFA(Detector):
         super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
         infos = backbone.layer_info(layers, image_size)
         dimension, (height, width) = sum(info.channels for info in infos), infos[0].grid
-        if dimension < gamma_d:
-            raise UsageError(f"--gamma_d {gamma_d} leaves nothing of {dimension} dimensions: lower it")
+        if not 1 <= gamma_d <= dimension:
+            raise UsageError(f"--gamma_d {gamma_d} must be from 1 to {dimension}, the dimensions of these layers")
+        if min(gamma_c, k_nearest, j_hard) < 1:
+            raise UsageError("--gamma_c, --k_nearest and --j_hard must be 1 or more")
         centres = height * width // gamma_c
         if centres < k_nearest + j_hard:
             raise UsageError(
@@ -216,15 +220,22 @@ def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
     """The centres C (3) of batches of described patches [B, H, W, D'] of normal images, read once: [centres, D'].
 
     They are the means over the images at every place and, where fewer are wanted, of those the k-means clusters.
+
+    Raises:
+        DataError: features that are not finite.
     """
     count, total = 0, 0.0
     for batch in features:
         count += len(batch)
         total = total + batch.sum(0, dtype=torch.float64)
     means = (total / count).flatten(0, 1).float()
+    if not means.isfinite().all():
+        raise DataError("the features of the training images are not finite: try --precision fp32")
     if centres == len(means):
         return means
-    clusters = KMeans(centres, n_init=1, max_iter=3000, random_state=seed).fit(means.cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # images of one colour have fewer places that differ
+        clusters = KMeans(centres, n_init=1, max_iter=3000, random_state=seed).fit(means.cpu().numpy())
     return torch.from_numpy(clusters.cluster_centers_).to(means)
 
 

@@ -154,6 +154,13 @@ def test_the_memory_bank_does_not_grow_with_the_images(gamma_c, centres):
             torch.testing.assert_close(detector.memory, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_places_that_do_not_differ_make_a_bank_without_a_word(recwarn):
+    assert cfa.memory_bank([torch.ones(3, 4, 4, 5)], 4, seed=0).shape == (4, 5)
+    assert not recwarn.list
+    with pytest.raises(DataError, match="not finite"):
+        cfa.memory_bank([torch.full((3, 4, 4, 5), torch.inf)], 4, seed=0)
+
+
 def test_training_draws_patches_to_the_centres():
     detector, batches = small(epochs=30), embeddings()
     losses = []
@@ -194,7 +201,11 @@ def test_everything_happens_on_the_detectors_device():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"gamma_d": 193}, "--gamma_d 193 leaves nothing of 192"), ({"gamma_c": 11}, "--gamma_c 11 leaves 5 centres")],
+    [
+        ({"gamma_d": 193}, "--gamma_d 193 must be from 1 to 192"),
+        ({"gamma_c": 11}, "--gamma_c 11 leaves 5 centres"),
+        ({"k_nearest": 0}, "must be 1 or more"),
+    ],
 )
 def test_what_leaves_nothing_is_refused(options, words):
     with pytest.raises(UsageError, match=words):

@@ -6,7 +6,7 @@ import sys
 
 import click
 import hypothesis.strategies as st
-from conftest import SMALL_DATA, SMALL_NET
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET
 from hypothesis import HealthCheck, given, settings
 
 import main
@@ -36,7 +36,7 @@ def values(option):
         good = ["0", "1", "2", "3", "5"]
     else:
         good = ["a", "good", "train/good"]
-    junk = [word for word in JUNK if word != ENDLESS or name not in ("--meta_epochs", "--gan_epochs")]
+    junk = [word for word in JUNK if word != ENDLESS or name not in ("--meta_epochs", "--gan_epochs", "--epochs")]
     return st.one_of([st.sampled_from(good)] * 5 + [st.sampled_from(junk)])
 
 
@@ -57,7 +57,8 @@ def options(command):
 
 @st.composite
 def command_lines(draw):
-    line = draw(options(main.main)) + SMALL_NET + draw(options(main.main.commands["net"]))
+    name, *own = draw(st.sampled_from([SMALL_NET, SMALL_CFA]))
+    line = [*draw(options(main.main)), name, *own, *draw(options(main.main.commands[name]))]
     line += ["dataset", *SMALL_DATA, *draw(options(main.main.commands["dataset"]))]
     name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "gone"]))
     return [*line, name, *draw(st.sampled_from([["DATA"]] * 8 + [[], ["gone"], ["DATA", "more"]]))]
