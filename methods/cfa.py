@@ -281,7 +281,8 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
 
 def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
     """|features - centres[chosen]|^2, [B, N, k], of features [B, N, D'] and indices [B, N, k]."""
-    return torch.stack([(features - centres[one]).square().sum(dim=-1) for one in chosen.unbind(dim=-1)], dim=-1)
+    differences = (centres[one].sub_(features) for one in chosen.unbind(dim=-1))
+    return torch.stack([torch.einsum("bnd,bnd->bn", one, one) for one in differences], dim=-1)
 
 
 class _SquaredDistances(torch.autograd.Function):
@@ -297,5 +298,5 @@ class _SquaredDistances(torch.autograd.Function):
         features, centres, chosen = ctx.saved_tensors
         total = torch.zeros_like(features)
         for one, weight in zip(chosen.unbind(dim=-1), gradient.unbind(dim=-1), strict=True):
-            total.addcmul_(features - centres[one], weight.unsqueeze(-1), value=2)
+            total.addcmul_(centres[one].sub_(features), weight.unsqueeze(-1), value=-2)
         return total, None, None

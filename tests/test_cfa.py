@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_places_that_do_not_differ_make_a_bank_without_a_word(recwarn):
     assert not recwarn.list
     with pytest.raises(DataError, match="not finite"):
         cfa.memory_bank([torch.full((3, 4, 4, 5), torch.inf)], 4, seed=0)
+
+
+def test_it_takes_images_from_python():
+    detector = small(epochs=1)
+    images = torch.randn(4, 3, 32, 32)
+    detector.fit(images.split(2))
+    scores, maps = detector.predict(images)
+    assert scores.shape == (4,)
+    assert maps.shape == (4, 32, 32)
+    assert maps.isfinite().all()
 
 
 def test_training_draws_patches_to_the_centres():
@@ -338,6 +349,27 @@ def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, words
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("gamma_d", 0, "must be from 1 to 192"),
+        ("gamma_c", 60000, "leaves 0 centres"),
+        ("k_nearest", 0, "must be 1 or more"),
+        ("gamma_c", 2, "memory is torch.float32 [64, 16], not torch.float32 [32, 16]"),
+        ("nu", "1", "nu is '1'"),
+        ("dsc_hidden", 4, "options that do not exist: dsc_hidden"),
+    ],
+)
+def test_what_a_description_claims_is_checked(run, tmp_path, option, value, words):
+    model = shutil.copytree(run / "models/0/mvtec_bolt", tmp_path / "model")
+    description = json.loads((model / "model.json").read_text())
+    description["options"][option] = value
+    (model / "model.json").write_text(json.dumps(description))
+    with pytest.raises((UsageError, DataError)) as caught:
+        load(model)
+    assert words in str(caught.value)
 
 
 def test_a_model_of_cfa_is_none_of_simplenet(run):
