@@ -449,7 +449,7 @@ def predict(**options: Any) -> "PredictConfig":
 def export(**options: Any) -> "ExportConfig":
     """Export the model in MODEL_DIR: RGB pixels of the model's size in, image scores and anomaly maps out.
 
-    Normalisation, backbone, patches, discriminator, upsampling and smoothing are inside; the batch size is free. The
+    Normalisation, backbone, patches, detector, upsampling and smoothing are inside; the batch size is free. The
     file is checked against PyTorch before it is put in its place.
     """
     from experiment import ExportConfig

@@ -86,3 +86,18 @@ def run_main(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the classes that were embedded, in order."""
+    from experiment import task as task_module
+
+    titles: list[str] = []
+
+    def count(title, *args, build=task_module.build_banks, **options):
+        titles.append(title)
+        return build(title, *args, **options)
+
+    monkeypatch.setattr(task_module, "build_banks", count)
+    return titles

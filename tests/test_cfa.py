@@ -26,7 +26,6 @@ import simplenet
 from datasets import DATASETS
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
-from experiment import task as task_module
 from methods import cfa, load
 from methods.cfa import CFA
 
@@ -309,18 +308,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec):
     assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
 
 
-def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, capsys):
-    titles = []
-
-    def count(title, *args, build=task_module.build_banks):
-        titles.append(title)
-        return build(title, *args)
-
-    monkeypatch.setattr(task_module, "build_banks", count)
+def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded):
     monkeypatch.chdir(tmp_path)
     data = ["-d", "bolt"]
     main.main(["--grid", "gamma_c=1,4", "--grid", "k_nearest=1,3", *cfa_words(mvtec, data=data)], standalone_mode=False)
-    assert titles == ["mvtec_bolt"]
+    assert embedded == ["mvtec_bolt"]
     main.main(
         ["--run_name", "alone", *cfa_words(mvtec, "--gamma_c", "4", "--k_nearest", "1", data=data)],
         standalone_mode=False,

@@ -9,7 +9,6 @@ from conftest import SMALL_DATA, SMALL_NET
 
 import main
 from errors import DataError, UsageError
-from experiment import task as task_module
 from experiment.ablation import point_folders
 from experiment.config import point_names
 
@@ -26,19 +25,6 @@ def chain(tmp_path, monkeypatch, mvtec):
         main.main(words, standalone_mode=False)
 
     return go
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """The titles of the classes that were embedded, in order."""
-    titles = []
-
-    def count(title, *args, build=task_module.build_banks, **options):
-        titles.append(title)
-        return build(title, *args, **options)
-
-    monkeypatch.setattr(task_module, "build_banks", count)
-    return titles
 
 
 def csvs(folder):
