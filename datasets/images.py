@@ -1,8 +1,10 @@
 """Images from disk, one by one and in batches."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -154,6 +156,7 @@ class BatchLoader:
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_quietly,
         )
 
     def __len__(self) -> int:
@@ -169,6 +172,17 @@ class BatchLoader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _leave_quietly(_: int) -> None:
+    """Keep a reader from printing a traceback when the run ends while it hands over a batch."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class Shuffled(Sampler[int]):

@@ -1,6 +1,7 @@
 """Datasets: folders read into samples, samples into tensors, and what is said of folders that are not right."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -152,6 +153,23 @@ def test_a_truncated_image_is_named(tmp_path, workers):
     samples = MVTEC.read_class(tmp_path, "bolt")
     with pytest.raises(DataError, match=r"^'.*002\.png' cannot be read: [^\n]*$"):
         list(BatchLoader(ImageDataset(samples.train, ImageTransform(40, 32)), 2, workers))
+
+
+class Failing(ImageDataset):
+    """Every item reports an error as a thread of a reader would."""
+
+    def __getitem__(self, index):
+        for error in (ConnectionResetError("the parent is gone"), ValueError("a true fault")):
+            sys.excepthook(type(error), error, None)
+        return super().__getitem__(index)
+
+
+def test_a_reader_that_is_left_says_nothing(mvtec, capfd):
+    """A run that ends while a reader hands over a batch resets its connection; other faults are shown."""
+    list(BatchLoader(Failing(MVTEC.read_class(mvtec, "bolt").test, ImageTransform(40, 32)), 2, 1))
+    errors = capfd.readouterr().err
+    assert "a true fault" in errors
+    assert "the parent is gone" not in errors
 
 
 DEEP = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)  # 0 to 65520
