@@ -33,7 +33,15 @@ class Chain(click.Group):
 
 
 class Link(click.Command):
-    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones."""
+    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones.
+
+    Args:
+        defaults: by the name of a later link, defaults of its options that this one sets.
+    """
+
+    def __init__(self, *args: Any, defaults: dict[str, dict[str, Any]] | None = None, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.defaults = defaults or {}
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -41,6 +49,8 @@ class Link(click.Command):
         words = list(args)
         ctx = super().make_context(info_name, args, parent, **extra)
         ctx.obj = words, extra
+        if parent is not None and self.defaults:
+            parent.default_map = self.defaults
         return ctx
 
     def make_parser(self, ctx: click.Context) -> Any:

@@ -109,11 +109,11 @@ def main(**_: Any) -> None:
     """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
 
     \b
-    One command line is a chain: run options, then a detector (net or cfa) with its options, then dataset with its.
+    One command line is a chain: run options, then a detector (net, cfa or rd) with its options, then dataset with its.
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
-    See "net --help", "cfa --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
+    See "net --help", "cfa --help", "rd --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
     or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
     """
 
@@ -259,6 +259,31 @@ def cfa(
     from experiment import DetectorConfig, parse_backbones
 
     return DetectorConfig("cfa", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+
+
+@main.command(
+    cls=Link,
+    short_help="Reverse distillation, in net's place.",
+    context_settings=SETTINGS,
+    defaults={"dataset": {"batch_size": 16, "resize_mode": "square", "imagesize": 256}},
+)
+@BACKBONE_NAMES
+@LAYERS
+@BACKBONE_WEIGHTS
+@click.option("--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage.")
+@click.option("--lr", type=Number(0, min_open=True), default=0.005, help="Learning rate of Adam.")
+@click.option("--epochs", type=COUNT, default=200, help="Passes over the training images; see --eval_every.")
+def rd(
+    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
+) -> "DetectorConfig":
+    """Reverse distillation: a student that decodes the backbone's layers, given from fine to coarse, and errs where
+    an image is not normal.
+
+    dataset's defaults are the paper's after it: --batch_size 16 --resize_mode square --imagesize 256.
+    """
+    from experiment import DetectorConfig, parse_backbones
+
+    return DetectorConfig("rd", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
 
 
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
@@ -476,7 +501,7 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
     data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
         raise UsageError(
-            f"a run needs one detector, net or cfa, and one dataset, not {len(detectors)} and {len(data)}: "
+            f"a run needs one detector, net, cfa or rd, and one dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
     check_grid(ctx, run_options["grid"])

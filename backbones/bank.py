@@ -22,13 +22,13 @@ FREE_SHARE = 0.5
 
 
 class FeatureBank:
-    """Patch embeddings of n images, [n, H1, W1, D], on a device, in host memory, or in a memory-mapped file.
+    """Features of n images, [n, ...], on a device, in host memory, or in a memory-mapped file.
 
     The file has no name: it vanishes with the process, however that ends.
 
     Args:
-        shape: n, H1, W1, D.
-        dtype: of the embeddings.
+        shape: n, and the shape of an image's features, such as H1, W1, D of patch embeddings.
+        dtype: of the features.
         place: where they are kept.
         device: where batches are wanted.
 
@@ -36,15 +36,13 @@ class FeatureBank:
         DataError: the disk has no room for the file.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int, int], dtype: torch.dtype, place: Place, device: torch.device
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> None:
         self.place = place
         self.device = device
         self.features = allocate(shape, dtype, place, device)
 
     def fill(self, embeddings: Iterable[Tensor]) -> None:
-        """Store embeddings [B, H1, W1, D] one batch after another, n in all."""
+        """Store features [B, ...] one batch after another, n in all."""
         start = 0
         for batch in embeddings:
             self.features[start : start + len(batch)] = batch
@@ -53,7 +51,7 @@ class FeatureBank:
             raise ValueError(f"{start} embeddings were given, not {len(self.features)}")
 
     def batches(self, batch_size: int, order: Iterable[int] | None = None) -> Iterator[Tensor]:
-        """Batches [B, H1, W1, D] on the device, in the order of the indices given or as they were stored."""
+        """Batches [B, ...] on the device, in the order of the indices given or as they were stored."""
         if order is None:
             yield from (batch.to(self.device, non_blocking=True) for batch in self.features.split(batch_size))
             return

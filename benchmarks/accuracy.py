@@ -65,7 +65,8 @@ SETTINGS = {
     "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
     "CFA": CFA,
-    "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 3",
+    "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
+    "RD": "rd -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 20",
 }
 PEER, ANOMALIB = "memory bank", "anomalib's CFA"
 CORESET, CANDIDATES = 2000, 100_000
@@ -73,9 +74,9 @@ LAST = 10
 
 
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
-    """The options of a detector's command; epochs replace those of cfa."""
+    """The options of a detector's command; epochs replace those of all but net."""
     name, *options = shlex.split(words)
-    if epochs is not None and name == "cfa":
+    if epochs is not None and name != "net":
         options += ["--epochs", str(epochs)]
     command = main.main.commands[name]
     return command.invoke(command.make_context(name, options))[0]
@@ -292,7 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-d", dest="classes", action="append", default=[], help="class; none: all")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
-    parser.add_argument("--epochs", type=int, help="of cfa and its peer, instead of those of the settings")
+    parser.add_argument("--epochs", type=int, help="of all but net, instead of those of the settings")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help="of training, as of main.py")

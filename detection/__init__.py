@@ -2,6 +2,6 @@
 
 from detection.checkpoint import TrainedModel, load
 from detection.detector import Detector, Prediction, autocast
-from detection.training import EpochStats, Training
+from detection.training import EpochStats, Training, learn
 
-__all__ = ["Detector", "EpochStats", "Prediction", "TrainedModel", "Training", "autocast", "load"]
+__all__ = ["Detector", "EpochStats", "Prediction", "TrainedModel", "Training", "autocast", "learn", "load"]

@@ -10,7 +10,9 @@ from torch import Tensor
 SIGMA = 4.0  # pixels
 
 
-def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = SIGMA) -> Tensor:
+def anomaly_maps(
+    patch_scores: Tensor, size: tuple[int, int], sigma: float = SIGMA, align_corners: bool = False
+) -> Tensor:
     """Upsample and smooth patch scores: M = A_h S A_w^T.
 
     Both steps are linear and separable, so each axis is one small matrix A = (Gaussian)(bilinear) and a map is two
@@ -20,12 +22,13 @@ def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = SIG
         patch_scores: [B, H1, W1].
         size: height and width of the maps in pixels.
         sigma: standard deviation of the Gaussian in pixels; borders are mirrored (scipy's "reflect", truncate 4).
+        align_corners: whether the outermost cells lie on the outermost pixels, or half a cell inside.
 
     Returns:
         float32 [B, H, W] on the scores' device.
     """
     rows, columns = (
-        upsample_and_smooth(n_in, n_out, sigma).to(patch_scores.device)
+        upsample_and_smooth(n_in, n_out, sigma, align_corners).to(patch_scores.device)
         for n_in, n_out in zip(patch_scores.shape[-2:], size, strict=True)
     )
     with torch.autocast(patch_scores.device.type, enabled=False):
@@ -33,8 +36,8 @@ def anomaly_maps(patch_scores: Tensor, size: tuple[int, int], sigma: float = SIG
 
 
 @lru_cache(maxsize=32)
-def upsample_and_smooth(n_in: int, n_out: int, sigma: float = SIGMA) -> Tensor:
+def upsample_and_smooth(n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False) -> Tensor:
     """A [n_out, n_in]: the response along one axis to a unit score in each cell."""
     unit = torch.eye(n_in, dtype=torch.float64).unsqueeze(0)
-    upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=False)[0].T
+    upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=align_corners)[0].T
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")).float()

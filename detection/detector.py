@@ -22,7 +22,7 @@ class Detector(nn.Module):
     """A backbone, and what is trained on its features of normal images.
 
     Training and prediction come in two halves, so that a feature bank can stand between: embed, and what follows it.
-    A subclass says what it reads off the backbone (patch_embeddings), how it predicts from that (forward), and how it
+    A subclass says what it reads off the backbone (features), how it predicts from that (forward), and how it
     learns (training_on, passes_after). Its options are keyword arguments with types, which model.json is checked by.
 
     Args:
@@ -35,7 +35,7 @@ class Detector(nn.Module):
         train_backbone: whether the backbone learns too.
     """
 
-    EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that patch_embeddings depends on
+    EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that features depends on
     COUNTS: ClassVar[tuple[str, ...]] = ()  # options that number parts with weights of their own
 
     def __init__(
@@ -58,8 +58,11 @@ class Detector(nn.Module):
         self.seed = seed
         self.train_backbone = train_backbone
 
-    def patch_embeddings(self, images: Tensor) -> Tensor:
-        """The function that embed evaluates, of images on the detector's device."""
+    def features(self, images: Tensor) -> Tensor:
+        """The function that embed evaluates, of images on the detector's device: [B, ...].
+
+        Patch embeddings [B, H1, W1, D], or whatever else of every image's layer maps the detector learns from.
+        """
         raise NotImplementedError
 
     def forward(self, embeddings: Tensor) -> Prediction:
@@ -111,19 +114,19 @@ class Detector(nn.Module):
     def fit_embeddings(
         self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
     ) -> None:
-        """Train as fit does, on batches of what embed gives for normal images: [B, H1, W1, D]."""
+        """Train as fit does, on batches of what embed gives for normal images."""
         for stats in self.training_on(embeddings):
             if on_epoch is not None:
                 on_epoch(stats)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patch embeddings of images [B, 3, H, W], of the detector's precision: [B, H1, W1, D].
+        """The features of images [B, 3, H, W], of the detector's precision: [B, ...].
 
         Gradients flow only where the backbone is trained.
         """
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.precision):
-            return self.patch_embeddings(images.to(self.device)).to(self.precision)
+            return self.features(images.to(self.device)).to(self.precision)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -133,7 +136,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def score(self, embeddings: Tensor) -> Prediction:
-        """Scores and maps of patch embeddings [B, H1, W1, D]."""
+        """Scores and maps of what embed gave."""
         self.eval()
         with autocast(self.device, self.precision):
             return self(embeddings.to(self.precision))

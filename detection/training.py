@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from errors import DataError
 
+FP16_LOSS_SCALE = 1024.0
+
 
 class EpochStats(NamedTuple):
     """One meta epoch: its number from 1, the mean loss, and the means of what else the detector watches."""
@@ -94,6 +96,23 @@ class Training:
         self.detector.load_state_dict(state["detector"])
         self.trainer.load_state_dict(state["trainer"])
         self.detector.eval()
+
+
+def learn(loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], precision: torch.dtype) -> None:
+    """One step of every optimizer down the loss's gradient.
+
+    fp16 needs a scale that keeps gradients of single places above its smallest number; it is taken out again.
+    """
+    optimizers = list(optimizers)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    scale = FP16_LOSS_SCALE if precision == torch.float16 else 1.0
+    (loss * scale).backward()
+    if scale != 1:
+        gradients = [p.grad for o in optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / scale)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def _check_finite(losses: Sequence[Tensor], meta_epoch: int) -> None:

@@ -50,7 +50,7 @@ class Exported(nn.Module):
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         normalised = ((pixels - self.mean) / self.std).to(self.dtype)
-        scores, maps = self.detector(self.detector.patch_embeddings(normalised))
+        scores, maps = self.detector(self.detector.features(normalised))
         return scores, maps
 
 

@@ -94,7 +94,7 @@ def _embed_all(
     return bank
 
 
-def _allocate(shape: tuple[int, int, int, int], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
     """A bank where it was asked for; by auto in the first place that has room, by its own account and then in fact."""
     if mode != "auto":
         with one_line_when_full():

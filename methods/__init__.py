@@ -7,9 +7,10 @@ import torch
 from detection import Detector, TrainedModel
 from detection import load as load_one_of
 from methods.cfa import CFA
+from methods.rd import ReverseDistillation
 from simplenet import SimpleNet
 
-DETECTORS: dict[str, type[Detector]] = {"net": SimpleNet, "cfa": CFA}
+DETECTORS: dict[str, type[Detector]] = {"net": SimpleNet, "cfa": CFA, "rd": ReverseDistillation}
 
 __all__ = ["DETECTORS", "load"]
 

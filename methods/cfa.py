@@ -26,7 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor
-from detection import Detector, Prediction, Training
+from detection import Detector, Prediction, Training, learn
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
@@ -106,7 +106,7 @@ class CFA(Detector):
         """One per epoch, one for the memory bank, and one for whitening."""
         return meta_epochs + 1 + (self.whiten > 0)
 
-    def patch_embeddings(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Patch features p (1), [B, H1, W1, D]."""
         return patch_features(self.backbone(images, self.layers))
 
@@ -182,9 +182,7 @@ class _Trainer:
             loss = coupled_hypersphere_loss(
                 features, own.memory, own.radius, own.k_nearest, own.j_hard, own.alpha, own.nu
             )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            learn(loss, [self.optimizer], torch.float32)
             yield StepStats(loss.detach(), own.radius.detach().clone())
 
     def end_pass(self) -> None:

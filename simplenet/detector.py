@@ -161,7 +161,7 @@ class SimpleNet(Detector):
             training.load_state_dict(state)
         return training
 
-    def patch_embeddings(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Locally aware patch features o (Eq. 4), [B, H1, W1, D]."""
         maps = self.backbone(images, self.layers)
         embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from detection import autocast
+from detection import autocast, learn
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
 
@@ -20,7 +20,6 @@ BACKBONE_LR = 1e-3
 DISCRIMINATOR_WEIGHT_DECAY = 1e-5
 WARM_UP_STEPS = 30
 POOL = 8  # batches that members draw theirs from: enough for orders of their own, few enough for memory
-FP16_LOSS_SCALE = 1024.0
 
 
 def discrimination_loss(
@@ -159,11 +158,7 @@ class Trainer:
                 own = self._sample(member, share) if noise is None else noise
                 scores.append(_discriminate(member, share.to(self.precision), own))
         loss = torch.stack([truncated_l1(true.float(), fake.float(), self.margin) for true, fake in scores]).sum()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self._backward(loss)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        learn(loss, self.optimizers, self.precision)
         for schedule in self.step_schedules:
             schedule.step()
         true, fake = (torch.cat(parts).detach() for parts in zip(*scores, strict=True))
@@ -177,15 +172,6 @@ class Trainer:
     def _sample(self, member: Member, features: Tensor) -> Noise:
         adapted = member.adaptor(features) if self.noise.relative > 0 else None
         return self.noise.sample(features.to(self.precision), adapted, self.source)
-
-    def _backward(self, loss: Tensor) -> None:
-        """Gradients of the loss; fp16 needs a scale that keeps those of single patches above its smallest number."""
-        if self.precision != torch.float16:
-            loss.backward()
-            return
-        (loss * FP16_LOSS_SCALE).backward()
-        gradients = [p.grad for o in self.optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, 1 / FP16_LOSS_SCALE)
 
     def end_pass(self) -> None:
         """Advance the learning-rate schedule by one pass over the training images."""

@@ -3,27 +3,20 @@
 import json
 import math
 import shutil
-import signal
-import time
-from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pandas as pd
 import pytest
 import torch
 from conftest import SMALL_CFA, SMALL_DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from test_resume import begun, folder, outputs, start
+from test_resume import folder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
 import main
 import simplenet
-from datasets import DATASETS
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
 from methods import cfa, load
@@ -222,16 +215,12 @@ def test_what_leaves_nothing_is_refused(options, words):
         small(**options)
 
 
-def cfa_words(mvtec, *net, data=()):
-    return [*SMALL_CFA, *net, "dataset", *SMALL_DATA, *data, "mvtec", str(mvtec)]
-
-
 @pytest.fixture(scope="module")
 def run(mvtec, tmp_path_factory):
     """A finished run over both classes; tests must not change it."""
     where = tmp_path_factory.mktemp("cfa")
-    words = ["--results_path", str(where / "results"), "--precision", "fp32", *cfa_words(mvtec)]
-    main.main(words, standalone_mode=False)
+    words = ["--results_path", str(where / "results"), "--precision", "fp32", *SMALL_CFA, "dataset", *SMALL_DATA]
+    main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
     return folder(where)
 
 
@@ -242,105 +231,6 @@ def test_a_run_records_what_it_watches(run):
     description = json.loads((run / "models/0/mvtec_bolt/model.json").read_text())
     assert (description["detector"], description["options"]["gamma_d"]) == ("cfa", 12)
     assert pd.read_csv(run / "results.csv")["pro"].notna().all()
-
-
-def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec):
-    words = ["--save_segmentation_images", *cfa_words(mvtec, "--whiten", "0.1", "--gamma_c", "2")]
-    trained = run_main(*words)
-    assert trained.returncode == 0, trained.stderr
-    before = outputs(folder(tmp_path))
-    done = run_main("--test", *words)
-    assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == before
-    foreign = run_main("--test", *cfa_words(mvtec, "--whiten", "0.1"))
-    assert foreign.returncode == 2
-    assert "trained with options.gamma_c 2, not 1" in foreign.stderr
-
-
-def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec):
-    model = run / "models/0/mvtec_bolt"
-    words = ["predict", str(model), str(mvtec / "bolt/test"), "--out", str(tmp_path / "p"), "--map", "both"]
-    assert main.main(words, standalone_mode=False) == 0
-    found = pd.read_csv(tmp_path / "p/predictions.csv")
-    expected = pd.read_csv(model / "predictions.csv")
-    scores = {Path(path).parts[-2:]: score for path, score in zip(found["path"], found["score"], strict=True)}
-    for image, score in zip(expected["image"], expected["score"], strict=True):
-        assert scores[Path(image).parts[-2:]] == pytest.approx(score, rel=1e-5)
-    assert len(list((tmp_path / "p").rglob("*.npy"))) == 4
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_onnx_gives_the_predictions(run, tmp_path, mvtec, half, capsys):
-    model, out = run / "models/0/mvtec_bolt", tmp_path / "m.onnx"
-    main.main(["export", str(model), "--out", str(out), *["--half"] * half], standalone_mode=False)
-    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 if half else 1e-3)
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    paths = [sample.image_path for sample in DATASETS["mvtec"].read_class(mvtec, "bolt").test]
-    expected = load(model).predict(paths)
-    resized = [Image.open(path).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR) for path in paths]
-    images = np.stack([np.asarray(image)[4:36, 4:36] for image in resized])
-    for batch in (slice(0, 1), slice(0, 4)):
-        scores, maps = session.run(None, {"images": images[batch]})
-        np.testing.assert_allclose(scores, expected.scores[batch], atol=0.05 if half else 1e-3)
-        np.testing.assert_allclose(maps, expected.maps[batch], atol=0.05 if half else 1e-3)
-
-
-def test_torch_export_gives_the_predictions(run, tmp_path):
-    out = tmp_path / "m.pt2"
-    main.main(
-        ["export", str(run / "models/0/mvtec_nut"), "--format", "torch_export", "--out", str(out)],
-        standalone_mode=False,
-    )
-    assert torch.export.load(str(out)).module()(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))[1].shape == (3, 32, 32)
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec):
-    words = cfa_words(mvtec, "--epochs", "40", "--gamma_c", "2", data=["-d", "nut"])
-    whole = run_main("--run_name", "whole", *words)
-    assert whole.returncode == 0, whole.stderr
-    process = start(tmp_path, words)
-    begun(folder(tmp_path))
-    time.sleep(0.1)
-    process.kill()
-    assert process.wait() in (0, -signal.SIGKILL)
-    done = run_main(*words)
-    assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
-
-
-def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded):
-    monkeypatch.chdir(tmp_path)
-    data = ["-d", "bolt"]
-    main.main(["--grid", "gamma_c=1,4", "--grid", "k_nearest=1,3", *cfa_words(mvtec, data=data)], standalone_mode=False)
-    assert embedded == ["mvtec_bolt"]
-    main.main(
-        ["--run_name", "alone", *cfa_words(mvtec, "--gamma_c", "4", "--k_nearest", "1", data=data)],
-        standalone_mode=False,
-    )
-    assert outputs(folder(tmp_path) / "gamma_c=4,k_nearest=1") == outputs(folder(tmp_path, "alone"))
-
-
-def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec):
-    net = "net -b resnet18 -le layer1 --backbone_weights random --target_embed_dimension 8".split()
-    assert run_main("--run_name", "net", *net, "dataset", *SMALL_DATA, "mvtec", mvtec).returncode == 0
-    done = run_main("report", run, folder(tmp_path, "net"))
-    assert done.returncode == 0, done.stderr
-    page = next(path for path in (run / "report.html", folder(tmp_path, "net") / "report.html") if path.exists())
-    assert "gamma_d" in page.read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
-        (["net"], "a run needs one detector, net or cfa, and one dataset, not 2 and 1"),
-    ],
-)
-def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, words, message):
-    done = run_main(*words, *cfa_words(mvtec)) if words[0] != "net" else run_main("net", "-b", "x", *cfa_words(mvtec))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

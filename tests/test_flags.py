@@ -1,12 +1,13 @@
 """Every flag of the command line does something that can be seen; a new flag fails here until it has a test."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET, SMALL_RD
 
 import main
 from errors import UsageError
@@ -59,6 +60,12 @@ CFA = {
     "--whiten": ["--whiten", "0.1"],
     "--layers_to_extract_from": ["-le", "layer3"],
 }
+RD = {
+    "--blocks": ["--blocks", "2"],
+    "--lr": ["--lr", "0.001"],
+    "--epochs": ["--epochs", "3"],
+    "--layers_to_extract_from": ["-le", "layer2.0"],
+}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -77,6 +84,7 @@ DATASET = {
     "--augment": ["--augment"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
+OTHERS = {"cfa": (WIDE_CFA, CFA), "rd": (SMALL_RD, RD)}
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",
@@ -121,7 +129,7 @@ def test_every_flag_is_tested():
     commands = [main.main, *main.main.commands.values()]
     declared = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for c in commands for p in c.params}
     flags = {name for name in declared if name.startswith("--")}
-    assert flags == {*RUN, *NET, *CFA, *DATASET, *ALONE, *ELSEWHERE}
+    assert flags == {*RUN, *NET, *DATASET, *ALONE, *ELSEWHERE}.union(*(own for _, own in OTHERS.values()))
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +160,14 @@ def test_net_flag_changes_the_scores(run, base, flag):
 
 
 @pytest.fixture(scope="module")
-def base_of_cfa(run):
-    return scores(run(detector=WIDE_CFA))
+def base_of(run):
+    return cache(lambda command: scores(run(detector=OTHERS[command][0])))
 
 
-@pytest.mark.parametrize("flag", CFA)
-def test_cfa_flag_changes_the_scores(run, base_of_cfa, flag):
-    assert scores(run(net=CFA[flag], detector=WIDE_CFA)) != base_of_cfa
+@pytest.mark.parametrize(("command", "flag"), [(command, flag) for command in OTHERS for flag in OTHERS[command][1]])
+def test_another_detectors_flag_changes_the_scores(run, base_of, command, flag):
+    small, flags = OTHERS[command]
+    assert scores(run(net=flags[flag], detector=small)) != base_of(command)
 
 
 @pytest.mark.parametrize("flag", DATASET)

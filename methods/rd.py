@@ -1,0 +1,145 @@
+"""Reverse distillation (Deng and Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022).
+
+A student decodes the maps of a frozen teacher from a narrow embedding of them, learned on normal images: what is not
+normal is lost on the way, and there the maps differ. The equations, as numbered here, with the teacher's maps F_l and
+the student's S_l:
+
+    S = decoder(bottleneck(F))                                                           (1)
+    L = sum_l 1 - cos(F_l, S_l), each map of an image taken as one vector                (2)
+    M_l(h, w) = 1 - cos(F_l(h, w), S_l(h, w)), over the channels                         (3)
+    anomaly map = Gaussian(sum_l upsample(M_l)), image score = its maximum               (4)
+
+The paper's Eq. 2 averages (3) over a map; (2) is what the authors' program trains, and so is upsampling with aligned
+corners in (4).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones import FeatureExtractor
+from detection import Detector, Prediction, Training, autocast, learn
+from detection.anomaly_map import anomaly_maps
+from methods.student import Student
+
+BETAS = (0.5, 0.999)
+
+
+class ReverseDistillation(Detector):
+    """Frozen teacher, and a student that decodes its maps.
+
+    The feature bank keeps the teacher's maps, sum C_l H_l W_l values an image: at 256 pixels 1.8 million of
+    WideResNet50's layer1 to layer3 and 0.17 million of EfficientNet-Lite0's blocks.1, blocks.2 and blocks.4.
+
+    Args:
+        backbone, layers, image_size, precision, seed: see Detector; layers from fine to coarse.
+        blocks: residual blocks of the bottleneck and of every stage of the decoder.
+        lr: of Adam with betas (0.5, 0.999).
+        epochs: passes over the training images.
+
+    Raises:
+        UsageError: layers in another order, or too small a grid.
+    """
+
+    def __init__(
+        self,
+        backbone: FeatureExtractor,
+        layers: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        blocks: int = 3,
+        lr: float = 0.005,
+        epochs: int = 200,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        infos = backbone.layer_info(layers, image_size)
+        self.shapes = [(info.channels, *info.grid) for info in infos]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = Student(infos, blocks)
+        self.lr = lr
+
+    def passes_after(self, meta_epochs: int) -> int:
+        """One per epoch."""
+        return meta_epochs
+
+    def features(self, images: Tensor) -> Tensor:
+        """The teacher's maps in one row per image, channels last: [B, sum C_l H_l W_l]."""
+        return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in self.backbone(images, self.layers)], dim=1)
+
+    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """As in Detector."""
+        training = Training(self, _Trainer(self), embeddings, self.meta_epochs)
+        if state is not None:
+            training.load_state_dict(state)
+        return training
+
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """Maps (4) and their maxima."""
+        teacher = self.teacher_maps(embeddings)
+        maps = difference_maps(teacher, self.student(teacher), self.image_size)
+        return Prediction(maps.flatten(1).amax(dim=1), maps)
+
+    def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
+        """The maps [B, C_l, H_l, W_l] that features put into rows."""
+        parts = embeddings.split([math.prod(shape) for shape in self.shapes], dim=1)
+        return [
+            part.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+            for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
+        ]
+
+
+class StepStats(NamedTuple):
+    """What one step says of itself."""
+
+    loss: Tensor
+
+
+class _Trainer:
+    """Adam on the student."""
+
+    def __init__(self, detector: ReverseDistillation) -> None:
+        self.detector = detector
+        self.optimizer = torch.optim.Adam(detector.student.parameters(), lr=detector.lr, betas=BETAS, fused=True)
+
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
+        """A step per batch of rows of the teacher's maps."""
+        own = self.detector
+        for batch in batches:
+            with autocast(own.device, own.precision):
+                teacher = own.teacher_maps(batch)
+                loss = distillation_loss(teacher, own.student(teacher))
+            learn(loss, [self.optimizer], own.precision)
+            yield StepStats(loss.detach())
+
+    def end_pass(self) -> None:
+        """The learning rate stays."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """L (2), the mean over the images, of maps [B, C_l, H_l, W_l]; a scalar."""
+    similarities = [
+        F.cosine_similarity(own.float().flatten(1), other.float().flatten(1), dim=1)
+        for own, other in zip(teacher, student, strict=True)
+    ]
+    return sum((1 - one).mean() for one in similarities)
+
+
+def difference_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Anomaly maps (4) of maps [B, C_l, H_l, W_l]: float32 [B, H, W]."""
+    return sum(
+        anomaly_maps(1 - F.cosine_similarity(own.float(), other.float(), dim=1), size, align_corners=True)
+        for own, other in zip(teacher, student, strict=True)
+    )

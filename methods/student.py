@@ -1,0 +1,156 @@
+"""The student of reverse distillation: a one-class bottleneck, and a decoder that mirrors the teacher's layers.
+
+Channels and grids are those of any backbone's layers, from fine to coarse. Blocks have the shape of WideResNet's
+bottleneck blocks (Zagoruyko and Komodakis, 2016), but take their ReLU at the entrance, so that a stage's last output
+has both signs, as the maps of many teachers have.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones import LayerInfo
+from errors import UsageError
+
+NARROWEST = 64  # channels inside a block: half of a thin teacher's would hold too little
+
+
+class Student(nn.Module):
+    """From the teacher's maps through the bottleneck to the student's maps of the same shapes (section 3).
+
+    Args:
+        infos: the teacher's layers, from fine to coarse.
+        blocks: residual blocks of the bottleneck and of every stage of the decoder.
+
+    Raises:
+        UsageError: layers in another order, or grids too small for the bottleneck.
+    """
+
+    def __init__(self, infos: Sequence[LayerInfo], blocks: int) -> None:
+        super().__init__()
+        self.bottleneck = Bottleneck(infos, blocks)
+        self.decoder = Decoder(infos, blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps [B, C_l, H_l, W_l] to maps of the same shapes."""
+        return self.decoder(self.bottleneck(maps))
+
+
+class Bottleneck(nn.Module):
+    """One-class bottleneck embedding: multi-scale feature fusion, then a residual stage (section 3.3).
+
+    Fusion brings every map to the coarsest grid by convolutions of stride 2 and puts them side by side; the stage
+    halves the grid once more, to twice the coarsest map's channels.
+    """
+
+    def __init__(self, infos: Sequence[LayerInfo], blocks: int) -> None:
+        super().__init__()
+        last = infos[-1]
+        if math.prod(-(-n // 2) for n in last.grid) < 2:
+            raise UsageError(
+                f"layer {last.name} has {last.grid[0]} x {last.grid[1]} cells, too few for the bottleneck behind it: "
+                "raise --imagesize, or leave the layer out"
+            )
+        self.grid = last.grid
+        self.paths = nn.ModuleList(_path_down(infos[i:]) for i in range(len(infos)))
+        stage = [Block(len(infos) * last.channels, 2 * last.channels, down=2)]
+        self.stage = nn.Sequential(*stage, *(Block(2 * last.channels, 2 * last.channels) for _ in range(blocks - 1)))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """The embedding [B, 2 C_L, H_L / 2, W_L / 2] of maps from fine to coarse."""
+        fused = [fit(path(one), self.grid) for path, one in zip(self.paths, maps, strict=True)]
+        return self.stage(torch.cat(fused, dim=1))
+
+
+class Decoder(nn.Module):
+    """Stages from the embedding up to the finest map, each with the channels and the grid of one of the layers."""
+
+    def __init__(self, infos: Sequence[LayerInfo], blocks: int) -> None:
+        super().__init__()
+        self.grids = [info.grid for info in reversed(infos)]
+        outputs = [info.channels for info in reversed(infos)]
+        inputs = [2 * outputs[0], *outputs[:-1]]
+        steps = [2, *(2 ** halvings(fine, coarse) for coarse, fine in itertools.pairwise(reversed(infos)))]
+        self.stages = nn.ModuleList(
+            nn.Sequential(Block(n, own, up=up), *(Block(own, own) for _ in range(blocks - 1)))
+            for n, own, up in zip(inputs, outputs, steps, strict=True)
+        )
+
+    def forward(self, embedding: Tensor) -> list[Tensor]:
+        """The maps, from fine to coarse."""
+        maps = []
+        for stage, grid in zip(self.stages, self.grids, strict=True):
+            embedding = fit(stage(embedding), grid)
+            maps.append(embedding)
+        return maps[::-1]
+
+
+class Block(nn.Module):
+    """A residual block: S(r) + M(r), r = ReLU(x), with the shortcut S and 1 x 1, 3 x 3, 1 x 1 convolutions M.
+
+    Args:
+        inputs, outputs: channels.
+        up, down: the grid becomes so many times finer, by a transposed convolution, or coarser.
+    """
+
+    def __init__(self, inputs: int, outputs: int, up: int = 1, down: int = 1) -> None:
+        super().__init__()
+        inside = max(outputs // 2, NARROWEST)
+        self.main = nn.Sequential(
+            *_normed(nn.Conv2d(inputs, inside, 1, bias=False)),
+            nn.ReLU(),
+            *_normed(_resampling(inside, inside, 3, up, down)),
+            nn.ReLU(),
+            *_normed(nn.Conv2d(inside, outputs, 1, bias=False)),
+        )
+        same = inputs == outputs and up == down == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_normed(_resampling(inputs, outputs, 1, up, down)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, H up / down, W up / down]."""
+        x = F.relu(x)
+        return self.shortcut(x) + self.main(x)
+
+
+def halvings(fine: LayerInfo, coarse: LayerInfo) -> int:
+    """How many times the grid is halved from one layer to a later one.
+
+    Raises:
+        UsageError: the later one is finer.
+    """
+    if coarse.grid[0] > fine.grid[0]:
+        raise UsageError(f"layers must go from fine to coarse: {coarse.name} is finer than {fine.name} before it")
+    return round(math.log2(fine.grid[0] / coarse.grid[0]))
+
+
+def fit(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps resized to a grid where a backbone rounds a half another way."""
+    return maps if maps.shape[-2:] == grid else F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+
+
+def _path_down(infos: Sequence[LayerInfo]) -> nn.Sequential:
+    """From the first layer's map to the last one's grid and channels, through those of the layers between them."""
+    layers: list[nn.Module] = []
+    for fine, coarse in itertools.pairwise(infos):
+        channels, times = fine.channels, halvings(fine, coarse)
+        for stride in [2] * times or [1]:
+            layers += [*_normed(nn.Conv2d(channels, coarse.channels, 3, stride, 1, bias=False)), nn.ReLU()]
+            channels = coarse.channels
+    return nn.Sequential(*layers)
+
+
+def _normed(convolution: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return convolution, nn.BatchNorm2d(convolution.out_channels)
+
+
+def _resampling(inputs: int, outputs: int, kernel: int, up: int, down: int) -> nn.Module:
+    if up > 1:
+        return nn.ConvTranspose2d(inputs, outputs, up, up, bias=False)
+    return nn.Conv2d(inputs, outputs, kernel, down, kernel // 2, bias=False)

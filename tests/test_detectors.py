@@ -1,0 +1,149 @@
+"""The chain around every detector that takes net's place: --test, predict, export, resume, grid and report."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_RD
+from test_resume import begun, folder, outputs, start
+
+import main
+from datasets import read_image, to_pixels
+from methods import DETECTORS, load
+
+SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD}
+VARIED = {"cfa": ("gamma_c", "1", "4"), "rd": ("blocks", "1", "2")}  # an option, its value in SMALL, and another
+DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would set both
+
+
+def chain(command, mvtec, *net, data=()):
+    return [*SMALL[command], *net, "dataset", *DATA, *data, "mvtec", str(mvtec)]
+
+
+def call(*words):
+    return main.main([str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def command(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(command, mvtec, tmp_path_factory):
+    """A finished run over both classes; tests must not change it."""
+    where = tmp_path_factory.mktemp(command)
+    call("--results_path", where / "results", "--precision", "fp32", *chain(command, mvtec))
+    return folder(where)
+
+
+def test_every_detector_is_here():
+    assert {"net", *SMALL} == set(DETECTORS)
+
+
+def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, command):
+    option, default, other = VARIED[command]
+    words = ["--save_segmentation_images", *chain(command, mvtec, f"--{option}", other)]
+    trained = run_main(*words)
+    assert trained.returncode == 0, trained.stderr
+    before = outputs(folder(tmp_path))
+    done = run_main("--test", *words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == before
+    foreign = run_main("--test", *chain(command, mvtec))
+    assert foreign.returncode == 2
+    assert f"trained with options.{option} {other}, not {default}" in foreign.stderr
+
+
+def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec):
+    model = run / "models/0/mvtec_bolt"
+    assert call("predict", model, mvtec / "bolt/test", "--out", tmp_path / "p", "--map", "both") == 0
+    found = pd.read_csv(tmp_path / "p/predictions.csv")
+    expected = pd.read_csv(model / "predictions.csv")
+    scores = {Path(path).parts[-2:]: score for path, score in zip(found["path"], found["score"], strict=True)}
+    for image, score in zip(expected["image"], expected["score"], strict=True):
+        assert scores[Path(image).parts[-2:]] == pytest.approx(score, rel=1e-5)
+    assert len(list((tmp_path / "p").rglob("*.npy"))) == 4
+
+
+def pixels_and_predictions(model, of_class):
+    """The test images as an export takes them, uint8 [B, 32, 32, 3], and what the model says of them."""
+    trained = load(model)
+    paths = sorted(of_class.glob("test/*/*.png"))
+    pixels = np.stack([to_pixels(trained.transform.image(read_image(path))) for path in paths])
+    return pixels, trained.predict(paths)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_onnx_gives_the_predictions(run, tmp_path, mvtec, half, capsys):
+    model, out = run / "models/0/mvtec_bolt", tmp_path / "m.onnx"
+    call("export", model, "--out", out, *["--half"] * half)
+    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 if half else 1e-3)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    images, expected = pixels_and_predictions(model, mvtec / "bolt")
+    for batch in (slice(0, 1), slice(0, 4)):
+        scores, maps = session.run(None, {"images": images[batch]})
+        np.testing.assert_allclose(scores, expected.scores[batch], atol=0.05 if half else 1e-3)
+        np.testing.assert_allclose(maps, expected.maps[batch], atol=0.05 if half else 1e-3)
+
+
+def test_torch_export_gives_the_predictions(run, tmp_path, mvtec):
+    model, out = run / "models/0/mvtec_nut", tmp_path / "m.pt2"
+    call("export", model, "--format", "torch_export", "--out", out)
+    images, expected = pixels_and_predictions(model, mvtec / "nut")
+    scores, maps = torch.export.load(str(out)).module()(torch.from_numpy(images))
+    torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-3)
+    torch.testing.assert_close(maps, expected.maps, rtol=0, atol=1e-3)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, command):
+    words = chain(command, mvtec, "--epochs", "20", data=["-d", "nut"])
+    whole = run_main("--run_name", "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path, words)
+    begun(folder(tmp_path))
+    time.sleep(0.1)
+    process.kill()
+    assert process.wait() in (0, -signal.SIGKILL)
+    done = run_main(*words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
+
+
+def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded, command):
+    monkeypatch.chdir(tmp_path)
+    option, default, other = VARIED[command]
+    data = ["-d", "bolt"]
+    call("--grid", f"{option}={default},{other}", "--grid", "lr=0.1,0.01", *chain(command, mvtec, data=data))
+    assert embedded == ["mvtec_bolt"]
+    alone = chain(command, mvtec, f"--{option}", other, "--lr", "0.1", data=data)
+    call("--run_name", "alone", *alone)
+    assert outputs(folder(tmp_path) / f"{option}={other},lr=0.1") == outputs(folder(tmp_path, "alone"))
+
+
+def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec, command):
+    net = "net -b resnet18 -le layer1 --backbone_weights random --target_embed_dimension 8".split()
+    assert run_main("--run_name", "net", *net, "dataset", *SMALL_DATA, "mvtec", mvtec).returncode == 0
+    done = run_main("report", run, folder(tmp_path, "net"))
+    assert done.returncode == 0, done.stderr
+    page = next(path for path in (run / "report.html", folder(tmp_path, "net") / "report.html") if path.exists())
+    assert VARIED[command][0] in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
+        (["net", "-b", "x"], "a run needs one detector, net, cfa or rd, and one dataset, not 2 and 1"),
+    ],
+)
+def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, command, words, message):
+    done = run_main(*words, *chain(command, mvtec))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

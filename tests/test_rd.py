@@ -1,0 +1,197 @@
+"""Reverse distillation: its equations against plain loops, its student, and real cells."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_CFA, SMALL_RD
+from scipy.ndimage import gaussian_filter
+from test_resume import folder
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import backbones
+import experiment
+import main
+from backbones import LayerInfo
+from errors import UsageError
+from methods import rd
+from methods.rd import ReverseDistillation
+from methods.student import Student
+
+
+def small(layers=("layer1", "layer2"), **options):
+    backbone = backbones.load("resnet18", "random")
+    return ReverseDistillation(backbone, list(layers), (32, 32), **{"blocks": 1, "epochs": 2, **options})
+
+
+def infos(*layers):
+    return [LayerInfo(f"layer{i}", channels, 0, grid) for i, (channels, grid) in enumerate(layers, start=1)]
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+@pytest.fixture
+def maps():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 4, 4), (2, 5, 2, 3)]
+    return [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2)]
+
+
+def test_the_loss_equals_the_equation(maps):
+    teacher, student = maps
+    expected = sum(
+        1 - cosine(own[i].flatten().tolist(), other[i].flatten().tolist())
+        for own, other in zip(teacher, student, strict=True)
+        for i in range(2)
+    )
+    assert rd.distillation_loss(teacher, student).item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_the_map_equals_the_equations(maps):
+    """Every pixel looks between the cells around it, the corner pixels at the corner cells; then scipy's Gaussian."""
+    teacher, student = maps
+    height, width = 10, 12
+    found = rd.difference_maps(teacher, student, (height, width))
+    for i in range(2):
+        total = torch.zeros(height, width)
+        for own, other in zip(teacher, student, strict=True):
+            rows, columns = own.shape[2:]
+            cells = [
+                [1 - cosine(own[i, :, y, x].tolist(), other[i, :, y, x].tolist()) for x in range(columns)]
+                for y in range(rows)
+            ]
+            for y in range(height):
+                for x in range(width):
+                    v, u = y * (rows - 1) / (height - 1), x * (columns - 1) / (width - 1)
+                    top, left = min(int(v), rows - 2), min(int(u), columns - 2)
+                    for dy, weight_y in ((0, top + 1 - v), (1, v - top)):
+                        for dx, weight_x in ((0, left + 1 - u), (1, u - left)):
+                            total[y, x] += weight_y * weight_x * cells[top + dy][left + dx]
+        expected = torch.from_numpy(gaussian_filter(total.numpy(), 4, mode="reflect"))
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_are_those_of_anomalib():
+    """Where it is installed. Its Gaussian leaves the edge row out of the mirrored border, scipy's does not."""
+    module = pytest.importorskip("anomalib.models.image.reverse_distillation.anomaly_map")
+    detector = small(epochs=1)
+    with torch.no_grad():
+        teacher = detector.teacher_maps(detector.embed(torch.randn(3, 3, 32, 32)))
+        student = detector.student(teacher)
+    generator = module.AnomalyMapGenerator((128, 128), sigma=4, mode=module.AnomalyMapGenerationMode.ADD)
+    theirs, ours = generator(student, teacher).squeeze(1), rd.difference_maps(teacher, student, (128, 128))
+    inside = (slice(None), slice(17, -17), slice(17, -17))
+    torch.testing.assert_close(ours[inside], theirs[inside], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [(6, (16, 16)), (8, (8, 8)), (10, (4, 4))],
+        [(6, (83, 42)), (8, (42, 21)), (10, (21, 11))],  # halves rounded up
+        [(6, (35, 35)), (8, (17, 17))],  # and down
+        [(6, (16, 16)), (10, (4, 4))],  # a layer left out
+        [(6, (7, 7)), (6, (7, 7))],  # transformers
+        [(6, (2, 3))],
+    ],
+)
+def test_the_student_mirrors_any_teacher(layers):
+    layers = infos(*layers)
+    student = Student(layers, 2)
+    teacher = [torch.randn(2, info.channels, *info.grid) for info in layers]
+    assert [one.shape for one in student(teacher)] == [one.shape for one in teacher]
+    assert student.bottleneck(teacher).shape[1] == 2 * layers[-1].channels
+    assert any((one < 0).any() for one in student(teacher))
+
+
+def test_the_student_sees_nothing_but_the_embedding():
+    """A change of the teacher's maps that leaves the embedding as it is leaves the student's maps."""
+    student = Student(infos((6, (8, 8)), (8, (4, 4))), 1).eval()
+    first, second = ([torch.randn(1, 6, 8, 8), torch.randn(1, 8, 4, 4)] for _ in range(2))
+    embedding = student.bottleneck(first)
+    student.bottleneck.forward = lambda _: embedding
+    for a, b in zip(student(first), student(second), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([(6, (4, 4)), (8, (8, 8))], "layers must go from fine to coarse: layer2 is finer than layer1 before it"),
+        ([(6, (4, 4)), (8, (2, 2))], "layer layer2 has 2 x 2 cells, too few"),
+    ],
+)
+def test_layers_that_cannot_be_mirrored_are_refused(layers, words):
+    with pytest.raises(UsageError, match=words):
+        Student(infos(*layers), 1)
+
+
+def test_rows_hold_the_teachers_maps():
+    detector, images = small(), torch.randn(3, 3, 32, 32)
+    expected = detector.backbone(images, ["layer1", "layer2"])
+    rows = detector.embed(images)
+    assert rows.shape == (3, 64 * 8 * 8 + 128 * 4 * 4)
+    for found, own in zip(detector.teacher_maps(rows), expected, strict=True):
+        assert torch.equal(found, own)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_training_teaches_the_student(precision):
+    detector = small(epochs=30, precision=precision)
+    images, losses = torch.randn(4, 3, 32, 32), []
+    detector.fit(images.split(2), lambda stats: losses.append(stats.loss))
+    assert losses[-1] < losses[0] / 2
+    assert detector.passes == 30
+    scores, maps = detector.predict(images)
+    assert maps.dtype == torch.float32 and maps.shape == (4, 32, 32)
+    assert torch.equal(scores, maps.amax((1, 2)))
+
+
+def test_fp16_keeps_small_gradients():
+    """The scaled gradient of float16 is that of float32."""
+    weights = []
+    for precision in (torch.float32, torch.float16):
+        weight = nn.Parameter(torch.ones(3))
+        rd.learn((weight * torch.tensor([1e-3, 1.0, 2.0])).sum(), [torch.optim.SGD([weight], 0.1)], precision)
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+def test_everything_happens_on_the_detectors_device():
+    """Without a GPU: a fake one, whose tensors know their device and hold nothing."""
+    rows = torch.zeros(2, 64 * 8 * 8 + 128 * 4 * 4)
+    small().score(rows)  # the upsampling matrices are cached as real
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        prediction = small().score(torch.zeros(rows.shape))
+        assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("detector", "given", "expected"),
+    [
+        (SMALL_RD, [], (16, "square", 256)),
+        (SMALL_RD, ["--imagesize", "32", "--batch_size", "4"], (4, "square", 32)),
+        (SMALL_CFA, [], (2, "aspect", 224)),
+    ],
+)
+def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, expected):
+    """Of dataset, behind rd alone; flags win."""
+    seen = []
+    monkeypatch.setattr(experiment, "run", lambda config, choices: seen.extend(choices))
+    main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
+    ((_, _, data),) = seen
+    assert (data.batch_size, data.resize_mode, data.imagesize) == expected
+
+
+def test_elpv_mono_reaches_its_floor(run_main, tmp_path):
+    """The packaged backbone on real cells; the full setting is measured in benchmarks/accuracy.py."""
+    words = "rd -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --blocks 1 --epochs 4"
+    done = run_main("--eval_every", "4", *words.split(), *"dataset --imagesize 128 -d mono elpv".split())
+    assert done.returncode == 0, done.stderr
+    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
+    assert results.loc["elpv_mono", "image_auroc"] >= 0.9
