@@ -26,6 +26,7 @@ COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
 DEPTH = click.IntRange(1, 100)  # of what is built one by one
 WIDTH = click.IntRange(1, 1_000_000)  # of what is squared
+IMAGES = click.IntRange(1, 100_000)  # of what is written to the disk
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -331,9 +332,9 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     show_default="ground_truth, if there is one",
     help='Dataset folder: masks of the anomalous images, NAME or NAME_mask; "" for none.',
 )
-@click.option("--n_train", type=COUNT, show_default="200", help="Dataset assembly: training images of a class.")
+@click.option("--n_train", type=IMAGES, show_default="200", help="Dataset assembly: training images of a class.")
 @click.option(
-    "--n_test", type=COUNT, show_default="100", help="Dataset assembly: test images, of good and both anomalies each."
+    "--n_test", type=IMAGES, show_default="100", help="Dataset assembly: test images, of good and both anomalies each."
 )
 @click.option("--dataset_seed", type=WHOLE, show_default="0", help="Dataset assembly: seeds its images.")
 def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) -> "DatasetConfig":

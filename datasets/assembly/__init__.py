@@ -133,8 +133,10 @@ def _files(class_name: str, options: AssemblyOptions) -> Iterator[tuple[str, byt
         for rule in rules(class_name)
     ]
     yield "defects_config.json", json.dumps(config, indent=2).encode()
-    places = [(split, i) for split, count in options.counts().items() for i in range(count)]
-    for split, i in tqdm(places, desc=class_name, unit="image", dynamic_ncols=True, leave=False, disable=None):
+    counts = options.counts()
+    places = ((split, i) for split, count in counts.items() for i in range(count))
+    bar = tqdm(places, class_name, sum(counts.values()), leave=False, unit="image", dynamic_ncols=True, disable=None)
+    for split, i in bar:
         drawn = picture(class_name, options.dataset_seed, split, i)
         yield f"{split}/{i:03}.png", _png(drawn.image[..., ::-1])
         for k, (name, mask) in enumerate(drawn.defects):
