@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ COUNT = click.IntRange(min=1)
 WHOLE = click.IntRange(min=0)
 DEPTH = click.IntRange(1, 100)  # of what is built one by one
 WIDTH = click.IntRange(1, 1_000_000)  # of what is squared
+IMAGES = click.IntRange(1, 100_000)  # of what is written to the disk
 SHARE = Number(0, 1)
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -355,7 +357,12 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     show_default="ground_truth, if there is one",
     help='Dataset folder: masks of the anomalous images, NAME or NAME_mask; "" for none.',
 )
-def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
+@click.option("--n_train", type=IMAGES, show_default="200", help="Dataset assembly: training images of a class.")
+@click.option(
+    "--n_test", type=IMAGES, show_default="100", help="Dataset assembly: test images, of good and both anomalies each."
+)
+@click.option("--dataset_seed", type=WHOLE, show_default="0", help="Dataset assembly: seeds its images.")
+def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) -> "DatasetConfig":
     """Images of dataset NAME under DATA_PATH; options stand before NAME.
 
     \b
@@ -369,22 +376,43 @@ def dataset(name: str, augment: bool, **options: Any) -> "DatasetConfig":
     mtd         magnetic tiles, folders MT_Free, MT_Crack and so on; class tile
     cifar10     CIFAR-10 as torchvision keeps it, the images of all other classes anomalous
     elpv        solar cells, classes mono and poly; without DATA_PATH those of the installed elpv-dataset package
+    assembly    trays, cables and rods drawn with logical and structural anomalies, classes box, cable and rods; without
+                DATA_PATH written to the cache folder first
     folder      your own images: DATA_PATH is a class or holds classes, with --normal_dir and the other folder options
 
     Random changes apply to training images only.
     """
-    from datasets import FolderNames, RandomTransform
+    from datasets import AssemblyOptions, FolderNames, RandomTransform
     from experiment import DatasetConfig
 
-    folders = {
-        field: value for field in FolderNames.__dataclass_fields__ if (value := options.pop(field)) not in (None, ())
-    }
-    if folders and name != "folder":
-        raise UsageError(f"--{next(iter(folders))} is an option of dataset folder, not of '{name}': leave it out")
+    folders = own_options("folder", FolderNames, name, options)
+    assembly = own_options("assembly", AssemblyOptions, name, options)
+    if assembly and data_path is not None:
+        raise UsageError(f"--{next(iter(assembly))} says what to draw, but DATA_PATH is given: leave one of them out")
     given = {field: options.pop(field) for field in RandomTransform.__dataclass_fields__}
     changes = {field: value for field, value in given.items() if value is not None}
     random = RandomTransform(**{**(AUGMENT if augment else {}), **changes})
-    return DatasetConfig(name=name, random=random, folders=FolderNames(**folders), **options)
+    return DatasetConfig(
+        name=name,
+        data_path=data_path,
+        random=random,
+        folders=FolderNames(**folders),
+        assembly=AssemblyOptions(**assembly),
+        **options,
+    )
+
+
+def own_options(owner: str, kind: type, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that only one dataset has, the fields of a dataclass, out of all; returns those given.
+
+    Raises:
+        UsageError: one is given for another dataset.
+    """
+    taken = {field.name: options.pop(field.name) for field in fields(kind)}
+    given = {field: value for field, value in taken.items() if value not in (None, ())}
+    if given and name != owner:
+        raise UsageError(f"--{next(iter(given))} is an option of dataset {owner}, not of '{name}': leave it out")
+    return given
 
 
 @main.command(cls=Standalone, short_help="Tables and a page of finished runs.", context_settings=SETTINGS)

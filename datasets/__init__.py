@@ -1,5 +1,6 @@
 """Image folders: each dataset's published layout, read into samples, and samples into batches."""
 
+from datasets.assembly import ASSEMBLY, AssemblyOptions, assembly_reader
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
 from datasets.decode import read_image
@@ -20,11 +21,12 @@ from datasets.transforms import ImageTransform, RandomTransform, to_pixels
 from datasets.visa import VISA
 
 FOLDER = folder_reader(FolderNames())
-READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, FOLDER)
+READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, ASSEMBLY, FOLDER)
 DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READERS}, "mvtecloco": MVTEC_LOCO}
 
 __all__ = [
     "DATASETS",
+    "AssemblyOptions",
     "Batch",
     "BatchLoader",
     "ClassSamples",
@@ -37,6 +39,7 @@ __all__ = [
     "Sample",
     "Saturation",
     "Shuffled",
+    "assembly_reader",
     "check_headers",
     "find_root",
     "folder_reader",

@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from datasets import DATASETS, DatasetReader, FolderNames, ImageTransform, RandomTransform, folder_reader
+from datasets import (
+    DATASETS,
+    AssemblyOptions,
+    DatasetReader,
+    FolderNames,
+    ImageTransform,
+    RandomTransform,
+    assembly_reader,
+    folder_reader,
+)
 from errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -109,6 +118,7 @@ class DatasetConfig:
     random: RandomTransform
     resize_mode: Literal["aspect", "square"] = "aspect"
     folders: FolderNames = field(default_factory=FolderNames)
+    assembly: AssemblyOptions = field(default_factory=AssemblyOptions)
 
     def __post_init__(self) -> None:
         if self.resize_mode == "aspect" and self.resize < self.imagesize:
@@ -119,7 +129,8 @@ class DatasetConfig:
     @property
     def reader(self) -> DatasetReader:
         """What reads the dataset of this name; KeyError where there is none."""
-        return folder_reader(self.folders) if self.name == "folder" else DATASETS[self.name]
+        own = {"folder": folder_reader(self.folders), "assembly": assembly_reader(self.assembly)}
+        return own.get(self.name) or DATASETS[self.name]
 
     @property
     def train_transform(self) -> ImageTransform:

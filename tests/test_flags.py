@@ -122,6 +122,9 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--normal_test_dir",
     "--abnormal_dir",
     "--mask_dir",
+    "--n_train",  # these in test_assembly
+    "--n_test",
+    "--dataset_seed",
 }
 
 
