@@ -111,11 +111,11 @@ def main(**_: Any) -> None:
     """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
 
     \b
-    One command line is a chain: run options, then a detector (net, cfa or rd) with its options, then dataset with its.
+    One command line is a chain: run options, then a detector with its options, then dataset with its.
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
-    See "net --help", "cfa --help", "rd --help" and "dataset --help". Exit codes: 0 done, 1 bad data or a full disk
+    Detectors are net, cfa, rd and logicrd; see "net --help" and so on. Exit codes: 0 done, 1 bad data or a full disk
     or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
     """
 
@@ -263,18 +263,23 @@ def cfa(
     return DetectorConfig("cfa", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
 
 
-@main.command(
-    cls=Link,
-    short_help="Reverse distillation, in net's place.",
-    context_settings=SETTINGS,
-    defaults={"dataset": {"batch_size": 16, "resize_mode": "square", "imagesize": 256}},
+OF_RD = {"dataset": {"batch_size": 16, "resize_mode": "square", "imagesize": 256}}  # the paper's
+BLOCKS = click.option(
+    "--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage."
 )
+RD_LR = click.option("--lr", type=Number(0, min_open=True), default=0.005, help="Learning rate of Adam.")
+RD_EPOCHS = click.option(
+    "--epochs", type=COUNT, default=200, help="Passes over the training images; each is evaluated, see --eval_every."
+)
+
+
+@main.command(cls=Link, short_help="Reverse distillation, in net's place.", context_settings=SETTINGS, defaults=OF_RD)
 @BACKBONE_NAMES
 @LAYERS
 @BACKBONE_WEIGHTS
-@click.option("--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage.")
-@click.option("--lr", type=Number(0, min_open=True), default=0.005, help="Learning rate of Adam.")
-@click.option("--epochs", type=COUNT, default=200, help="Passes over the training images; see --eval_every.")
+@BLOCKS
+@RD_LR
+@RD_EPOCHS
 def rd(
     backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
 ) -> "DetectorConfig":
@@ -286,6 +291,31 @@ def rd(
     from experiment import DetectorConfig, parse_backbones
 
     return DetectorConfig("rd", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+
+
+@main.command(
+    cls=Link, short_help="LogicRD, for logical anomalies, in net's place.", context_settings=SETTINGS, defaults=OF_RD
+)
+@BACKBONE_NAMES
+@LAYERS
+@BACKBONE_WEIGHTS
+@BLOCKS
+@RD_LR
+@RD_EPOCHS
+@click.option("--no_gse", is_flag=True, help="Without global semantics, which tell every level of the whole image.")
+@click.option("--no_fcp", is_flag=True, help="Without the pathway that brings fine detail to the student.")
+@click.option("--no_nii", is_flag=True, help="Without the gate that keeps anomalous detail from that pathway.")
+@click.option("--no_mahalanobis", is_flag=True, help="Score images by their maps alone, not by their semantics too.")
+def logicrd(
+    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
+) -> "DetectorConfig":
+    """LogicRD: reverse distillation that also knows the whole scene, for parts that are missing, too many or swapped.
+
+    dataset's defaults are those behind rd: --batch_size 16 --resize_mode square --imagesize 256.
+    """
+    from experiment import DetectorConfig, parse_backbones
+
+    return DetectorConfig("logicrd", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
 
 
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
@@ -529,7 +559,7 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
     data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
     if len(detectors) != 1 or len(data) != 1:
         raise UsageError(
-            f"a run needs one detector, net, cfa or rd, and one dataset, not {len(detectors)} and {len(data)}: "
+            f"a run needs one detector and one dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
     check_grid(ctx, run_options["grid"])

@@ -141,6 +141,10 @@ class Detector(nn.Module):
         with autocast(self.device, self.precision):
             return self(embeddings.to(self.precision))
 
+    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """The scores [B] that image scores are made of, by name, of what embed gave; empty where they have no parts."""
+        return {}
+
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
         super().train(mode)

@@ -178,6 +178,20 @@ class Predictions:
         for prediction in batches:
             yield from prediction.maps.cpu().numpy()
 
+    def branch_scores(self) -> dict[str, NDArray[np.float32]]:
+        """What the image scores [N] are made of, by name; empty where the detector's have no parts."""
+        batches = (
+            self.bank.batches(self.batch_size)
+            if self.bank
+            else (self.detector.embed(batch.images) for batch in self.loader)
+        )
+        parts = []
+        for embeddings in batches:
+            parts.append(self.detector.branch_scores(embeddings))
+            if not parts[0]:
+                break
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
         if self.bank is None:
             for batch in self.loader:

@@ -318,6 +318,7 @@ def _write_predictions(
         "defect_type": [sample.defect_type for sample in samples],
         "score": evaluation.scores,
         "decision": (evaluation.scores > threshold).astype(int),
+        **predictions.branch_scores(),
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
     return [folder / "predictions.csv", *examples]

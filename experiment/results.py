@@ -100,7 +100,8 @@ class RunRecord:
         return content
 
     def predictions(self, job: JobName) -> pd.DataFrame:
-        """predictions.csv of a finished job: image, label, defect_type, score, decision.
+        """predictions.csv of a finished job: image, label, defect_type, score, decision, and what else the
+        score is made of.
 
         Raises:
             DataError: it is missing or was changed.

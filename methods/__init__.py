@@ -7,10 +7,11 @@ import torch
 from detection import Detector, TrainedModel
 from detection import load as load_one_of
 from methods.cfa import CFA
+from methods.logicrd import LogicRD
 from methods.rd import ReverseDistillation
 from simplenet import SimpleNet
 
-DETECTORS: dict[str, type[Detector]] = {"net": SimpleNet, "cfa": CFA, "rd": ReverseDistillation}
+DETECTORS: dict[str, type[Detector]] = {"net": SimpleNet, "cfa": CFA, "rd": ReverseDistillation, "logicrd": LogicRD}
 
 __all__ = ["DETECTORS", "load"]
 

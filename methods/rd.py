@@ -75,7 +75,7 @@ class ReverseDistillation(Detector):
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
         """As in Detector."""
-        training = Training(self, _Trainer(self), embeddings, self.meta_epochs)
+        training = Training(self, _Trainer(self, embeddings), embeddings, self.meta_epochs)
         if state is not None:
             training.load_state_dict(state)
         return training
@@ -85,6 +85,14 @@ class ReverseDistillation(Detector):
         teacher = self.teacher_maps(embeddings)
         maps = difference_maps(teacher, self.student(teacher), self.image_size)
         return Prediction(maps.flatten(1).amax(dim=1), maps)
+
+    def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+        """L (2) of a batch of training images; what is random in it is drawn from the generator."""
+        teacher = self.teacher_maps(embeddings)
+        return distillation_loss(teacher, self.student(teacher))
+
+    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
+        """What else is learned from the training images after each pass over them; here nothing."""
 
     def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
         """The maps [B, C_l, H_l, W_l] that features put into rows."""
@@ -102,30 +110,34 @@ class StepStats(NamedTuple):
 
 
 class _Trainer:
-    """Adam on the student."""
+    """Adam on all but the teacher."""
 
-    def __init__(self, detector: ReverseDistillation) -> None:
+    def __init__(self, detector: ReverseDistillation, embeddings: Iterable[Tensor]) -> None:
         self.detector = detector
-        self.optimizer = torch.optim.Adam(detector.student.parameters(), lr=detector.lr, betas=BETAS, fused=True)
+        self.embeddings = embeddings
+        learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
+        self.optimizer = torch.optim.Adam(learned, lr=detector.lr, betas=BETAS, fused=True)
+        self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
         """A step per batch of rows of the teacher's maps."""
         own = self.detector
         for batch in batches:
             with autocast(own.device, own.precision):
-                teacher = own.teacher_maps(batch)
-                loss = distillation_loss(teacher, own.student(teacher))
+                loss = own.loss(batch, self.generator)
             learn(loss, [self.optimizer], own.precision)
             yield StepStats(loss.detach())
 
     def end_pass(self) -> None:
         """The learning rate stays."""
+        self.detector.end_epoch(self.embeddings)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ has both signs, as the maps of many teachers have.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,22 +74,29 @@ class Decoder(nn.Module):
 
     def __init__(self, infos: Sequence[LayerInfo], blocks: int) -> None:
         super().__init__()
-        self.grids = [info.grid for info in reversed(infos)]
-        outputs = [info.channels for info in reversed(infos)]
-        inputs = [2 * outputs[0], *outputs[:-1]]
-        steps = [2, *(2 ** halvings(fine, coarse) for coarse, fine in itertools.pairwise(reversed(infos)))]
+        self.grids = [info.grid for info in infos]
+        outputs = [info.channels for info in infos]
+        inputs = [*outputs[1:], 2 * outputs[-1]]
+        steps = [*(2 ** halvings(fine, coarse) for fine, coarse in itertools.pairwise(infos)), 2]
         self.stages = nn.ModuleList(
             nn.Sequential(Block(n, own, up=up), *(Block(own, own) for _ in range(blocks - 1)))
             for n, own, up in zip(inputs, outputs, steps, strict=True)
         )
 
-    def forward(self, embedding: Tensor) -> list[Tensor]:
-        """The maps, from fine to coarse."""
-        maps = []
-        for stage, grid in zip(self.stages, self.grids, strict=True):
+    def forward(self, embedding: Tensor, compensate: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
+        """The maps, from fine to coarse.
+
+        Args:
+            embedding: of the bottleneck.
+            compensate: changes a level's map before the finer ones are made of it; called with the level's index.
+        """
+        maps: list[Tensor] = []
+        for level, (stage, grid) in reversed(list(enumerate(zip(self.stages, self.grids, strict=True)))):
             embedding = fit(stage(embedding), grid)
-            maps.append(embedding)
-        return maps[::-1]
+            if compensate is not None:
+                embedding = compensate(level, embedding)
+            maps.insert(0, embedding)
+        return maps
 
 
 class Block(nn.Module):

@@ -9,15 +9,19 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_RD
 from test_resume import begun, folder, outputs, start
 
 import main
 from datasets import read_image, to_pixels
 from methods import DETECTORS, load
 
-SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD}
-VARIED = {"cfa": ("gamma_c", "1", "4"), "rd": ("blocks", "1", "2")}  # an option, its value in SMALL, and another
+SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD, "logicrd": SMALL_LOGICRD}
+VARIED = {  # an option, its value in SMALL, and another
+    "cfa": ("gamma_c", "1", "4"),
+    "rd": ("blocks", "1", "2"),
+    "logicrd": ("blocks", "1", "2"),
+}
 DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would set both
 
 
@@ -139,7 +143,7 @@ def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec, comma
     ("words", "message"),
     [
         (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
-        (["net", "-b", "x"], "a run needs one detector, net, cfa or rd, and one dataset, not 2 and 1"),
+        (["net", "-b", "x"], "a run needs one detector and one dataset, not 2 and 1"),
     ],
 )
 def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, command, words, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_NET, SMALL_RD
 
 import main
 from errors import UsageError
@@ -66,6 +66,7 @@ RD = {
     "--epochs": ["--epochs", "3"],
     "--layers_to_extract_from": ["-le", "layer2.0"],
 }
+LOGICRD = RD | {flag: [flag] for flag in ("--no_gse", "--no_fcp", "--no_nii", "--no_mahalanobis")}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -84,7 +85,7 @@ DATASET = {
     "--augment": ["--augment"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
-OTHERS = {"cfa": (WIDE_CFA, CFA), "rd": (SMALL_RD, RD)}
+OTHERS = {"cfa": (WIDE_CFA, CFA), "rd": (SMALL_RD, RD), "logicrd": (SMALL_LOGICRD, LOGICRD)}
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",

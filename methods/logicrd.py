@@ -1,0 +1,171 @@
+"""LogicRD: reverse distillation that knows the whole scene, for logical anomalies.
+
+After Yang, Liao, Zhang and Zhao: efficient logical anomaly detection based on reverse distillation (Journal of Computer
+Applications, 2025, DOI 10.11772/j.issn.1001-9081.2025020229), of which the abstract alone is known to us; see
+methods/semantics.py for what is published and what is ours. Beside (1) to (4) of methods/rd.py:
+
+    G_l, v = semantics(F)                                                                          (5)
+    S = decoder(bottleneck(F + G)), every level's map compensated by the detail of F_l through a gate (6)
+    d = sqrt((v - m)^T C^-1 (v - m)), mean m and shrunk covariance C of normal images              (7)
+    image score = z(max of the map) + z(d), z standardised on normal images                       (8)
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+
+from backbones import FeatureExtractor
+from detection import Prediction, autocast
+from methods.rd import ReverseDistillation, difference_maps, distillation_loss
+from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
+from methods.student import fit
+
+FOLDS = 5
+
+
+class LogicRD(ReverseDistillation):
+    """Reverse distillation with global semantics, compensated detail, and an evaluation by map and semantics.
+
+    Args:
+        backbone, layers, image_size, blocks, lr, epochs, precision, seed: see ReverseDistillation.
+        no_gse: without global semantics; their vector is then made of the bottleneck's embedding.
+        no_fcp: without compensated detail, hence without its gate.
+        no_nii: without the gate on compensated detail.
+        no_mahalanobis: the image score is that of the map alone.
+    """
+
+    def __init__(
+        self,
+        backbone: FeatureExtractor,
+        layers: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        blocks: int = 3,
+        lr: float = 0.005,
+        epochs: int = 200,
+        no_gse: bool = False,
+        no_fcp: bool = False,
+        no_nii: bool = False,
+        no_mahalanobis: bool = False,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone, layers, image_size, blocks=blocks, lr=lr, epochs=epochs, precision=precision, seed=seed
+        )
+        infos = backbone.layer_info(layers, image_size)
+        self.grid = token_grid(infos)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.semantics = None if no_gse else GlobalSemantics(infos, self.grid)
+            pathways = [] if no_fcp else [CompensationPathway(info.channels, self.grid, not no_nii) for info in infos]
+        self.pathways = nn.ModuleList(pathways)
+        self.gated = not (no_fcp or no_nii)
+        self.by_semantics = not no_mahalanobis
+        if self.by_semantics:
+            size = 2 * infos[-1].channels * math.prod(QUARTERS) if no_gse else self.semantics.dimensions
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("precision_matrix", torch.zeros(size, size))
+            self.register_buffer("normal_scores", torch.tensor([[0.0, 1.0]] * 2))  # mean and std of map and semantics
+
+    def passes_after(self, meta_epochs: int) -> int:
+        """One per epoch, and one for the statistics of normal images."""
+        return meta_epochs * (1 + self.by_semantics)
+
+    def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+        """L (2); the gate learns on corrupted detail."""
+        teacher = self.teacher_maps(embeddings)
+        details = corrupted(teacher, self.grid, generator) if self.gated else teacher
+        return distillation_loss(teacher, self._student_maps(teacher, details)[0])
+
+    @torch.no_grad()
+    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
+        """Take the statistics of (7) and (8); distances of normal images come from covariances without them."""
+        if not self.by_semantics:
+            return
+        self.eval()
+        parts = []
+        for batch in embeddings:
+            with autocast(self.device, self.precision):
+                maps, vectors = self._maps_and_vectors(batch)
+            parts.append((maps.flatten(1).amax(1), vectors))
+        scores, vectors = (torch.cat(part) for part in zip(*parts, strict=True))
+        folds = torch.arange(len(vectors)) % min(FOLDS, len(vectors))
+        distances = torch.empty_like(scores)
+        for fold in folds.unique():
+            held_out = (folds == fold).to(vectors.device)
+            distances[held_out] = mahalanobis(vectors[held_out], *shrunk(vectors[~held_out]))
+        mean, precision = shrunk(vectors)
+        self.mean.copy_(mean)
+        self.precision_matrix.copy_(precision)
+        for row, own in zip(self.normal_scores, (scores, distances), strict=True):
+            row.copy_(torch.stack([own.mean(), own.std(unbiased=False).clamp(min=1e-6)]))
+
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """Maps (4) and image scores (8)."""
+        maps, branches = self._evaluate(embeddings)
+        return Prediction(torch.stack(list(branches.values())).sum(0), maps)
+
+    @torch.no_grad()
+    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """The terms of (8): map_score and, with the Mahalanobis distance, semantic_score."""
+        self.eval()
+        with autocast(self.device, self.precision):
+            return self._evaluate(embeddings.to(self.precision))[1]
+
+    def half(self) -> "LogicRD":
+        """As in nn.Module, but for semantics and their statistics: distances need more digits."""
+        for module in (self.backbone, self.student, self.pathways):
+            module.half()
+        return self
+
+    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        maps, vectors = self._maps_and_vectors(embeddings)
+        highest = maps.flatten(1).amax(dim=1)
+        if not self.by_semantics:
+            return maps, {"map_score": highest}
+        scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])
+        mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
+        return maps, dict(zip(("map_score", "semantic_score"), (scores - mean) / std, strict=True))
+
+    def _maps_and_vectors(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
+        teacher = self.teacher_maps(embeddings)
+        student, vectors = self._student_maps(teacher, teacher)
+        return difference_maps(teacher, student, self.image_size), vectors
+
+    def _student_maps(self, teacher: Sequence[Tensor], details: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """S (6) and v (5) of the teacher's maps, with details read off others of their shapes."""
+        sources = list(teacher)
+        if self.semantics is not None:
+            levels, vectors = self.semantics([own.float() for own in teacher])
+            sources = [
+                own + fit(level, own.shape[-2:]).to(own.dtype) for own, level in zip(teacher, levels, strict=True)
+            ]
+        embedding = self.student.bottleneck(sources)
+        if self.semantics is None:
+            vectors = area_means(embedding.float(), QUARTERS).flatten(1)
+
+        def compensate(level: int, own: Tensor) -> Tensor:
+            return self.pathways[level](details[level], own)
+
+        return self.student.decoder(embedding, compensate if self.pathways else None), vectors
+
+
+def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and inverse of the shrunk covariance [D, D] (Ledoit and Wolf, 2004) of vectors [N, D], float32."""
+    estimate = LedoitWolf(store_precision=False).fit(vectors.double().cpu().numpy())
+    covariance = torch.from_numpy(estimate.covariance_)
+    covariance.diagonal().add_(covariance.diagonal().mean() * 1e-9 + torch.finfo(torch.float32).tiny)
+    precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    return torch.from_numpy(estimate.location_).to(vectors), precision.to(vectors)
+
+
+def mahalanobis(vectors: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Distances (7) of vectors [N, D]: [N]."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        centred = vectors - mean
+        return ((centred @ precision) * centred).sum(dim=1).clamp(min=0).sqrt()

@@ -1,0 +1,133 @@
+"""What LogicRD adds to reverse distillation: global semantics, a pathway for fine detail, and the gate on it.
+
+Of the paper only the abstract is known to us: it names global semantic enhancement across the teacher's levels, a
+feature compensation pathway, a normal information inhibition gate on it, and an evaluation by the anomaly map and the
+Mahalanobis distance of the global semantics. What these are made of here is our design.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones import LayerInfo
+from methods.student import fit
+
+LARGEST = 8  # tokens of a level along each axis: attention over all levels has to be cheap
+WIDTH = 64  # dimensions of a token
+HEADS = 4
+DEPTH = 2
+QUARTERS = (2, 2)  # the global vector keeps where things are, to the quarter of the image
+FRACTION = 4  # a detail has so many times fewer channels than the layer
+NARROWEST = 8
+CORRUPTED = 0.2  # share of the cells whose detail comes from elsewhere while the gate learns
+
+
+class GlobalSemantics(nn.Module):
+    """GSE: tokens of all levels under self-attention, so that each knows what lies elsewhere and on other levels.
+
+    Published: the levels of the hierarchy are fused into a global representation of each. Ours: means of every level's
+    map over a grid, standardised, become tokens with embeddings of place and level; a transformer encoder without
+    normalisation at its end keeps their magnitudes, of which counts of parts are made.
+
+    Args:
+        infos: the teacher's layers.
+        grid: of every level's tokens.
+    """
+
+    def __init__(self, infos: Sequence[LayerInfo], grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.dimensions = len(infos) * WIDTH * math.prod(QUARTERS)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(info.channels, affine=False) for info in infos)
+        self.to_tokens = nn.ModuleList(nn.Linear(info.channels, WIDTH) for info in infos)
+        self.places = nn.Parameter(torch.randn(len(infos), grid[0] * grid[1], WIDTH) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 2 * WIDTH, dropout=0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(block, DEPTH, enable_nested_tensor=False)
+        self.to_maps = nn.ModuleList(nn.Conv2d(WIDTH, info.channels, 1) for info in infos)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Semantics of maps [B, C_l, H_l, W_l].
+
+        Returns:
+            One map [B, C_l, *grid] per level, and the global semantic vector, float32 [B, dimensions]: the means
+            of every level's tokens over the quarters of the image.
+        """
+        tokens = [
+            to_tokens(norm(area_means(one, self.grid)).flatten(2).transpose(1, 2))
+            for norm, to_tokens, one in zip(self.norms, self.to_tokens, maps, strict=True)
+        ]
+        fused = self.encoder((torch.stack(tokens, dim=1) + self.places).flatten(1, 2))
+        levels = fused.unflatten(1, (len(maps), *self.grid)).permute(0, 1, 4, 2, 3)
+        vector = area_means(levels.flatten(1, 2).float(), QUARTERS).flatten(1)
+        return [to_map(own) for to_map, own in zip(self.to_maps, levels.unbind(1), strict=True)], vector
+
+
+class CompensationPathway(nn.Module):
+    """FCP and NII of one level: what the semantics have lost of it, added to the student's map through a gate.
+
+    Published: a pathway compensates the student for detail, and a gate on it inhibits what is anomalous. Ours: detail
+    is the teacher's map less its means over the grid of tokens, squeezed through few channels; the gate opens, cell by
+    cell, as far as it resembles what the student's own map lets expect, sigmoid(a cos(detail, expected) + b), and
+    learns on details of which a part come from elsewhere (see corrupted).
+
+    Args:
+        channels: of the level.
+        grid: of the tokens.
+        gated: whether the gate is there.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int], gated: bool) -> None:
+        super().__init__()
+        narrow = max(channels // FRACTION, NARROWEST)
+        self.grid = grid
+        self.squeeze = nn.Sequential(nn.Conv2d(channels, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU())
+        self.restore = nn.Conv2d(narrow, channels, 1)
+        self.expect = nn.Conv2d(channels, narrow, 1) if gated else None
+        if gated:
+            self.steepness = nn.Parameter(torch.tensor(4.0))
+            self.bias = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The student's map [B, C, H, W] with the detail of the teacher's."""
+        detail = self.squeeze(teacher - fit(area_means(teacher, self.grid), teacher.shape[-2:]))
+        restored = self.restore(detail)
+        return student + (restored if self.expect is None else self.gate(detail, student) * restored)
+
+    def gate(self, detail: Tensor, student: Tensor) -> Tensor:
+        """How far detail [B, n, H, W] may pass to the student's map [B, C, H, W]: [B, 1, H, W], from 0 to 1."""
+        likeness = F.cosine_similarity(detail.float(), self.expect(student).float(), dim=1).unsqueeze(1)
+        return torch.sigmoid(self.steepness * likeness + self.bias).to(student.dtype)
+
+
+def token_grid(infos: Sequence[LayerInfo]) -> tuple[int, int]:
+    """Half the coarsest layer's grid, as the bottleneck's, and no finer than LARGEST."""
+    height, width = (min(LARGEST, -(-n // 2)) for n in infos[-1].grid)
+    return height, width
+
+
+def corrupted(maps: Sequence[Tensor], grid: tuple[int, int], generator: torch.Generator) -> list[Tensor]:
+    """Maps of which a share CORRUPTED of a grid's cells comes from other images and places, the same on every level.
+
+    Detail of these is what a gate must learn to keep from a student that is to give the true maps: it stands for
+    detail that does not belong where it is.
+    """
+    count, device = len(maps[0]), maps[0].device
+    chosen = torch.rand(count, 1, *grid, generator=generator, device=device) < CORRUPTED
+    donors = torch.randperm(count, generator=generator, device=device)
+    shifts = torch.rand(2, generator=generator, device=device).tolist()
+    mixed = []
+    for one in maps:
+        size = one.shape[-2:]
+        moved = one[donors].roll([int(shift * n) for shift, n in zip(shifts, size, strict=True)], dims=(2, 3))
+        mixed.append(torch.where(F.interpolate(chosen.float(), size) > 0, moved, one))
+    return mixed
+
+
+def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Means of maps [B, C, H, W] over a grid of areas, which overlap where they have to: [B, C, *grid]."""
+    return F.adaptive_avg_pool2d(maps, grid)

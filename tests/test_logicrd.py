@@ -1,0 +1,147 @@
+"""LogicRD: what each of its modules does, the statistics of its scores, and scenes with missing parts."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_DATA, SMALL_LOGICRD
+from sklearn.covariance import LedoitWolf
+from test_resume import folder
+
+import backbones
+from methods.logicrd import LogicRD, mahalanobis, shrunk
+from methods.rd import ReverseDistillation
+from methods.semantics import CompensationPathway, GlobalSemantics, area_means, corrupted
+
+OFF = ["no_gse", "no_fcp", "no_nii", "no_mahalanobis"]
+ROWS = 64 * 8 * 8 + 128 * 4 * 4
+
+
+def small(kind=LogicRD, **options):
+    backbone = backbones.load("resnet18", "random")
+    return kind(backbone, ["layer1", "layer2"], (32, 32), **{"blocks": 1, "epochs": 2, **options})
+
+
+def rows(images=6, seed=0):
+    return torch.randn(images, ROWS, generator=torch.Generator().manual_seed(seed))
+
+
+def test_without_its_modules_it_is_reverse_distillation():
+    plain, off = small(ReverseDistillation), small(**dict.fromkeys(OFF, True))
+    for detector in (plain, off):
+        detector.fit_embeddings(rows().split(3))
+    assert plain.state_dict().keys() == off.state_dict().keys()
+    expected, found = plain.score(rows()), off.score(rows())
+    assert torch.equal(found.maps, expected.maps)
+    assert torch.equal(found.scores, expected.scores)
+    assert off.passes == 2 and small().passes == 4
+
+
+@pytest.mark.parametrize("flag", OFF)
+def test_every_module_can_be_left_out_and_has_an_effect(flag):
+    scores = []
+    for options in ({}, {flag: True}):
+        detector = small(**options)
+        detector.fit_embeddings(rows().split(3))
+        scores.append(detector.score(rows()).scores)
+    assert not torch.allclose(*scores)
+
+
+def test_semantics_know_the_whole_image():
+    """A change in one corner of one level reaches every place of the other level; without attention it would not."""
+    infos = backbones.load("resnet18", "random").layer_info(["layer1", "layer2"], (64, 64))
+    module = GlobalSemantics(infos, (4, 4)).eval()
+    maps = [torch.randn(1, 64, 16, 16), torch.randn(1, 128, 8, 8)]
+    changed = [maps[0].clone(), maps[1]]
+    changed[0][..., :2, :2] += 5
+    (_, before), (_, after) = (module(one)[0] for one in (maps, changed))
+    assert before.shape == (1, 128, 4, 4)
+    assert ((before - after).abs().amax(1) > 0).all()
+    assert module(maps)[1].shape == (1, module.dimensions)
+
+
+def test_detail_is_what_the_means_have_lost():
+    """A map without any brings nothing to the student but what no map brings."""
+    pathway, student = CompensationPathway(12, (4, 4), gated=False).eval(), torch.zeros(2, 12, 16, 16)
+    nothing = pathway(torch.zeros(2, 12, 16, 16), student)
+    flat = torch.randn(2, 12, 1, 1).expand(2, 12, 16, 16)
+    torch.testing.assert_close(pathway(flat, student), nothing)
+    assert not torch.allclose(pathway(torch.randn(2, 12, 16, 16), student), nothing)
+
+
+def test_a_closed_gate_leaves_the_student_as_it_is():
+    pathway = CompensationPathway(12, (4, 4), gated=True).eval()
+    teacher, student = torch.randn(2, 12, 16, 16), torch.randn(2, 12, 16, 16)
+    with torch.no_grad():
+        pathway.bias.fill_(-100)
+        torch.testing.assert_close(pathway(teacher, student), student)
+        pathway.bias.fill_(100)
+        ungated = CompensationPathway(12, (4, 4), gated=False).eval()
+        ungated.load_state_dict(pathway.state_dict(), strict=False)
+        torch.testing.assert_close(pathway(teacher, student), ungated(teacher, student))
+
+
+def test_the_gate_learns_to_keep_foreign_detail_out():
+    """Two kinds of images with textures of their own; the student knows the kind, detail of the other does not pass."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    pathway = CompensationPathway(12, (4, 4), gated=True)
+    optimizer = torch.optim.Adam(pathway.parameters(), lr=0.01)
+    kinds = torch.arange(8) % 2
+    student = torch.nn.functional.one_hot(kinds, 12).float()[:, :, None, None].expand(-1, -1, 16, 16)
+    textures = torch.randn(2, 12, generator=generator)[kinds, :, None, None]
+
+    def images():
+        return textures * torch.randn(8, 1, 16, 16, generator=generator)
+
+    for _ in range(150):
+        teacher = images()
+        (details,) = corrupted([teacher], (4, 4), generator)
+        optimizer.zero_grad()
+        (pathway(details, student) - teacher).square().mean().backward()
+        optimizer.step()
+    pathway.eval()
+    opened = [pathway.gate(pathway.squeeze(own), student).mean() for own in (images(), images().roll(1, 0))]
+    assert opened[1] < 0.8 * opened[0]
+
+
+def test_corruption_is_the_same_on_all_levels():
+    """Cells come from elsewhere in whole areas, about as many as wanted, and the others stay."""
+    places = torch.arange(8 * 64.0).view(8, 1, 8, 8)
+    fine = places.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    found, coarse = corrupted([fine, places], (8, 8), torch.Generator().manual_seed(1))
+    assert torch.equal(area_means(found, (8, 8)), coarse)
+    share = (coarse != places).float().mean().item()
+    assert 0.1 < share <= 0.3
+    assert set(coarse.flatten().tolist()) <= set(places.flatten().tolist())
+
+
+def test_distances_are_mahalanobis_of_a_shrunk_covariance():
+    vectors = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 30)
+    estimate = LedoitWolf().fit(vectors.double().numpy())
+    expected = torch.from_numpy(estimate.mahalanobis(vectors.double().numpy())).sqrt().float()
+    torch.testing.assert_close(mahalanobis(vectors, *shrunk(vectors)), expected, rtol=1e-4, atol=1e-4)
+    constant = torch.ones(5, 3)
+    assert mahalanobis(constant, *shrunk(constant)).abs().max() < 1e-3  # a dimension that never moves
+
+
+def test_scores_are_standardised_on_normal_images():
+    """By distances that each image's own vector did not decide."""
+    detector, batch = small(epochs=1), rows(40)
+    detector.fit_embeddings(batch.split(10))
+    branches = detector.branch_scores(batch)
+    assert list(branches) == ["map_score", "semantic_score"]
+    prediction = detector.score(batch)
+    torch.testing.assert_close(prediction.scores, branches["map_score"] + branches["semantic_score"])
+    assert branches["map_score"].mean().abs() < 1e-3
+    assert branches["map_score"].std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+    others = detector.branch_scores(rows(40, seed=1))["semantic_score"]
+    assert others.mean().abs() < 1.5  # what was not trained on is as far away as was expected
+    assert branches["semantic_score"].mean() < others.mean()
+
+
+def test_predictions_hold_both_scores(run_main, tmp_path, mvtec):
+    done = run_main(*SMALL_LOGICRD, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folder(tmp_path) / "models/0/mvtec_bolt/predictions.csv")
+    assert list(table.columns[-2:]) == ["map_score", "semantic_score"]
+    assert (table["map_score"] + table["semantic_score"]).tolist() == pytest.approx(table["score"].tolist(), rel=1e-4)
