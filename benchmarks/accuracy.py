@@ -3,11 +3,13 @@
     python benchmarks/accuracy.py                                 solar cells, every setting, seeds 0 to 4
     python benchmarks/accuracy.py --settings paper stable --seeds 10 11 12 13 14
     python benchmarks/accuracy.py mvtec PATH -d bottle -d cable   any other dataset
+    python benchmarks/accuracy.py assembly --settings RD LogicRD --seeds 0 1 2     logical anomalies
 
 All settings of a detector read one feature bank, of float32 features. The table holds, per setting: mean, standard
 deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the image AUROC of one seed
-lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; seconds of
-a pass over the training images and of training as a whole; and milliseconds to score an image whose features are there.
+lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; image
+AUROC and AUsPRO of logical and structural anomalies where a dataset tells them apart; seconds of a pass over the
+training images and of training as a whole; and milliseconds to score an image whose features are there.
 
 The peer is a memory bank on net's features (PatchCore's core, Roth et al., CVPR 2022): a greedy coreset of 2,000 of
 100,000 random normal patches; a patch's score is its distance to the nearest, an image's score the largest of them.
@@ -25,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,7 +41,7 @@ from tqdm import tqdm
 import main
 import metrics
 from backbones import FeatureBank, FeatureExtractor
-from datasets import ClassSamples, Sample
+from datasets import ClassSamples, Defect, Sample, read_defects
 from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
@@ -53,6 +55,7 @@ from methods import DETECTORS
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
 CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
+TEACHER = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 60"
 SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
     "paper, auto_noise 0.25": f"{PAPER} --auto_noise 0.25",
@@ -66,11 +69,22 @@ SETTINGS = {
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
     "CFA": CFA,
     "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
-    "RD": "rd -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 20",
+    "RD": f"rd {TEACHER}",
+    "LogicRD": f"logicrd {TEACHER}",
+    "LogicRD, no GSE": f"logicrd {TEACHER} --no_gse",
+    "LogicRD, no FCP": f"logicrd {TEACHER} --no_fcp",
+    "LogicRD, no NII": f"logicrd {TEACHER} --no_nii",
+    "LogicRD, no Mahalanobis": f"logicrd {TEACHER} --no_mahalanobis",
 }
 PEER, ANOMALIB = "memory bank", "anomalib's CFA"
 CORESET, CANDIDATES = 2000, 100_000
 LAST = 10
+LOCO = {  # columns of datasets that know logical and structural anomalies
+    "image_auroc_logical": "logical",
+    "image_auroc_structural": "structural",
+    "auspro_0.05_logical": "AUsPRO 0.05, logical",
+    "auspro_0.05_structural": "AUsPRO 0.05, structural",
+}
 
 
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
@@ -82,9 +96,16 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     return command.invoke(command.make_context(name, options))[0]
 
 
-def measure(name: str, samples: list[Sample], detector: Any, train: TrainingEmbeddings, test: Predictions) -> dict:
+class Labelled(NamedTuple):
+    """Test images, and their defects where a dataset says at which areas they saturate."""
+
+    samples: list[Sample]
+    defects: list[Defect]
+
+
+def measure(name: str, labelled: Labelled, detector: Any, train: TrainingEmbeddings, test: Predictions) -> dict:
     """Train one detector; its numbers after the last epoch, how far the last epochs lie apart, and its times."""
-    labels = [sample.anomalous for sample in samples]
+    labels = [sample.anomalous for sample in labelled.samples]
     recent: list[float] = []
     evaluations: list[float] = []
 
@@ -98,20 +119,20 @@ def measure(name: str, samples: list[Sample], detector: Any, train: TrainingEmbe
     detector.fit_embeddings(train, on_epoch)
     seconds = time.perf_counter() - start - sum(evaluations)
     return {
-        **predict(name, samples, test),
-        "ms": 1000 * evaluations[-1] / len(samples),
+        **predict(name, labelled, test),
+        "ms": 1000 * evaluations[-1] / len(labels),
         "spread": max(recent) - min(recent),
         "pass": seconds / detector.passes,
         "training": seconds,
     }
 
 
-def predict(name: str, samples: list[Sample], test: Predictions) -> dict:
+def predict(name: str, labelled: Labelled, test: Predictions) -> dict:
     """The metrics, and the time of an image's score and map, metrics included."""
     start = time.perf_counter()
     with progress(name, total=len(test)) as bar:
-        values = evaluate(test, samples, [], bar).metrics
-    return {**values, "ms": 1000 * (time.perf_counter() - start) / len(samples)}
+        values = evaluate(test, labelled.samples, labelled.defects, bar).metrics
+    return {**values, "ms": 1000 * (time.perf_counter() - start) / len(labelled.samples)}
 
 
 class MemoryBank:
@@ -217,6 +238,8 @@ def measure_class(
 ) -> Iterable[dict]:
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size = (data.imagesize, data.imagesize)
+    defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
+    test_set = Labelled(samples.test, defects)
     by_command: dict[str, list[str]] = {}
     for setting, config in configs.items():
         by_command.setdefault(config.command, []).append(setting)
@@ -233,7 +256,7 @@ def measure_class(
             torch.manual_seed(seed)
             train = TrainingEmbeddings(detector, samples, data, seed, banks.train)
             test = Predictions(detector, samples.test, data, banks.test, banks.masks)
-            return measure(f"{name}, {setting}", samples.test, detector, train, test)
+            return measure(f"{name}, {setting}", test_set, detector, train, test)
 
         for setting in settings:
             for seed in seeds:
@@ -245,7 +268,7 @@ def measure_class(
                 peer = MemoryBank(banks.train, size, seed)
                 seconds = time.perf_counter() - start
                 test = Predictions(peer, samples.test, data, banks.test, banks.masks)
-                yield row(PEER, seed, {**predict(PEER, samples.test, test), "training": seconds})
+                yield row(PEER, seed, {**predict(PEER, test_set, test), "training": seconds})
         elif command == "cfa" and importlib.util.find_spec("anomalib"):
             _, *grid, dimension = banks.test.features.shape
             for seed in seeds:
@@ -279,6 +302,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         "moves by": groups["spread"].max(),
         "pixel AUROC": groups["pixel_auroc"].mean(),
         "PRO": groups["pro"].mean(),
+        **{title: groups[column].mean() for column, title in LOCO.items() if column in rows},
         "s / pass": groups["pass"].mean(),
         "training s": groups["training"].mean(),
         "ms / image": groups["ms"].mean(),
