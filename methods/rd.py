@@ -15,7 +15,7 @@ corners in (4).
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor
 from backbones import FeatureExtractor
 from detection import Detector, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
+from errors import UsageError
 from methods.student import Student
 
 BETAS = (0.5, 0.999)
@@ -42,8 +43,10 @@ class ReverseDistillation(Detector):
         epochs: passes over the training images.
 
     Raises:
-        UsageError: layers in another order, or too small a grid.
+        UsageError: no block, layers in another order, or too small a grid.
     """
+
+    COUNTS: ClassVar = ("blocks",)
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class ReverseDistillation(Detector):
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
+        if blocks < 1:
+            raise UsageError(f"--blocks {blocks} must be 1 or more")
         super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
         infos = backbone.layer_info(layers, image_size)
         self.shapes = [(info.channels, *info.grid) for info in infos]

@@ -1,5 +1,7 @@
 """The chain around every detector that takes net's place: --test, predict, export, resume, grid and report."""
 
+import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from test_resume import begun, folder, outputs, start
 
 import main
 from datasets import read_image, to_pixels
+from errors import DataError, UsageError
 from methods import DETECTORS, load
 
 SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD, "logicrd": SMALL_LOGICRD}
@@ -23,6 +26,26 @@ VARIED = {  # an option, its value in SMALL, and another
     "logicrd": ("blocks", "1", "2"),
 }
 DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would set both
+CLAIMS = {  # what model.json may say of an option that is not so, and what is said then
+    "cfa": [
+        ("gamma_d", 0, "must be from 1 to 192"),
+        ("gamma_c", 60000, "leaves 0 centres"),
+        ("k_nearest", 0, "must be 1 or more"),
+        ("gamma_c", 2, "memory is torch.float32 [64, 16], not torch.float32 [32, 16]"),
+        ("nu", "1", "nu is '1'"),
+        ("dsc_hidden", 4, "options that do not exist: dsc_hidden"),
+    ],
+    "rd": [
+        ("blocks", 0, "--blocks 0 must be 1 or more"),
+        ("blocks", 60000, "holds too little for {'blocks': 60000}"),
+        ("blocks", 2, "does not fit"),
+    ],
+    "logicrd": [
+        ("no_fcp", True, "does not fit"),
+        ("no_mahalanobis", True, "does not fit"),
+        ("no_gse", 1, "no_gse is 1"),
+    ],
+}
 
 
 def chain(command, mvtec, *net, data=()):
@@ -137,6 +160,18 @@ def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec, comma
     assert done.returncode == 0, done.stderr
     page = next(path for path in (run / "report.html", folder(tmp_path, "net") / "report.html") if path.exists())
     assert VARIED[command][0] in page.read_text()
+
+
+def test_what_a_description_claims_is_checked(run, tmp_path, command):
+    model = shutil.copytree(run / "models/0/mvtec_bolt", tmp_path / "model")
+    written = (model / "model.json").read_text()
+    for option, value, words in CLAIMS[command]:
+        description = json.loads(written)
+        description["options"][option] = value
+        (model / "model.json").write_text(json.dumps(description))
+        with pytest.raises((UsageError, DataError)) as caught:
+            load(model)
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

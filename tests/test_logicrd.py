@@ -139,8 +139,9 @@ def test_scores_are_standardised_on_normal_images():
     assert branches["semantic_score"].mean() < others.mean()
 
 
-def test_predictions_hold_both_scores(run_main, tmp_path, mvtec):
-    done = run_main(*SMALL_LOGICRD, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
+@pytest.mark.parametrize("bank", ["auto", "off"])
+def test_predictions_hold_both_scores(run_main, tmp_path, mvtec, bank):
+    done = run_main("--feature_bank", bank, *SMALL_LOGICRD, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(folder(tmp_path) / "models/0/mvtec_bolt/predictions.csv")
     assert list(table.columns[-2:]) == ["map_score", "semantic_score"]
