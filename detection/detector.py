@@ -37,6 +37,7 @@ class Detector(nn.Module):
 
     EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that features depends on
     COUNTS: ClassVar[tuple[str, ...]] = ()  # options that number parts with weights of their own
+    branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 
     def __init__(
         self,
@@ -142,8 +143,8 @@ class Detector(nn.Module):
             return self(embeddings.to(self.precision))
 
     def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """The scores [B] that image scores are made of, by name, of what embed gave; empty where they have no parts."""
-        return {}
+        """The scores [B] that image scores are made of, of what embed gave, by the names of `branches`."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""

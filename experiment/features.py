@@ -179,18 +179,13 @@ class Predictions:
             yield from prediction.maps.cpu().numpy()
 
     def branch_scores(self) -> dict[str, NDArray[np.float32]]:
-        """What the image scores [N] are made of, by name; empty where the detector's have no parts."""
-        batches = (
-            self.bank.batches(self.batch_size)
-            if self.bank
-            else (self.detector.embed(batch.images) for batch in self.loader)
-        )
-        parts = []
-        for embeddings in batches:
-            parts.append(self.detector.branch_scores(embeddings))
-            if not parts[0]:
-                break
-        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+        """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have no parts."""
+        if not self.detector.branches:
+            return {}
+        stored = self.bank.batches(self.batch_size) if self.bank else None
+        batches = stored or (self.detector.embed(batch.images) for batch in self.loader)
+        parts = [self.detector.branch_scores(embeddings) for embeddings in batches]
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.detector.branches}
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
         if self.bank is None:

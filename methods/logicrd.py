@@ -65,6 +65,7 @@ class LogicRD(ReverseDistillation):
         self.pathways = nn.ModuleList(pathways)
         self.gated = not (no_fcp or no_nii)
         self.by_semantics = not no_mahalanobis
+        self.branches = ("map_score", "semantic_score") if self.by_semantics else ()
         if self.by_semantics:
             size = 2 * infos[-1].channels * math.prod(QUARTERS) if no_gse else self.semantics.dimensions
             self.register_buffer("mean", torch.zeros(size))
@@ -106,15 +107,16 @@ class LogicRD(ReverseDistillation):
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and image scores (8)."""
-        maps, branches = self._evaluate(embeddings)
-        return Prediction(torch.stack(list(branches.values())).sum(0), maps)
+        maps, terms = self._evaluate(embeddings)
+        return Prediction(terms.sum(dim=0), maps)
 
     @torch.no_grad()
     def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """The terms of (8): map_score and, with the Mahalanobis distance, semantic_score."""
+        """The terms of (8): map_score and semantic_score."""
         self.eval()
         with autocast(self.device, self.precision):
-            return self._evaluate(embeddings.to(self.precision))[1]
+            terms = self._evaluate(embeddings.to(self.precision))[1]
+        return dict(zip(self.branches, terms, strict=True))
 
     def half(self) -> "LogicRD":
         """As in nn.Module, but for semantics and their statistics: distances need more digits."""
@@ -122,14 +124,15 @@ class LogicRD(ReverseDistillation):
             module.half()
         return self
 
-    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (4) and the terms of (8), one row each."""
         maps, vectors = self._maps_and_vectors(embeddings)
         highest = maps.flatten(1).amax(dim=1)
         if not self.by_semantics:
-            return maps, {"map_score": highest}
+            return maps, highest.unsqueeze(0)
         scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])
         mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
-        return maps, dict(zip(("map_score", "semantic_score"), (scores - mean) / std, strict=True))
+        return maps, (scores - mean) / std
 
     def _maps_and_vectors(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
