@@ -179,7 +179,7 @@ class Predictions:
             yield from prediction.maps.cpu().numpy()
 
     def branch_scores(self) -> dict[str, NDArray[np.float32]]:
-        """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have no parts."""
+        """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have none."""
         if not self.detector.branches:
             return {}
         stored = self.bank.batches(self.batch_size) if self.bank else None
