@@ -139,6 +139,19 @@ BACKBONE_WEIGHTS = click.option(
 )
 
 
+def detector_config(
+    command: str,
+    backbone_names: tuple[str, ...],
+    layers_to_extract_from: tuple[str, ...],
+    backbone_weights: str,
+    **options: Any,
+) -> "DetectorConfig":
+    """The configuration that a detector's options stand for."""
+    from experiment import DetectorConfig, parse_backbones
+
+    return DetectorConfig(command, parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+
+
 def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
     """Let a recipe's values be the defaults of the flags it sets."""
     if recipe != "paper":
@@ -254,68 +267,61 @@ def net(
     help="Above 0: the descriptor starts as a whitening; 0.1 shrinks well. For backbones whose features have another "
     "scale than WideResNet50's.",
 )
-def cfa(
-    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
-) -> "DetectorConfig":
+def cfa(**options: Any) -> "DetectorConfig":
     """CFA: a descriptor that draws patches to a memory bank of normal ones, and the distance that remains."""
-    from experiment import DetectorConfig, parse_backbones
-
-    return DetectorConfig("cfa", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+    return detector_config("cfa", **options)
 
 
 OF_RD = {"dataset": {"batch_size": 16, "resize_mode": "square", "imagesize": 256}}  # the paper's
-BLOCKS = click.option(
-    "--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage."
-)
-RD_LR = click.option("--lr", type=Number(0, min_open=True), default=0.005, help="Learning rate of Adam.")
-RD_EPOCHS = click.option(
-    "--epochs", type=COUNT, default=200, help="Passes over the training images; each is evaluated, see --eval_every."
-)
+
+
+def options_of_rd(function: Any) -> Any:
+    """The options that reverse distillation and what is built on it have in common."""
+    options = (
+        BACKBONE_NAMES,
+        LAYERS,
+        BACKBONE_WEIGHTS,
+        click.option(
+            "--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage."
+        ),
+        click.option("--lr", type=Number(0, min_open=True), default=0.005, help="Learning rate of Adam."),
+        click.option(
+            "--epochs",
+            type=COUNT,
+            default=200,
+            help="Passes over the training images; each is evaluated, see --eval_every.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @main.command(cls=Link, short_help="Reverse distillation, in net's place.", context_settings=SETTINGS, defaults=OF_RD)
-@BACKBONE_NAMES
-@LAYERS
-@BACKBONE_WEIGHTS
-@BLOCKS
-@RD_LR
-@RD_EPOCHS
-def rd(
-    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
-) -> "DetectorConfig":
+@options_of_rd
+def rd(**options: Any) -> "DetectorConfig":
     """Reverse distillation: a student that decodes the backbone's layers, given from fine to coarse, and errs where
     an image is not normal.
 
     dataset's defaults are the paper's after it: --batch_size 16 --resize_mode square --imagesize 256.
     """
-    from experiment import DetectorConfig, parse_backbones
-
-    return DetectorConfig("rd", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+    return detector_config("rd", **options)
 
 
 @main.command(
     cls=Link, short_help="LogicRD, for logical anomalies, in net's place.", context_settings=SETTINGS, defaults=OF_RD
 )
-@BACKBONE_NAMES
-@LAYERS
-@BACKBONE_WEIGHTS
-@BLOCKS
-@RD_LR
-@RD_EPOCHS
+@options_of_rd
 @click.option("--no_gse", is_flag=True, help="Without global semantics, which tell every level of the whole image.")
 @click.option("--no_fcp", is_flag=True, help="Without the pathway that brings fine detail to the student.")
 @click.option("--no_nii", is_flag=True, help="Without the gate that keeps anomalous detail from that pathway.")
 @click.option("--no_mahalanobis", is_flag=True, help="Score images by their maps alone, not by their semantics too.")
-def logicrd(
-    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], backbone_weights: str, **options: Any
-) -> "DetectorConfig":
+def logicrd(**options: Any) -> "DetectorConfig":
     """LogicRD: reverse distillation that also knows the whole scene, for parts that are missing, too many or swapped.
 
     dataset's defaults are those behind rd: --batch_size 16 --resize_mode square --imagesize 256.
     """
-    from experiment import DetectorConfig, parse_backbones
-
-    return DetectorConfig("logicrd", parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+    return detector_config("logicrd", **options)
 
 
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.

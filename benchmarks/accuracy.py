@@ -247,7 +247,7 @@ def measure_class(
 ) -> Iterable[dict]:
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size = (data.imagesize, data.imagesize)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
+    defects = read_defects(samples.test, samples.saturation, data.test_transform)
     test_set = Labelled(samples.test, defects)
     by_command: dict[str, list[str]] = {}
     for setting, config in configs.items():

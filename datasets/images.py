@@ -99,7 +99,7 @@ def read_defects(
 
     Args:
         samples: images whose masks hold a defect each.
-        saturation: by the pixel value of a mask.
+        saturation: by the pixel value of a mask; empty where a dataset defines none, and then there are no defects.
         transform: what brings the images to the size of their maps.
 
     Returns:
@@ -108,8 +108,8 @@ def read_defects(
     Raises:
         DataError: a mask that cannot be read or has a pixel value that `saturation` lacks.
     """
-    defects = []
-    for index, sample in enumerate(samples):
+    defects: list[Defect] = []
+    for index, sample in enumerate(samples if saturation else []):
         for path in sample.mask_paths:
             values = read_mask(path)
             rule = _saturation_of(path, values, saturation)

@@ -88,7 +88,7 @@ def run_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, b
     samples = job.samples
     train = TrainingEmbeddings(detector, samples, data, job.seed, banks.train if banks else None)
     test = _test_predictions(detector, samples, data, banks)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
+    defects = read_defects(samples.test, samples.saturation, data.test_transform)
     folder = partial(job.folder)
     state = _read_state(folder / STATE)
     history: list[dict[str, Any]] = state["history"] if state else []
@@ -172,7 +172,7 @@ def test_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, 
     description = read_description(job.folder, DETECTORS)
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform) if samples.saturation else []
+    defects = read_defects(samples.test, samples.saturation, data.test_transform)
     with one_line_when_full(), progress(job.label, total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images

@@ -134,7 +134,7 @@ class _Trainer:
             yield StepStats(loss.detach())
 
     def end_pass(self) -> None:
-        """The learning rate stays."""
+        """The learning rate stays; the detector may learn more."""
         self.detector.end_epoch(self.embeddings)
 
     def state_dict(self) -> dict[str, Any]:

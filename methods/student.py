@@ -60,8 +60,7 @@ class Bottleneck(nn.Module):
             )
         self.grid = last.grid
         self.paths = nn.ModuleList(_path_down(infos[i:]) for i in range(len(infos)))
-        stage = [Block(len(infos) * last.channels, 2 * last.channels, down=2)]
-        self.stage = nn.Sequential(*stage, *(Block(2 * last.channels, 2 * last.channels) for _ in range(blocks - 1)))
+        self.stage = _stage(Block(len(infos) * last.channels, 2 * last.channels, down=2), 2 * last.channels, blocks)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The embedding [B, 2 C_L, H_L / 2, W_L / 2] of maps from fine to coarse."""
@@ -79,8 +78,7 @@ class Decoder(nn.Module):
         inputs = [*outputs[1:], 2 * outputs[-1]]
         steps = [*(2 ** halvings(fine, coarse) for fine, coarse in itertools.pairwise(infos)), 2]
         self.stages = nn.ModuleList(
-            nn.Sequential(Block(n, own, up=up), *(Block(own, own) for _ in range(blocks - 1)))
-            for n, own, up in zip(inputs, outputs, steps, strict=True)
+            _stage(Block(n, own, up=up), own, blocks) for n, own, up in zip(inputs, outputs, steps, strict=True)
         )
 
     def forward(self, embedding: Tensor, compensate: Callable[[int, Tensor], Tensor] | None = None) -> list[Tensor]:
@@ -91,12 +89,12 @@ class Decoder(nn.Module):
             compensate: changes a level's map before the finer ones are made of it; called with the level's index.
         """
         maps: list[Tensor] = []
-        for level, (stage, grid) in reversed(list(enumerate(zip(self.stages, self.grids, strict=True)))):
-            embedding = fit(stage(embedding), grid)
+        for level in reversed(range(len(self.stages))):
+            embedding = fit(self.stages[level](embedding), self.grids[level])
             if compensate is not None:
                 embedding = compensate(level, embedding)
-            maps.insert(0, embedding)
-        return maps
+            maps.append(embedding)
+        return maps[::-1]
 
 
 class Block(nn.Module):
@@ -140,6 +138,11 @@ def halvings(fine: LayerInfo, coarse: LayerInfo) -> int:
 def fit(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Maps resized to a grid where a backbone rounds a half another way."""
     return maps if maps.shape[-2:] == grid else F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+
+
+def _stage(first: Block, channels: int, blocks: int) -> nn.Sequential:
+    """A block that resamples to so many channels, and others behind it, so many in all."""
+    return nn.Sequential(first, *(Block(channels, channels) for _ in range(blocks - 1)))
 
 
 def _path_down(infos: Sequence[LayerInfo]) -> nn.Sequential:
