@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor
@@ -231,6 +229,9 @@ def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
         raise DataError("the features of the training images are not finite: try --precision fp32")
     if centres == len(means):
         return means
+    from sklearn.cluster import KMeans  # late: other commands need not wait for it
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # images of one colour have fewer places that differ
         clusters = KMeans(centres, n_init=1, max_iter=3000, random_state=seed).fit(means.cpu().numpy())

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor
@@ -160,6 +159,8 @@ class LogicRD(ReverseDistillation):
 
 def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and inverse of the shrunk covariance [D, D] (Ledoit and Wolf, 2004) of vectors [N, D], float32."""
+    from sklearn.covariance import LedoitWolf  # late: other commands need not wait for it
+
     estimate = LedoitWolf(store_precision=False).fit(vectors.double().cpu().numpy())
     covariance = torch.from_numpy(estimate.covariance_)
     covariance.diagonal().add_(covariance.diagonal().mean() * 1e-9 + torch.finfo(torch.float32).tiny)
