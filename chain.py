@@ -53,6 +53,18 @@ class Link(click.Command):
             parent.default_map = self.defaults
         return ctx
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As in click, but the name of a command, where another word follows, is none of the optional arguments."""
+        rest = super().parse_args(ctx, args)
+        commands = getattr(ctx.parent and ctx.parent.command, "commands", {})
+        for argument in self.params:
+            if isinstance(argument, click.Argument) and not argument.required:
+                word = str(ctx.params[argument.name])
+                if word in commands and ctx.args and ctx.args[0] not in commands:
+                    ctx.params[argument.name] = None
+                    ctx.args = [word, *ctx.args]
+        return rest
+
     def make_parser(self, ctx: click.Context) -> Any:
         parser = super().make_parser(ctx)
         parse = parser.parse_args

@@ -115,8 +115,8 @@ def main(**_: Any) -> None:
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
-    Detectors are net, cfa, rd and logicrd; see "net --help" and so on. Exit codes: 0 done, 1 bad data or a full disk
-    or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
+    Detectors are net, cfa, rd, logicrd and multimodal; see "net --help" and so on. Exit codes: 0 done, 1 bad data or
+    a full disk or memory, 2 bad usage, 130 interrupted, 143 terminated; after the last two the same command continues.
     """
 
 
@@ -324,6 +324,68 @@ def logicrd(**options: Any) -> "DetectorConfig":
     return detector_config("logicrd", **options)
 
 
+OF_MULTIMODAL = {"dataset": {**OF_RD["dataset"], "batch_size": 8, "train_val_split": 0.9}}
+
+
+@main.command(
+    cls=Link,
+    short_help="One Transformer for images and tables, in net's place.",
+    context_settings=SETTINGS,
+    defaults=OF_MULTIMODAL,
+)
+@BACKBONE_NAMES
+@LAYERS
+@BACKBONE_WEIGHTS
+@click.option(
+    "--image_tokens",
+    type=click.Choice(["backbone", "pixels"]),
+    default="backbone",
+    help="What an image is cut into: cells of a backbone's maps, or patches of its pixels.",
+)
+@click.option("--token_size", type=COUNT, default=16, help="Pixels: side of a patch.")
+@click.option("--dim", type=click.IntRange(1, 4096), default=64, help="Values of a token in the Transformer.")
+@click.option("--depth", type=DEPTH, default=2, help="Layers of the Transformer.")
+@click.option("--heads", type=DEPTH, default=4, help="Attention heads; they divide --dim.")
+@click.option("--dropout", type=Number(0, 1, max_open=True), default=0, help="Share of values dropped in training.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["alternate", "interleave"]),
+    default="alternate",
+    help="Batches of several data sets: in turn while each has any, or every one spread evenly over an epoch.",
+)
+@click.option("--lr", type=Number(0, min_open=True), default=0.001, help="Learning rate of AdamW.")
+@click.option("--epochs", type=COUNT, default=60, help="Passes over the training data at most; each is evaluated.")
+@click.option(
+    "--patience",
+    type=WHOLE,
+    default=15,
+    help="Stop after so many epochs without a lower loss of held-out data; 0: never. The best epoch is kept.",
+)
+def multimodal(
+    backbone_names: tuple[str, ...], layers_to_extract_from: tuple[str, ...], **options: Any
+) -> "DetectorConfig":
+    """One Transformer for images and rows of tables, which learns what is hidden of normal ones and tells copies that
+    were tampered with.
+
+    \b
+    dataset may stand several times: all classes and tables of them train one model.
+      python main.py multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2 \\
+        dataset -d mono elpv dataset --label sick table records.csv
+    dataset's defaults are others after it: --batch_size 8 --resize_mode square --imagesize 256 --train_val_split 0.9;
+    what is held out decides when training ends and where the threshold lies. Tables alone need no backbone.
+    """
+    if options["image_tokens"] == "pixels" and (backbone_names or layers_to_extract_from):
+        raise UsageError("--image_tokens pixels reads no backbone: leave out -b and -le")
+    if not backbone_names and not layers_to_extract_from:
+        backbone_names, layers_to_extract_from = ("pixels",), ("input",)
+    return detector_config(
+        "multimodal",
+        backbone_names=backbone_names,
+        layers_to_extract_from=layers_to_extract_from,
+        **options,
+    )
+
+
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
 AUGMENT = {"rotate_degrees": 5.0, "translate": 0.02, "scale": 0.05, "brightness": 0.1, "contrast": 0.1}
 
@@ -334,7 +396,7 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     return click.option(f"--{name}", type=kind, show_default=default, help=text)
 
 
-@main.command(cls=Link, short_help="Images to train and test on.", context_settings=SETTINGS)
+@main.command(cls=Link, short_help="Images or rows to train and test on.", context_settings=SETTINGS)
 @click.argument("name")
 @click.argument("data_path", required=False, type=click.Path(path_type=Path))
 @click.option("--subdatasets", "-d", multiple=True, help="Class, repeatable; none: all classes found.")
@@ -393,6 +455,16 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
     show_default="ground_truth, if there is one",
     help='Dataset folder: masks of the anomalous images, NAME or NAME_mask; "" for none.',
 )
+@click.option(
+    "--label", show_default="y of .npz and .mat", help="Dataset table: the column that is 1 for anomalous rows."
+)
+@click.option(
+    "--test_file",
+    type=click.Path(path_type=Path),
+    show_default="half of the normal rows, and all anomalous ones",
+    help="Dataset table: rows to test on; then all normal rows of FILE are trained on.",
+)
+@click.option("--split_seed", type=WHOLE, show_default="0", help="Dataset table: draws the normal rows to train on.")
 @click.option("--n_train", type=IMAGES, show_default="200", help="Dataset assembly: training images of a class.")
 @click.option(
     "--n_test", type=IMAGES, show_default="100", help="Dataset assembly: test images, of good and both anomalies each."
@@ -415,14 +487,16 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
     assembly    trays, cables and rods drawn with logical and structural anomalies, classes box, cable and rods; without
                 DATA_PATH written to the cache folder first
     folder      your own images: DATA_PATH is a class or holds classes, with --normal_dir and the other folder options
+    table       rows of a file with --label, for multimodal: DATA_PATH is a .csv, .tsv, .parquet, .npz or .mat
 
     Random changes apply to training images only.
     """
-    from datasets import AssemblyOptions, FolderNames, RandomTransform
+    from datasets import AssemblyOptions, FolderNames, RandomTransform, TableOptions
     from experiment import DatasetConfig
 
     folders = own_options("folder", FolderNames, name, options)
     assembly = own_options("assembly", AssemblyOptions, name, options)
+    table = own_options("table", TableOptions, name, options)
     if assembly and data_path is not None:
         raise UsageError(f"--{next(iter(assembly))} says what to draw, but DATA_PATH is given: leave one of them out")
     given = {field: options.pop(field) for field in RandomTransform.__dataclass_fields__}
@@ -434,6 +508,7 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
         random=random,
         folders=FolderNames(**folders),
         assembly=AssemblyOptions(**assembly),
+        table=TableOptions(**table),
         **options,
     )
 
@@ -563,13 +638,13 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
             return getattr(importlib.import_module(f"experiment.{command}"), command)(config)
     detectors = [config for config in configs if isinstance(config[0], experiment.DetectorConfig)]
     data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
-    if len(detectors) != 1 or len(data) != 1:
+    if len(detectors) != 1 or not data:
         raise UsageError(
-            f"a run needs one detector and one dataset, not {len(detectors)} and {len(data)}: "
+            f"a run needs one detector and a dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
     check_grid(ctx, run_options["grid"])
-    choices = list(zip(run_options.pop("grid"), detectors[0], data[0], strict=True))
+    choices = list(zip(run_options.pop("grid"), detectors[0], zip(*data, strict=True), strict=True))
     experiment.run(experiment.RunConfig(**run_options), choices)
     return 0
 

@@ -24,7 +24,7 @@ for word in "$@"; do
     -d | --subdatasets | --train_val_split | --batch_size | --num_workers | --resize | --imagesize | --rotate_degrees | \
       --translate | --scale | --brightness | --contrast | --saturation | --gray | --hflip | --vflip | --augment | \
       --resize_mode | --normal_dir | --normal_test_dir | --abnormal_dir | --mask_dir | \
-      --n_train | --n_test | --dataset_seed) owner=dataset ;;
+      --n_train | --n_test | --dataset_seed | --label | --test_file | --split_seed) owner=dataset ;;
     --* | -b | -le) owner=net ;;
   esac
   case $owner in

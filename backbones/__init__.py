@@ -1,7 +1,8 @@
 """Pretrained networks and what is read off them: named layer maps and patch embeddings."""
 
 from backbones.bank import FeatureBank
-from backbones.extractor import FeatureExtractor, LayerInfo, load
+from backbones.extractor import INPUT, FeatureExtractor, LayerInfo, load
+from backbones.names import PIXELS
 from backbones.patches import embed_patches
 
-__all__ = ["FeatureBank", "FeatureExtractor", "LayerInfo", "embed_patches", "load"]
+__all__ = ["INPUT", "PIXELS", "FeatureBank", "FeatureExtractor", "LayerInfo", "embed_patches", "load"]

@@ -5,6 +5,7 @@ import importlib
 import logging
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
-from backbones.names import BACKBONES
+from backbones.names import BACKBONES, PIXELS
 from errors import DataError, UsageError, first_line
 
 _TORCHVISION = "torchvision/"
+INPUT = "input"  # of PIXELS
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def load(name: str, weights: str = "pretrained", seed: int = 0) -> "FeatureExtra
         UsageError: unknown name (the nearest ones are offered), or weights that are neither a keyword nor a file.
     """
     model_name = BACKBONES.get(name, name)
-    if not model_name.startswith(_TORCHVISION) and not timm.is_model(model_name):
+    if model_name != PIXELS and not model_name.startswith(_TORCHVISION) and not timm.is_model(model_name):
         near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=5, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(BACKBONES)} and timm's models"
         raise UsageError(f"unknown backbone '{name}': {hint}")
@@ -145,6 +147,8 @@ class FeatureExtractor(nn.Module):
         """The whole network, with random weights unless pretrained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.model_name == PIXELS:
+                return nn.Sequential(OrderedDict({INPUT: nn.Identity()}))
             if self.model_name.startswith(_TORCHVISION):
                 torchvision_models = importlib.import_module("torchvision.models")
                 weights = "IMAGENET1K_V1" if pretrained else None

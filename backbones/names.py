@@ -4,6 +4,8 @@ The original takes torchvision's first ImageNet weights ("tv_in1k") for most CNN
 since published numbers hold for them only. Any other timm name is used as it is.
 """
 
+PIXELS = "pixels"  # no network: its one layer, "input", is the image itself
+
 BACKBONES: dict[str, str] = {
     "alexnet": "torchvision/alexnet",
     "resnet18": "resnet18.tv_in1k",

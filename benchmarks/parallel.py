@@ -30,14 +30,14 @@ import sys, time
 sys.path.insert(0, {root!r})
 import main, experiment.task
 seconds = 0.0
-def timed(*arguments, run_job=experiment.task.run_job):
+def timed(*arguments, run_jobs=experiment.task.run_jobs):
     global seconds
     started = time.perf_counter()
     try:
-        return run_job(*arguments)
+        return run_jobs(*arguments)
     finally:
         seconds += time.perf_counter() - started
-experiment.task.run_job = timed
+experiment.task.run_jobs = timed
 code = main.cli()
 print("training", seconds)
 sys.exit(code)

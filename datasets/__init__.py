@@ -1,4 +1,4 @@
-"""Image folders: each dataset's published layout, read into samples, and samples into batches."""
+"""Image folders and tables: each dataset's published layout, read into samples, and samples into batches."""
 
 from datasets.assembly import ASSEMBLY, AssemblyOptions, assembly_reader
 from datasets.btad import BTAD
@@ -17,11 +17,12 @@ from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
+from datasets.table import TABLE, TableOptions, TableTransform, read_table, table_reader
 from datasets.transforms import ImageTransform, RandomTransform, to_pixels
 from datasets.visa import VISA
 
 FOLDER = folder_reader(FolderNames())
-READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, ASSEMBLY, FOLDER)
+READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, ASSEMBLY, FOLDER, TABLE)
 DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READERS}, "mvtecloco": MVTEC_LOCO}
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "Sample",
     "Saturation",
     "Shuffled",
+    "TableOptions",
+    "TableTransform",
     "assembly_reader",
     "check_headers",
     "find_root",
@@ -46,6 +49,8 @@ __all__ = [
     "images_in",
     "read_defects",
     "read_image",
+    "read_table",
     "require_images",
+    "table_reader",
     "to_pixels",
 ]

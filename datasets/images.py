@@ -21,7 +21,10 @@ from errors import DataError
 
 
 class Batch(NamedTuple):
-    """images float32 [B, 3, H, W], normalised; masks bool [B, H, W], all False for normal images."""
+    """images float32 [B, 3, H, W], normalised; masks bool [B, H, W], all False for normal images.
+
+    Of a table the rows float32 [B, F], and masks [B, 0, 0].
+    """
 
     images: Tensor
     masks: Tensor
@@ -36,7 +39,7 @@ class Defect(NamedTuple):
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Samples as (image, mask) pairs.
+    """Samples as (image, mask) pairs; rows of a table come as they are, with an empty mask.
 
     Args:
         samples: what to read.
@@ -57,6 +60,8 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             DataError: a file that cannot be read.
         """
         sample = self.samples[index]
+        if sample.values is not None:
+            return torch.from_numpy(sample.values), torch.zeros(0, 0, dtype=torch.bool)
         image = read_image(sample.image_path) if sample.pixels is None else Image.fromarray(sample.pixels)
         pixels = self.transform.image(image)
         defective = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
@@ -78,6 +83,8 @@ def check_headers(samples: Sequence[Sample]) -> None:
 
 
 def _header_problem(sample: Sample) -> str | None:
+    if sample.values is not None:
+        return None
     try:
         width, height = image_size(sample.image_path) if sample.pixels is None else sample.pixels.shape[1::-1]
         for path in sample.mask_paths:
@@ -148,11 +155,12 @@ class BatchLoader:
         self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, order: "Shuffled | None" = None
     ) -> None:
         warnings.filterwarnings("ignore", "This DataLoader will create")  # slow disks want more readers than cores
+        num_workers = min(num_workers, len(dataset))
         self._loader = DataLoader(
             _Items(dataset),
             batch_size,
             sampler=None if order is None else _Draws(order),
-            num_workers=min(num_workers, len(dataset)),
+            num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,

@@ -1,25 +1,30 @@
-"""What every dataset is read into: one record per image."""
+"""What every dataset is read into: one record per image, or per row of a table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:  # tables are read into these records
+    from datasets.table import TableTransform
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: where it is, where its masks are (if there are any), and what is known of it.
+    """One image or row: where it is, where its masks are (if there are any), and what is known of it.
 
     Attributes:
-        image_path: the image file; only a name where `pixels` is given.
+        image_path: the image file; only a name where `pixels` or `values` are given.
         mask_paths: masks whose non-zero pixels are defective, several where every defect has its own; empty for normal
             images and where a dataset has no masks.
         anomalous: the label.
         class_name: the class within the dataset, such as "bottle".
         defect_type: such as "broken_large"; "good" for normal images.
         pixels: uint8 [H, W, 3] where the image is no file of its own.
+        values: [F], the encoded row where the sample is a row of a table.
     """
 
     image_path: Path
@@ -28,6 +33,7 @@ class Sample:
     class_name: str
     defect_type: str
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    values: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,21 @@ class Saturation:
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """The images of one class, each list in a fixed order.
+    """The images or rows of one class, each list in a fixed order.
 
     Attributes:
-        train: normal images to train on.
-        test: images to test on.
-        validation: normal images that are neither trained nor tested on.
+        train: normal ones to train on.
+        test: those to test on.
+        validation: normal ones that are neither trained nor tested on.
         saturation: by the pixel value of a mask; empty where a dataset defines none.
+        table: how the rows of a table were encoded; None for images.
     """
 
     train: list[Sample]
     test: list[Sample]
     validation: list[Sample] = field(default_factory=list)
     saturation: dict[int, Saturation] = field(default_factory=dict)
+    table: "TableTransform | None" = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class DatasetReader:
         find_classes: the classes under a root folder, in order; empty if there are none.
         read_class: the samples of one of them.
         default_root: where the data are if no path is given; None if a path must be.
+        is_file: the root is a file and no folder.
     """
 
     name: str
@@ -77,3 +86,4 @@ class DatasetReader:
     find_classes: Callable[[Path], list[str]]
     read_class: Callable[[Path, str], ClassSamples]
     default_root: Callable[[], Path] | None = None
+    is_file: bool = False

@@ -2,6 +2,17 @@
 
 from detection.checkpoint import TrainedModel, load
 from detection.detector import Detector, Prediction, autocast
-from detection.training import EpochStats, Training, learn
+from detection.training import EndOfPass, EpochStats, MovingAverage, Training, learn
 
-__all__ = ["Detector", "EpochStats", "Prediction", "TrainedModel", "Training", "autocast", "learn", "load"]
+__all__ = [
+    "Detector",
+    "EndOfPass",
+    "EpochStats",
+    "MovingAverage",
+    "Prediction",
+    "TrainedModel",
+    "Training",
+    "autocast",
+    "learn",
+    "load",
+]

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,7 +21,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 import backbones
-from datasets import ImageTransform, read_image
+from datasets import ImageTransform, TableTransform, read_image, read_table
 from detection.detector import Detector, Prediction
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
@@ -28,6 +30,7 @@ FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
 WEIGHTS, DESCRIPTION = "checkpoint.safetensors", "model.json"
 BATCH = 8  # images scored at once where nobody says otherwise
+ROWS = 256  # of a table
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Thresholds:
     Attributes:
         image, pixel: the scores.
         quantile: the share of normal images, and of their pixels, that stays at or below them.
-        source: "held-out normal images" or "training images".
+        source: "held-out normal images" or "training images"; of a table rows.
         images: how many of them.
     """
 
@@ -57,6 +60,7 @@ class Description:
         backbone: name, weights (pretrained, random or a file), seed and layers.
         backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
         transform: resize, imagesize and resize_mode.
+        table: what a TableTransform is made of, where the model is of a table.
         options: keyword arguments of the detector.
         seed: of weights and noise.
         precision: that it was trained in, such as "bfloat16".
@@ -79,6 +83,7 @@ class Description:
     thresholds: Thresholds
     map_range: tuple[float, float]
     metrics: dict[str, float | None]
+    table: dict[str, Any] | None = None
     detector: str = "net"
     checkpoint_sha256: str = ""
 
@@ -99,25 +104,42 @@ class TrainedModel:
     def thresholds(self) -> Thresholds:
         return self.description.thresholds
 
-    def predict(self, images: Tensor | NDArray[np.uint8] | str | Path | Sequence[str | Path]) -> Prediction:
+    @cached_property
+    def table(self) -> TableTransform | None:
+        """What encodes rows, where the model is of a table."""
+        return self.description.table and TableTransform.from_dict(self.description.table)
+
+    def predict(
+        self, images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path]
+    ) -> Prediction:
         """Image scores and anomaly maps.
 
         Args:
             images: a normalised tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3] of any
-                size, uint8; or the path of an image, or several.
+                size, uint8; or the path of an image, or several. Of a table encoded rows [B, F], a frame, or the path
+                of a file.
 
         Returns:
-            Scores [B] and maps [B, H, W] of the model's size, higher is more anomalous.
+            Scores [B] and maps [B, H, W] of the model's size, higher is more anomalous; of a table's n columns
+            [B, 1, n].
 
         Raises:
             ValueError: an array of another shape or type, or nothing to predict.
-            DataError: an image that cannot be read.
+            DataError: an image or table that cannot be read.
         """
         if isinstance(images, Tensor):
             return self.detector.predict(images)
-        batches = self._tensors(images).split(BATCH)
+        tensors = self._tensors(images) if self.table is None else self._rows(images)
+        batches = tensors.split(BATCH if self.table is None else ROWS)
         scores, maps = zip(*(self.detector.predict(batch) for batch in batches), strict=True)
         return Prediction(torch.cat(scores), torch.cat(maps))
+
+    def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
+        if isinstance(table, pd.DataFrame):
+            return torch.from_numpy(self.table.encode(table, "the table"))
+        if not isinstance(table, str | Path):
+            raise ValueError("expected a frame or the path of a table")
+        return torch.from_numpy(self.table.encode(read_table(Path(table)), str(table)))
 
     def _tensors(self, images: NDArray[np.uint8] | str | Path | Sequence[str | Path]) -> Tensor:
         if isinstance(images, np.ndarray):
@@ -170,7 +192,7 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
             raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
         _check(description, detectors[description.detector])
         return description
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise unreadable(path, kind, error) from error
 
 
@@ -256,11 +278,17 @@ def _check(description: Description, kind: type[Detector]) -> None:
             raise ValueError(f"{name} is {value!r}")
     if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
+    if description.table is not None:
+        widths, part = TableTransform.from_dict(description.table).widths, description.options["part"]
+        if widths != description.options["columns"][part]:
+            raise ValueError(f"its table has columns of widths {widths}, its model of others")
     description.dtype  # noqa: B018 - KeyError where there is no such precision
 
 
 def _is(value: Any, kind: Any, largest: int) -> bool:
     """Whether a value from JSON is of a type; a number must be finite, a whole one neither negative nor too large."""
+    if get_origin(kind) is list:
+        return isinstance(value, list | tuple) and all(_is(own, *get_args(kind), largest) for own in value)
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is float:

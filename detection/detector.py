@@ -37,6 +37,7 @@ class Detector(nn.Module):
 
     EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that features depends on
     COUNTS: ClassVar[tuple[str, ...]] = ()  # options that number parts with weights of their own
+    JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
     branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 
     def __init__(
@@ -83,6 +84,31 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def training_of(
+        self,
+        parts: Sequence[Iterable[Tensor]],
+        held_out: Sequence[Iterable[Tensor]],
+        state: dict[str, Any] | None = None,
+    ) -> Training:
+        """As training_on, of every class that the model is trained on; one, unless the detector is JOINT.
+
+        Args:
+            parts: the embeddings of each class, of a known length.
+            held_out: of its held-out normal samples, likewise, which tell a JOINT detector when to stop.
+            state: as of training_on.
+        """
+        (embeddings,) = parts
+        return self.training_on(embeddings, state)
+
+    def for_part(self, part: int) -> "Detector":
+        """This detector as it embeds and predicts one of the classes it is trained on; weights are shared."""
+        return self
+
+    @property
+    def feature_type(self) -> torch.dtype:
+        """What features are kept and computed in."""
+        return self.precision
+
     def check(self) -> None:
         """See that the options fit the backbone's maps, of which no more is computed than their sizes.
 
@@ -126,8 +152,8 @@ class Detector(nn.Module):
         Gradients flow only where the backbone is trained.
         """
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
-        with gradients, autocast(self.device, self.precision):
-            return self.features(images.to(self.device)).to(self.precision)
+        with gradients, autocast(self.device, self.feature_type):
+            return self.features(images.to(self.device)).to(self.feature_type)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -139,8 +165,8 @@ class Detector(nn.Module):
     def score(self, embeddings: Tensor) -> Prediction:
         """Scores and maps of what embed gave."""
         self.eval()
-        with autocast(self.device, self.precision):
-            return self(embeddings.to(self.precision))
+        with autocast(self.device, self.feature_type):
+            return self(embeddings.to(self.feature_type))
 
     def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
         """The scores [B] that image scores are made of, of what embed gave, by the names of `branches`."""

@@ -1,6 +1,7 @@
 """The loop of a detector's training: meta epochs that can be saved and taken up again."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,13 +25,23 @@ class EpochStats(NamedTuple):
         return {"meta_epoch": self.meta_epoch, "loss": self.loss, **self.details}
 
 
+class EndOfPass(NamedTuple):
+    """What a trainer found after a pass: values to watch by name, and whether more passes would not help."""
+
+    details: Mapping[str, float] = MappingProxyType({})
+    finished: bool = False
+
+
 class Trainer(Protocol):
     """What makes the steps: optimisers, schedules and random state of one training run."""
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[NamedTuple]:
-        """One pass, a step per batch of embeddings; of each its scalar tensors by name, one of them `loss`."""
+        """One pass, a step per batch of embeddings; of each its scalar tensors by name, one of them `loss`.
 
-    def end_pass(self) -> None:
+        NaN stands for what a step does not have.
+        """
+
+    def end_pass(self) -> EndOfPass:
         """Advance what moves once per pass."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,6 +73,12 @@ class Training:
         self.meta_epochs = meta_epochs
         self.passes = passes
         self.meta_epoch = 0
+        self.stopped = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether no meta epochs are left."""
+        return self.stopped or self.meta_epoch >= self.meta_epochs
 
     def __iter__(self) -> Iterator[EpochStats]:
         """The meta epochs that are left.
@@ -69,33 +86,63 @@ class Training:
         Raises:
             DataError: the loss is not finite any more, found at the end of a pass.
         """
-        while self.meta_epoch < self.meta_epochs:
+        while not self.finished:
             self.detector.train()
             steps: list[Any] = []
             for _ in range(self.passes):
                 steps.extend(self.trainer.steps(self.embeddings))
-                self.trainer.end_pass()
                 _check_finite([stats.loss for stats in steps], self.meta_epoch + 1)
+                end = self.trainer.end_pass()
             self.detector.eval()
             self.meta_epoch += 1
-            means = [torch.stack(part).mean().item() for part in zip(*steps, strict=True)]
-            values = dict(zip(steps[0]._fields, means, strict=True))
-            yield EpochStats(self.meta_epoch, values.pop("loss"), values)
+            self.stopped = end.finished
+            means = [torch.stack(part).nanmean().item() for part in zip(*steps, strict=True)]
+            values = {name: mean for name, mean in zip(steps[0]._fields, means, strict=True) if mean == mean}
+            yield EpochStats(self.meta_epoch, values.pop("loss"), {**values, **end.details})
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next meta epoch depends on but the embeddings' order: tensors, numbers, lists and dicts."""
         return {
             "meta_epoch": self.meta_epoch,
+            "stopped": self.stopped,
             "detector": self.detector.state_dict(),
             "trainer": self.trainer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what state_dict returned."""
-        self.meta_epoch = state["meta_epoch"]
+        self.meta_epoch, self.stopped = state["meta_epoch"], state["stopped"]
         self.detector.load_state_dict(state["detector"])
         self.trainer.load_state_dict(state["trainer"])
         self.detector.eval()
+
+
+class MovingAverage:
+    """Exponential moving average of networks while others like them are trained (Polyak and Juditsky 1992).
+
+    Weights and BatchNorm's running statistics are averaged alike, so that they fit each other. The decay grows as
+    n / (n + 9) over the first n steps, or the average would remember weights from before training.
+
+    Args:
+        averaged: the networks that become the average.
+        trained: the networks that are trained, with the same initial weights.
+        decay: what the average keeps of itself at every step (`--ema`).
+    """
+
+    def __init__(self, averaged: nn.Module, trained: nn.Module, decay: float) -> None:
+        self.averaged, self.trained = (
+            [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+            for network in (averaged, trained)
+        )
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the trained networks as they are now."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
 
 
 def learn(loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], precision: torch.dtype) -> None:

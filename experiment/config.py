@@ -15,8 +15,10 @@ from datasets import (
     FolderNames,
     ImageTransform,
     RandomTransform,
+    TableOptions,
     assembly_reader,
     folder_reader,
+    table_reader,
 )
 from errors import UsageError
 
@@ -119,6 +121,7 @@ class DatasetConfig:
     resize_mode: Literal["aspect", "square"] = "aspect"
     folders: FolderNames = field(default_factory=FolderNames)
     assembly: AssemblyOptions = field(default_factory=AssemblyOptions)
+    table: TableOptions = field(default_factory=TableOptions)
 
     def __post_init__(self) -> None:
         if self.resize_mode == "aspect" and self.resize < self.imagesize:
@@ -126,10 +129,21 @@ class DatasetConfig:
                 f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
             )
 
+    def absolute(self) -> "DatasetConfig":
+        """The same with paths that do not depend on the working directory."""
+        test_file = self.table.test_file and self.table.test_file.absolute()
+        return replace(
+            self, data_path=self.data_path and self.data_path.absolute(), table=replace(self.table, test_file=test_file)
+        )
+
     @property
     def reader(self) -> DatasetReader:
         """What reads the dataset of this name; KeyError where there is none."""
-        own = {"folder": folder_reader(self.folders), "assembly": assembly_reader(self.assembly)}
+        own = {
+            "folder": folder_reader(self.folders),
+            "assembly": assembly_reader(self.assembly),
+            "table": table_reader(self.table),
+        }
         return own.get(self.name) or DATASETS[self.name]
 
     @property
@@ -185,6 +199,7 @@ class JobName:
     """One job of a run: which class, which of the backbones, which seed, and what it is called.
 
     Attributes:
+        dataset: the index of its dataset on the command line.
         class_name: the class within the dataset.
         backbone: its index on the command line.
         seed: one of the run's.
@@ -192,6 +207,7 @@ class JobName:
         folder: of the model, below the run's.
     """
 
+    dataset: int
     class_name: str
     backbone: int
     seed: int
@@ -199,15 +215,19 @@ class JobName:
     folder: str
 
 
-def job_names(dataset: str, classes: Iterable[str], backbones: Sequence[str], seeds: Sequence[int]) -> list[JobName]:
-    """All jobs of a run in the order they are run; backbones are given by their labels."""
+def job_names(
+    datasets: Sequence[tuple[str, Iterable[str]]], backbones: Sequence[str], seeds: Sequence[int]
+) -> list[JobName]:
+    """All jobs of a run in the order they are run, of datasets and their classes; backbones are given by labels."""
+    classes = [(i, dataset, name) for i, (dataset, names) in enumerate(datasets) for name in names]
     jobs = []
-    for class_name in classes:
-        for i, label in enumerate(backbones):
+    for i, dataset, class_name in classes:
+        for j, label in enumerate(backbones):
             for seed in seeds:
                 title = f"{dataset}_{class_name}"
-                folder = f"models/{i}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
-                jobs.append(JobName(class_name, i, seed, f"{title} ({label})" if len(backbones) > 1 else title, folder))
+                folder = f"models/{j}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
+                shown = f"{title} ({label})" if len(backbones) > 1 else title
+                jobs.append(JobName(i, class_name, j, seed, shown, folder))
     return jobs
 
 

@@ -16,6 +16,7 @@ from errors import DataError
 from experiment.features import Predictions
 
 METRICS = ("image_auroc", "pixel_auroc", "pro", "image_ap", "image_f1_max", "pixel_ap", "pixel_f1_max")
+DECISION_METRICS = ("precision", "recall", "f1", "accuracy")  # at the stored threshold, known once training is over
 SPRO_LIMITS = (0.05, 0.3)
 LOCO_KINDS = ("logical", "structural")
 LOCO_METRICS = tuple(  # of MVTec LOCO only, each for both kinds of anomalies and as their mean
@@ -92,6 +93,22 @@ def evaluate(
     return Evaluation(all_scores, (lowest, highest), values)
 
 
+def decision_metrics(labels: Sequence[bool], decisions: NDArray[np.bool_]) -> dict[str, float]:
+    """DECISION_METRICS of decisions [N]; NaN where all labels are the same, as of AUROC, or a share is of nothing."""
+    anomalous = np.asarray(labels, dtype=bool)
+    if anomalous.all() or not anomalous.any():
+        return dict.fromkeys(DECISION_METRICS, math.nan)
+    hits, alarms = (anomalous & decisions).sum(), (~anomalous & decisions).sum()
+    shares = (
+        (hits, hits + alarms),
+        (hits, anomalous.sum()),
+        (2 * hits, anomalous.sum() + hits + alarms),
+        ((anomalous == decisions).sum(), len(anomalous)),
+    )
+    values = (float(part / whole) if whole else math.nan for part, whole in shares)
+    return dict(zip(DECISION_METRICS, values, strict=True))
+
+
 def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float]:
     """Scores that a share of normal images, and of their pixels, stay at or below: thresholds of an image and a pixel.
 
@@ -101,9 +118,9 @@ def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float,
     """
     scores: list[NDArray[np.float32]] = []
     highest = np.empty(0, np.float32)  # pixel scores from the quantile up: all of them would need much memory
-    pixels = len(predictions.dataset) * predictions.dataset.transform.imagesize**2
-    kept = pixels - math.ceil(quantile * (pixels - 1))
     for prediction, _ in predictions:
+        pixels = len(predictions.dataset) * prediction.maps[0].numel()
+        kept = pixels - math.ceil(quantile * (pixels - 1))
         scores.append(prediction.scores.cpu().numpy())
         highest = np.concatenate([highest, prediction.maps.cpu().numpy().ravel()])
         if len(highest) > kept:

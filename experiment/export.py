@@ -66,6 +66,8 @@ def export(config: ExportConfig) -> None:
         if missing:
             raise UsageError(f"export to ONNX needs {', '.join(missing)}: pip install -r {EXTRA}")
     model = load(config.model_dir, backbone_weights=config.backbone_weights)
+    if model.table is not None:
+        raise UsageError(f"'{config.model_dir}' is a model of a table, and export is of images: use predict")
     network = Exported(model, config.half)
     side = model.transform.imagesize
     pixels = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

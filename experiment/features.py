@@ -28,11 +28,13 @@ class ClassBanks:
 
     Attributes:
         train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
+        validation: of held-out images; None where there are none, or nothing is trained.
         test: in the samples' order.
-        masks: of the test images, bool [N, H, W].
+        masks: of the test images, bool [N, H, W]; [N, 0, 0] of a table.
     """
 
     train: FeatureBank | None
+    validation: FeatureBank | None
     test: FeatureBank
     masks: NDArray[np.bool_]
 
@@ -47,22 +49,24 @@ def build_banks(
         detector: what embeds; its backbone must be frozen.
         samples, data: the images and how they are read.
         mode: device, host or disk, or auto for the first of them with room.
-        test_only: leave the training images out.
+        test_only: leave all but the test images out.
 
     Raises:
         DataError: an image that cannot be used, or no room on the disk.
     """
-    train = None
+    train = validation = None
     if data.random.is_identity and not test_only:
         train = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
-    size = data.test_transform.imagesize
+    if samples.validation and not test_only:
+        validation = _embed_all(title, detector, ImageDataset(samples.validation, data.test_transform), data, mode)
+    size = data.test_transform.imagesize if samples.table is None else 0
     masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk")
     test = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
-    banks = [bank for bank in (train, test) if bank is not None]
+    banks = [bank for bank in (train, validation, test) if bank is not None]
     size = sum(bank.features.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
-    return ClassBanks(train, test, masks.numpy())
+    return ClassBanks(train, validation, test, masks.numpy())
 
 
 def _embed_all(
@@ -178,13 +182,17 @@ class Predictions:
         for prediction in batches:
             yield from prediction.maps.cpu().numpy()
 
+    def embeddings(self) -> Iterator[Tensor]:
+        """The images' embeddings, in batches."""
+        if self.bank is not None:
+            return self.bank.batches(self.batch_size)
+        return (self.detector.embed(batch.images) for batch in self.loader)
+
     def branch_scores(self) -> dict[str, NDArray[np.float32]]:
         """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have none."""
         if not self.detector.branches:
             return {}
-        stored = self.bank.batches(self.batch_size) if self.bank else None
-        batches = stored or (self.detector.embed(batch.images) for batch in self.loader)
-        parts = [self.detector.branch_scores(embeddings) for embeddings in batches]
+        parts = [self.detector.branch_scores(embeddings) for embeddings in self.embeddings()]
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.detector.branches}
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
@@ -197,3 +205,16 @@ class Predictions:
             masks = None if self.masks is None else self.masks[start : start + len(embeddings)]
             yield self.detector.score(embeddings), masks
             start += len(embeddings)
+
+
+class HeldOut:
+    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.predictions = predictions
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.predictions.embeddings() if len(self) else iter(())

@@ -1,4 +1,5 @@
-"""One job: train a detector for one class and backbone, evaluate it after every meta epoch, keep the last."""
+"""Jobs: train a detector for a class and backbone, or for several classes together, evaluate it after every meta
+epoch, and keep the last."""
 
 import io
 import json
@@ -7,8 +8,8 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from detection import Detector, Training
 from detection.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
 from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
-from experiment.evaluation import Evaluation, evaluate, normal_thresholds
-from experiment.features import ClassBanks, Predictions, TrainingEmbeddings
+from experiment.evaluation import Evaluation, decision_metrics, evaluate, normal_thresholds
+from experiment.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
 from experiment.memory import one_line_when_full
 from experiment.pictures import write_segmentations, write_worst
 from experiment.progress import progress
@@ -44,7 +45,8 @@ class Job:
     Attributes:
         name: what it is called in the run's tables.
         folder: where checkpoint, predictions, pictures and TensorBoard scalars go.
-        samples: the class's images.
+        samples: the class's images or rows.
+        data: how they are read.
         root: the folder that predictions.csv names images from.
         seed: of weights, noise, image order and random transforms.
         identity: the part of the model's description that the command line decides.
@@ -53,14 +55,10 @@ class Job:
     name: JobName
     folder: Path
     samples: ClassSamples
+    data: DatasetConfig
     root: Path
     seed: int
     identity: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        """What its bar is called."""
-        return f"{self.name.title} seed {self.seed}"
 
     @property
     def key(self) -> dict[str, Any]:
@@ -68,116 +66,158 @@ class Job:
         return {"class": self.name.title, "seed": self.name.seed}
 
 
-def run_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
-    """Train, evaluate and save one job, from where an interrupted process left it.
-
-    Everything is written into a folder of a temporary name, which is renamed when the job is finished. The state of
-    training is in it after every meta epoch.
+class _Part:
+    """A job within the training of its model: what it is trained and tested on, and what is known of it so far.
 
     Args:
-        job: what to train on what.
+        job: what is trained on what.
+        detector: as it embeds and predicts this job's class.
+        banks: the class's embeddings; None embeds the images in every pass.
+    """
+
+    def __init__(self, job: Job, detector: Detector, banks: ClassBanks | None) -> None:
+        self.job = job
+        self.detector = detector
+        self.banks = banks
+        self.train = TrainingEmbeddings(detector, job.samples, job.data, job.seed, banks.train if banks else None)
+        held_out = Predictions(detector, job.samples.validation, job.data, banks.validation if banks else None)
+        self.held_out = HeldOut(held_out)
+        self.test = _test_predictions(job, detector, banks)
+        self.defects = read_defects(job.samples.test, job.samples.saturation, job.data.test_transform)
+        self.history: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written until the job is finished."""
+        return partial(self.job.folder)
+
+    def evaluate(self, bar: tqdm) -> dict[str, float]:
+        """Predict the test images; their metrics."""
+        self.evaluation = evaluate(self.test, self.job.samples.test, self.defects, bar, self.test.on_disk)
+        return self.evaluation.metrics
+
+
+def run_jobs(
+    jobs: Sequence[Job], detector: Detector, run: RunConfig, banks: Sequence[ClassBanks] | None
+) -> list[JobResult]:
+    """Train one model on the classes of some jobs, evaluate it on each and save it for each.
+
+    What an interrupted process left is taken up. Everything is written into folders of temporary names, which are
+    renamed when the jobs are finished. The state of training is in all of them after every meta epoch, and read of the
+    first.
+
+    Args:
+        jobs: what to train on what; several of a JOINT detector, else one.
         detector: fresh, on the device to train on.
         run: how often to evaluate, which quantile the thresholds are, and whether all test images are drawn.
-        data: how images are read.
-        banks: the class's embeddings; None embeds the images in every pass.
+        banks: the embeddings of every class; None embeds the images in every pass.
 
     Raises:
         DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state after
             the last good meta epoch is kept and named.
     """
-    samples = job.samples
-    train = TrainingEmbeddings(detector, samples, data, job.seed, banks.train if banks else None)
-    test = _test_predictions(detector, samples, data, banks)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform)
-    folder = partial(job.folder)
-    state = _read_state(folder / STATE)
-    history: list[dict[str, Any]] = state["history"] if state else []
-    evaluation: Evaluation | None = None
-    kept = 0
-    passes = detector.passes * len(train) + -(-detector.meta_epochs // run.eval_every) * len(test)
+    parts = [
+        _Part(job, detector.for_part(i), own)
+        for i, (job, own) in enumerate(zip(jobs, banks or [None] * len(jobs), strict=True))
+    ]
+    path = parts[0].folder / STATE
+    state = _read_state(path, len(parts))
+    for part, rows in zip(parts, state["history"] if state else [[] for _ in parts], strict=True):
+        part.history = rows
+    train, test = (sum(map(len, (getattr(part, name) for part in parts))) for name in ("train", "test"))
+    passes = detector.passes * train + -(-detector.meta_epochs // run.eval_every) * test
+    done = kept = len(parts[0].history)
     try:
-        with (
-            one_line_when_full(),
-            progress(job.label, total=passes) as bar,
-            _board(folder, len(history)) as board,
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(one_line_when_full())
+            bar = stack.enter_context(progress(label_of(jobs), total=passes))
+            boards = [stack.enter_context(_board(part.folder, done)) for part in parts]
             if state:
-                bar.update(_done(detector, run, len(history), len(train), len(test)))
-            training = _take_up(detector, train, _Counted(train, bar), folder / STATE, state)
-            kept = len(history)
+                bar.update(_done(detector, run, done, train, test))
+            training = _take_up(detector, parts, bar, path, state)
             for stats in training:
-                values: dict[str, float] = {}
-                if stats.meta_epoch % run.eval_every == 0 or stats.meta_epoch == detector.meta_epochs:
-                    evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
-                    values = evaluation.metrics
-                    bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=f"{values['image_auroc']:.4f}")
-                history.append({**job.key, **stats.row, **values})
-                for name, value in {**stats.row, **values}.items():
-                    if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
-                        board.add_scalar(name, value, stats.meta_epoch)
-                _write_state(folder / STATE, training, train, history)
+                is_evaluated = stats.meta_epoch % run.eval_every == 0 or training.finished
+                for part, board in zip(parts, boards, strict=True):
+                    values = part.evaluate(bar) if is_evaluated else {}
+                    part.history.append({**part.job.key, **stats.row, **values})
+                    for name, value in {**stats.row, **values}.items():
+                        if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
+                            board.add_scalar(name, value, stats.meta_epoch)
+                if is_evaluated:
+                    aurocs = " ".join(f"{part.history[-1]['image_auroc']:.4f}" for part in parts)
+                    bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=aurocs)
+                _write_state(training, parts)
                 kept = stats.meta_epoch
-            if evaluation is None:  # interrupted after the last meta epoch
-                evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
-            result = _finish(job, folder, detector, test, evaluation, history, run, data, banks)
+            results = [_finish(part, run, bar) for part in parts]
     except (DataError, OSError) as error:
-        reason = str(error) if isinstance(error, DataError) else f"'{folder}' cannot be written: {error.strerror}"
-        where = f"; the state after meta epoch {kept} is in '{folder / STATE}'" if kept else ""
+        reason = str(error) if isinstance(error, DataError) else f"'{path.parent}' cannot be written: {error.strerror}"
+        where = f"; the state after meta epoch {kept} is in '{path}'" if kept else ""
         raise DataError(reason + where) from error
     finally:
-        if not (folder / STATE).exists():  # nothing to go on from
-            shutil.rmtree(folder, ignore_errors=True)
-    os.replace(folder, job.folder)
-    (job.folder / STATE).unlink()
-    return result
+        if not path.exists():  # nothing to go on from
+            for part in parts:
+                shutil.rmtree(part.folder, ignore_errors=True)
+    for part in reversed(parts):  # the first folder last: until then all can be made again
+        shutil.rmtree(part.job.folder, ignore_errors=True)  # of a process that died between two of them
+        os.replace(part.folder, part.job.folder)
+        (part.job.folder / STATE).unlink()
+    return results
 
 
-def _finish(
-    job: Job,
-    folder: Path,
-    detector: Detector,
-    test: Predictions,
-    evaluation: Evaluation,
-    history: list[dict[str, Any]],
-    run: RunConfig,
-    data: DatasetConfig,
-    banks: ClassBanks | None,
-) -> JobResult:
+def label_of(jobs: Sequence[Job]) -> str:
+    """What the bar of jobs that train one model is called."""
+    return f"{' + '.join(job.name.title for job in jobs)} seed {jobs[0].name.seed}"
+
+
+def _finish(part: _Part, run: RunConfig, bar: tqdm) -> JobResult:
     """Write what a trained detector is kept as: the model, its predictions and pictures, and job.json."""
+    job, detector = part.job, part.detector
+    if part.evaluation is None:  # interrupted after the last meta epoch
+        part.evaluate(bar)
+    evaluation = part.evaluation
     description = Description(
         **job.identity,
         backbone_sha256=backbone_digest(detector),
         precision=str(detector.precision).removeprefix("torch."),
-        thresholds=_thresholds(detector, job.samples, data, banks, run.threshold_quantile),
+        thresholds=_thresholds(part, run.threshold_quantile),
         map_range=evaluation.map_range,
         metrics=without_nan(evaluation.metrics),
     )
-    save(folder, detector, description)
-    written = _write_predictions(folder, job, test, evaluation, description, run.save_segmentation_images)
-    best = max((row for row in history if "image_auroc" in row), key=_rank)
+    save(part.folder, detector, description)
+    written = _write_predictions(part.folder, job, part.test, evaluation, description, run.save_segmentation_images)
+    best = max((row for row in part.history if "image_auroc" in row), key=_rank)
     best_row = {**job.key, **{name: best[name] for name in evaluation.metrics}, EPOCH: best["meta_epoch"]}
-    return write_result(folder, JobResult({**job.key, **evaluation.metrics}, best_row, history), written)
+    return write_result(part.folder, JobResult(_row(job, evaluation, description), best_row, part.history), written)
 
 
-def test_job(job: Job, detector: Detector, run: RunConfig, data: DatasetConfig, banks: ClassBanks | None) -> JobResult:
+def _row(job: Job, evaluation: Evaluation, description: Description) -> dict[str, Any]:
+    """A job's row of results.csv."""
+    anomalous = [sample.anomalous for sample in job.samples.test]
+    decisions = decision_metrics(anomalous, evaluation.scores > description.thresholds.image)
+    return {**job.key, **evaluation.metrics, **decisions}
+
+
+def test_job(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks | None) -> JobResult:
     """Evaluate what an earlier run trained, and write its predictions and pictures again.
 
     Args:
-        job, run, data, banks: as for run_job; the model is in the job's folder.
-        detector: built as the model was.
+        job: whose folder holds the model.
+        detector: built as the model was, for this job's part of it.
+        run, banks: as for run_jobs.
 
     Raises:
         DataError: an image, a mask or a model that cannot be used.
     """
     description = read_description(job.folder, DETECTORS)
     restore(detector, job.folder, description)
-    samples, test = job.samples, _test_predictions(detector, job.samples, data, banks)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform)
-    with one_line_when_full(), progress(job.label, total=len(test)) as bar:
+    samples, test = job.samples, _test_predictions(job, detector, banks)
+    defects = read_defects(samples.test, samples.saturation, job.data.test_transform)
+    with one_line_when_full(), progress(label_of([job]), total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
-    row = {**job.key, **evaluation.metrics}
+    row = _row(job, evaluation, description)
     return write_result(job.folder, replace(read_result(job.folder, job.name), row=row), written)
 
 
@@ -204,16 +244,17 @@ def _done(detector: Detector, run: RunConfig, epochs: int, train: int, test: int
     return detector.passes_after(epochs) * train + evaluated * test
 
 
-def _write_state(path: Path, training: Training, train: TrainingEmbeddings, history: list[dict[str, Any]]) -> None:
-    """Keep all that the next meta epoch depends on."""
+def _write_state(training: Training, parts: Sequence[_Part]) -> None:
+    """Keep all that the next meta epoch depends on, in every folder that is to be gone on with; the first last."""
     buffer = io.BytesIO()
-    state = {"training": training.state_dict(), "order": train.order.state_dict(), "history": history}
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    orders, history = [part.train.order.state_dict() for part in parts], [part.history for part in parts]
+    torch.save({"training": training.state_dict(), "orders": orders, "history": history}, buffer)
+    for part in reversed(parts):
+        write_bytes(part.folder / STATE, buffer.getvalue())
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
-    """What _write_state wrote, if it did.
+def _read_state(path: Path, parts: int) -> dict[str, Any] | None:
+    """What _write_state wrote of so many parts, if it did.
 
     Raises:
         DataError: it is damaged.
@@ -222,7 +263,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if len(state["history"]) != state["training"]["meta_epoch"]:
+        if [len(rows) for rows in state["history"]] != [state["training"]["meta_epoch"]] * parts:
             raise ValueError("its history does not fit")
         return state
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
@@ -236,18 +277,20 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _take_up(
-    detector: Detector, train: TrainingEmbeddings, batches: "_Counted", path: Path, state: dict[str, Any] | None
+    detector: Detector, parts: Sequence[_Part], bar: tqdm, path: Path, state: dict[str, Any] | None
 ) -> Training:
     """Training from its start, or from a state that _read_state returned.
 
     Raises:
-        DataError: the state is not one of this job.
+        DataError: the state is not one of these jobs.
     """
+    batches, held_out = [_Counted(part.train, bar) for part in parts], [part.held_out for part in parts]
     if state is None:
-        return detector.training_on(batches)
+        return detector.training_of(batches, held_out)
     try:
-        train.order.load_state_dict(state["order"])
-        return detector.training_on(batches, state["training"])
+        for part, order in zip(parts, state["orders"], strict=True):
+            part.train.order.load_state_dict(order)
+        return detector.training_of(batches, held_out, state["training"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise _damaged(path, error) from error
 
@@ -271,27 +314,34 @@ def check_trained(job: Job, run: RunConfig) -> Description:
     theirs, ours = flatten(trained), flatten(json.loads(json.dumps(wanted, default=str)))
     differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if differing:
-        shown = "; ".join(f"{name} {theirs.get(name, 'unset')}, not {ours.get(name, 'unset')}" for name in differing)
+        shown = "; ".join(
+            f"{name} {_short(theirs.get(name, 'unset'))}, not {_short(ours.get(name, 'unset'))}" for name in differing
+        )
         raise UsageError(f"--test: the model in '{job.folder}' was trained with {shown}")
     return description
 
 
-def _test_predictions(
-    detector: Detector, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None
-) -> Predictions:
-    return Predictions(detector, samples.test, data, banks.test if banks else None, banks.masks if banks else None)
+def _short(value: str) -> str:
+    return value if len(value) <= 80 else f"{value[:77]}..."
 
 
-def _thresholds(
-    detector: Detector, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks | None, quantile: float
-) -> Thresholds:
+def _test_predictions(job: Job, detector: Detector, banks: ClassBanks | None) -> Predictions:
+    return Predictions(
+        detector, job.samples.test, job.data, banks.test if banks else None, banks.masks if banks else None
+    )
+
+
+def _thresholds(part: _Part, quantile: float) -> Thresholds:
     """From held-out normal images where there are any, else from the training images."""
+    samples, banks = part.job.samples, part.banks
+    kind = "images" if samples.table is None else "rows"
     if samples.validation:
-        source, normal, bank = "held-out normal images", samples.validation, None
+        source, predictions = f"held-out normal {kind}", part.held_out.predictions
     else:
-        source, normal, bank = "training images", samples.train, banks.train if banks else None
-    image, pixel = normal_thresholds(Predictions(detector, normal, data, bank), quantile)
-    return Thresholds(image, pixel, quantile, source, len(normal))
+        train = banks.train if banks else None
+        source, predictions = f"training {kind}", Predictions(part.detector, samples.train, part.job.data, train)
+    image, pixel = normal_thresholds(predictions, quantile)
+    return Thresholds(image, pixel, quantile, source, len(predictions.dataset))
 
 
 def _write_predictions(
@@ -302,15 +352,16 @@ def _write_predictions(
     description: Description,
     save_segmentation_images: bool,
 ) -> list[Path]:
-    """predictions.csv and the pictures; colours and threshold are those of the model's description.
+    """predictions.csv and, of images, the pictures; colours and threshold are those of the model's description.
 
     Returns:
         What reports read of it.
     """
     samples, threshold = predictions.dataset.samples, description.thresholds.image
     names = [image_name(sample.image_path, job.root) for sample in samples]
-    examples = write_worst(folder, predictions, evaluation, description.map_range)
-    if save_segmentation_images:
+    has_pictures = job.samples.table is None
+    examples = write_worst(folder, predictions, evaluation, description.map_range) if has_pictures else []
+    if save_segmentation_images and has_pictures:
         write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
     table = {
         "image": names,

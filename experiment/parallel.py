@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -225,7 +226,7 @@ def split(groups: list[list[Task]], count: int) -> list[list[Task]]:
     """Halve the largest groups until there are so many, if there can be; the largest first, so that small ones end."""
 
     def size(tasks: list[Task]) -> int:
-        return sum(len(task.job.samples.train) for task in tasks)
+        return sum(len(job.samples.train) for task in tasks for job in task.jobs)
 
     groups = list(groups)
     while len(groups) < count and (several := [tasks for tasks in groups if len(tasks) > 1]):
@@ -238,21 +239,21 @@ def split(groups: list[list[Task]], count: int) -> list[list[Task]]:
 
 def _sent(task: Task) -> Task:
     """A task whose paths do not depend on the working directory."""
-    job = replace(task.job, folder=task.job.folder.absolute(), root=task.job.root.absolute())
+    jobs = tuple(replace(job, folder=job.folder.absolute(), root=job.root.absolute()) for job in task.jobs)
     weights = task.detector.backbone_weights
     if weights not in ("pretrained", "random"):
         weights = str(Path(weights).absolute())
-    return replace(task, job=job, detector=replace(task.detector, backbone_weights=weights))
+    return replace(task, jobs=jobs, detector=replace(task.detector, backbone_weights=weights))
 
 
 def _unpack(task: Task, answer: Answer) -> None:
-    """Put a finished job's folder in its place, where its worker could not."""
-    if answer.archive is None:
-        return
-    temporary = partial(task.job.folder)
-    with tarfile.open(fileobj=io.BytesIO(answer.archive)) as archive:
-        archive.extractall(temporary, filter="data")
-    os.replace(temporary, task.job.folder)
+    """Put the folders of finished jobs in their place, where their worker could not."""
+    for job, packed in zip(task.jobs, answer.archives or [], strict=answer.archives is not None):
+        temporary = partial(job.folder)
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(temporary, filter="data")
+        shutil.rmtree(job.folder, ignore_errors=True)  # of a process that died between two of a task's jobs
+        os.replace(temporary, job.folder)
 
 
 def _show(bar: tqdm, shares: dict[str, float], lines: list[str]) -> None:

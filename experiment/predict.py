@@ -27,6 +27,7 @@ from detection import TrainedModel
 from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
 from experiment.pictures import captioned, encoded, panel
+from experiment.predict_table import predict_tables
 from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision, create_directory
 from experiment.results import quote_formula
@@ -74,6 +75,8 @@ def predict(config: PredictConfig) -> int:
     choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
     threshold = model.thresholds.image if config.threshold is None else config.threshold
     create_directory(config.out, "--out")
+    if model.table is not None:
+        return predict_tables(model, [Path(item.path) for item in items], threshold, config.out)
     counts = {"anomalous": 0, "normal": 0, "broken": 0}
     with _rows(config.out / "predictions.csv") as write, progress("predict", total=total, unit="image") as bar:
         stream = _read_ahead(items, model.transform, config)

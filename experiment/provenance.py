@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,23 +27,23 @@ INDIFFERENT = {
     "net.recipe",  # the options that it sets are compared
     "dataset.num_workers",
 }
+DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets
 CHOICES = ("net.set_by_recipe.", "run.grid.")  # where options come from; the options are compared
 
 
 def run_config(
     run: RunConfig,
     detector: DetectorConfig,
-    data: DatasetConfig,
-    classes: Sequence[str],
+    datasets: Sequence[DatasetConfig],
+    classes: Sequence[Sequence[str]],
     device: str,
     precision: torch.dtype,
 ) -> dict[str, Any]:
     """Every resolved option, device, precision, versions and revision, of JSON's types."""
-    where = None if data.data_path is None else str(data.data_path.resolve())
     config = {
         "run": asdict(run),
         "net": asdict(detector),
-        "dataset": {**asdict(data), "data_path": where, "subdatasets": list(classes)},
+        **dict(zip(dataset_keys(len(datasets)), map(_dataset, datasets, classes), strict=True)),
         "device": device,
         "precision": str(precision).removeprefix("torch."),
         "python": platform.python_version(),
@@ -50,6 +51,22 @@ def run_config(
         "git_revision": _git_revision(),
     }
     return json.loads(json.dumps(config, default=str))
+
+
+def dataset_keys(count: int) -> list[str]:
+    """The entries of so many datasets: dataset, dataset_2, dataset_3 and so on."""
+    return ["dataset", *(f"dataset_{i}" for i in range(2, count + 1))]
+
+
+def datasets_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all datasets of a config.json, in order."""
+    return [config[key] for key in dataset_keys(len(config)) if key in config]
+
+
+def _dataset(data: DatasetConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """A dataset's options, with an absolute path and the classes that were found."""
+    where = None if data.data_path is None else str(data.data_path.resolve())
+    return {**asdict(data), "data_path": where, "subdatasets": list(classes)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -60,7 +77,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = read_json(path, KIND)
     if not isinstance(config, dict) or not all(
-        isinstance(config.get(name), dict) for name in ("run", "net", "dataset")
+        isinstance(config.get(name), dict) for name in ("run", "net", "dataset", *filter(DATASET.match, config))
     ):
         raise DataError(f"'{path}' cannot be read as {KIND}: it lacks run, net or dataset")
     return config
@@ -71,9 +88,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
     theirs, ours = flatten(old), flatten(new)
     asked, around = [], []
     for name in {**ours, **theirs}:
-        if name in INDIFFERENT or name.startswith(CHOICES) or theirs.get(name) == ours.get(name):
+        kind = DATASET.sub("dataset", name)
+        if kind in INDIFFERENT or kind.startswith(CHOICES) or theirs.get(name) == ours.get(name):
             continue
-        is_asked = name == "precision" or name.partition(".")[0] in ("run", "net", "dataset")
+        is_asked = kind == "precision" or kind.partition(".")[0] in ("run", "net", "dataset")
         (asked if is_asked else around).append(f"{name} {theirs.get(name, 'unset')}, now {ours.get(name, 'unset')}")
     return asked, around
 

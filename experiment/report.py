@@ -31,6 +31,7 @@ from files import write_text
 from methods import DETECTORS
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
+LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
     "svg.hashsalt": "report",  # the same run gives the same bytes
@@ -117,15 +118,19 @@ def page(records: Sequence[RunRecord]) -> str:
 
 def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     folder = record.directory / job.folder
-    predictions, threshold = record.predictions(job), read_description(folder, DETECTORS).thresholds.image
+    predictions, description = record.predictions(job), read_description(folder, DETECTORS)
+    threshold = description.thresholds.image
     scores, anomalous = predictions["score"].to_numpy(), predictions["label"].to_numpy().astype(bool)
     history = record.tables.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
-    charts = [Picture("Image scores", _chart(_draw_histogram, scores, anomalous, threshold))]
+    kind = "row" if description.table else "image"
+    charts = [Picture(f"{kind.title()} scores", _chart(_draw_histogram, scores, anomalous, threshold, kind))]
     if anomalous.any() and not anomalous.all():
-        charts.append(Picture("ROC curve of image scores", _chart(_draw_roc, scores, anomalous)))
+        charts.append(Picture(f"ROC curve of {kind} scores", _chart(_draw_roc, scores, anomalous)))
+    decided = predictions["decision"].to_numpy().astype(bool)
+    charts.append(Picture("Decisions at the threshold", _chart(_draw_confusion, anomalous, decided)))
     charts.append(Picture("Training", _chart(_draw_training, history)))
-    misses, alarms = worst(anomalous, scores)
+    misses, alarms = ([], []) if description.table else worst(anomalous, scores)
     auroc = metrics.auroc(anomalous, scores)
     return JobView(
         title=job.title,
@@ -159,13 +164,15 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _draw_histogram(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float) -> None:
+def _draw_histogram(
+    axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float, kind: str
+) -> None:
     edges = np.histogram_bin_edges(scores, bins=30)
     for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
         if chosen.any():
             axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
     axes.axvline(threshold, color="#222", linewidth=1, linestyle="--", label="threshold")
-    axes.set(xlabel="image score", ylabel="images")
+    axes.set(xlabel=f"{kind} score", ylabel=f"{kind}s")
     axes.legend(frameon=False)
 
 
@@ -176,8 +183,27 @@ def _draw_roc(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bo
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
 
 
+def _draw_confusion(axes: Axes, anomalous: NDArray[np.bool_], decided: NDArray[np.bool_]) -> None:
+    """The confusion matrix: what samples are down, what they are called across."""
+    truths = (False, True)
+    counts = np.array([[((anomalous == truth) & (decided == call)).sum() for call in truths] for truth in truths])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, f"{count}\n{100 * shares[i, j]:.1f} %", ha="center", va="center")
+    names = ["normal", "anomalous"]
+    axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], xlabel="called", ylabel="is")
+    axes.set_yticklabels(names, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
 def _draw_training(axes: Axes, history: pd.DataFrame) -> None:
-    axes.plot(history["meta_epoch"], history["loss"], color="#555", marker=".", label="loss")
+    losses = [name for name in LOSSES if name in history and history[name].notna().any()]
+    for name in losses:
+        axes.plot(history["meta_epoch"], history[name], color=LOSSES[name], marker=".", label=name.replace("_", " "))
+    if len(losses) > 1:
+        axes.legend(frameon=False, fontsize=7)
     axes.set(xlabel="meta epoch", ylabel="loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)

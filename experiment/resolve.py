@@ -26,9 +26,13 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
         raise UsageError(f"unknown dataset '{data.name}'{_nearest(data.name, list(DATASETS))}")
     reader = data.reader
     if data.data_path is None and reader.default_root is None:
-        raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} PATH")
+        kind = "FILE" if reader.is_file else "PATH"
+        raise UsageError(f"dataset '{data.name}' needs a DATA_PATH: dataset [options] {data.name} {kind}")
     path = data.data_path if data.data_path is not None else reader.default_root()
-    if not path.is_dir():
+    if reader.is_file:
+        if not path.is_file():
+            raise UsageError(f"DATA_PATH '{path}' is not a file: expected {reader.layout}")
+    elif not path.is_dir():
         raise UsageError(f"DATA_PATH '{path}' is not a folder")
     root, known = find_root(reader, path)
     if root != path:
@@ -54,9 +58,7 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSampl
     check_headers(samples.train + samples.validation + samples.test)
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
-        raise DataError(
-            f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} images to train on"
-        )
+        raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
     return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
 
 
@@ -74,6 +76,8 @@ def load_backbone(
             f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
         )
     infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
+    if backbone.name == backbones.PIXELS:
+        return extractor
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
     click.echo(f"{backbone.label}: {shown}", err=True)
     return extractor

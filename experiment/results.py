@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import pandas as pd
 
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
-from experiment.evaluation import LOCO_METRICS, METRICS
-from experiment.provenance import CONFIG, KIND, read_config
+from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS
+from experiment.provenance import CONFIG, KIND, datasets_of, read_config
 from files import read_json, unreadable, write_text
 
 RESULT, FAILURES = "job.json", "failed.json"
@@ -206,8 +206,9 @@ def make_tables(
 ) -> Tables:
     """The tables of what has finished so far, in the order of the names.
 
-    results.csv holds, for every class, the means over the seeds and, of several, their standard deviations; the reason
-    where a job failed. A metric that does not exist is an empty cell and left out of the means.
+    results.csv holds, for every class, the means over the seeds and, of several, their standard deviations, of metrics
+    and of decisions at the threshold; the reason where a job failed. A metric that does not exist is an empty cell and
+    left out of the means.
     """
     failed = {(one.title, one.seed): one for one in failures}
     rows = []
@@ -220,14 +221,16 @@ def make_tables(
     history = [row for one in done for row in one.history]
     extra = [name for name in LOCO_METRICS if any(name in row for row in [*rows, *history])]
     columns = [*METRICS, *extra]
+    decided = [name for name in DECISION_METRICS if any(name in row for row in rows)]
     watched = dict.fromkeys([*PROGRESS, *(n for row in history for n in row if n not in ("class", "seed", *columns))])
     per_seed = _with_mean_row(
-        pd.DataFrame(rows, columns=["class", "seed", *columns, *["error"] * bool(failures)]), columns
+        pd.DataFrame(rows, columns=["class", "seed", *columns, *decided, *["error"] * bool(failures)]),
+        [*columns, *decided],
     )
     best = pd.DataFrame([one.best_row for one in done], columns=["class", "seed", *columns, EPOCH])
     epochs = best.astype({EPOCH: str}).groupby("class", sort=False)[EPOCH].agg(" ".join)
     return Tables(
-        _over_seeds(per_seed, columns),
+        _over_seeds(per_seed, [*columns, *decided]),
         per_seed,
         _over_seeds(_with_mean_row(best, columns), columns).merge(epochs, "left", on="class"),
         pd.DataFrame(history, columns=["class", "seed", *watched, *columns]),
@@ -261,16 +264,18 @@ def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.6f") -> None:
-    """Write a table; text that a spreadsheet would run as a formula has an apostrophe before it."""
-    text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    quoted = table.assign(**{name: table[name].map(quote_formula, na_action="ignore") for name in text})
-    write_text(path, quoted.to_csv(index=False, float_format=float_format, lineterminator="\n"))
-
-
 def quote_formula(text: str) -> str:
     """Text that starts as a spreadsheet's formula does, with an apostrophe before it."""
     return f"'{text}" if FORMULA.match(text) else text
+
+
+def write_csv(
+    path: Path, table: pd.DataFrame, float_format: str = "%.6f", quote: Callable[[str], str] = quote_formula
+) -> None:
+    """Write a table; text that a spreadsheet would run as a formula has an apostrophe before it."""
+    text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    quoted = table.assign(**{name: table[name].map(quote, na_action="ignore") for name in text})
+    write_text(path, quoted.to_csv(index=False, float_format=float_format, lineterminator="\n"))
 
 
 def _unquoted(text: str) -> str:
@@ -305,9 +310,10 @@ def recorded_jobs(path: Path, config: Mapping[str, Any]) -> list[JobName]:
         DataError: entries are missing or not what they should be.
     """
     try:
-        data, net, run = config["dataset"], config["net"], config["run"]
+        net, run = config["net"], config["run"]
+        datasets = [(str(own["name"]), [str(name) for name in own["subdatasets"]]) for own in datasets_of(config)]
         labels, seeds = [str(backbone["label"]) for backbone in net["backbones"]], [int(seed) for seed in run["seeds"]]
-        names = job_names(str(data["name"]), [str(name) for name in data["subdatasets"]], labels, seeds)
+        names = job_names(datasets, labels, seeds)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise unreadable(path, KIND, error) from error
     for name in names:

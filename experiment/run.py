@@ -39,18 +39,19 @@ from experiment.tables import render, summary
 from experiment.task import FeatureKey, Outcome, Task, group, work
 from files import PARTIAL, write_text
 
+Choice = tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]
 Sources = dict[FeatureKey, backbones.FeatureExtractor]
 
 
-def run(run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, DatasetConfig]]) -> None:
+def run(run: RunConfig, choices: Sequence[Choice]) -> None:
     """Run every job that is not finished yet, write the results and print the table.
 
     All flags, folders, image headers and layers are checked before anything is written or downloaded.
 
     Args:
         run: the run options.
-        choices: of each run what --grid chose, by flag, and the configurations made with it; without a grid it is one
-            run, of which nothing was chosen.
+        choices: of each run what --grid chose, by flag, and the detector and datasets made with it; without a grid it
+            is one run, of which nothing was chosen.
 
     Raises:
         UsageError, DataError: what main.py shows the user; DataError too where --on_error skip left jobs out.
@@ -63,7 +64,9 @@ def run(run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfi
     sources: Sources = {}
     plans = _make_plans(run, choices, sources, is_far=cluster is not None)
     several = bool(plans[0].run.grid)
-    trained = [check_trained(task.job, run) for plan in plans for task in plan.tasks] if run.test else []
+    trained = (
+        [check_trained(job, run) for plan in plans for task in plan.tasks for job in task.jobs] if run.test else []
+    )
     for (*_, layers, imagesize, _), source in sources.items():
         source.build(layers, (imagesize, imagesize), device)
     create_directory(run.family, "--results_path")
@@ -117,30 +120,36 @@ class _Run:
             self.names = recorded_jobs(self.directory / CONFIG, read_config(self.directory / CONFIG))
             self.failures = {(one.title, one.seed): one for one in read_failures(self.directory)}
         else:
-            self.names = [task.job.name for task in plan.tasks]
-            config = run_config(plan.run, plan.detector, plan.data, plan.classes, device, precision)
+            self.names = plan.names
+            config = run_config(plan.run, plan.detector, plan.datasets, plan.classes, device, precision)
             _continue_or_start(self.directory, config)
         self.results = _finished(self.directory, self.names)
 
     @property
     def pending(self) -> list[Task]:
         """The tasks that have no result yet; of --test all."""
-        return [task for task in self.plan.tasks if self.plan.run.test or task.job.name not in self.results]
+        return [
+            task
+            for task in self.plan.tasks
+            if self.plan.run.test or any(job.name not in self.results for job in task.jobs)
+        ]
 
     @cached_property
     def tables(self) -> Tables:
         """Of the results so far."""
         return make_tables(self.names, self.results, list(self.failures.values()))
 
-    def record(self, name: JobName, outcome: Outcome) -> None:
-        """Take a job's result or failure down."""
+    def record(self, task: Task, outcome: Outcome) -> None:
+        """Take the results of a task's jobs down, or the failure of all of them."""
         self.__dict__.pop("tables", None)  # they are others now
-        if isinstance(outcome, JobResult):
-            self.results[name] = outcome
-            self.failures.pop((name.title, name.seed), None)
-        else:
-            self.results.pop(name, None)  # what --test found before
-            self.failures[name.title, name.seed] = Failure(name.title, name.seed, str(outcome))
+        for i, job in enumerate(task.jobs):
+            name = job.name
+            if isinstance(outcome, list):
+                self.results[name] = outcome[i]
+                self.failures.pop((name.title, name.seed), None)
+            else:
+                self.results.pop(name, None)  # what --test found before
+                self.failures[name.title, name.seed] = Failure(name.title, name.seed, str(outcome))
 
     def write(self) -> None:
         """Write failed.json and the tables."""
@@ -150,16 +159,16 @@ class _Run:
 
 def _make_plans(
     run: RunConfig,
-    choices: Sequence[tuple[Mapping[str, str], DetectorConfig, DatasetConfig]],
+    choices: Sequence[Choice],
     sources: Sources,
     is_far: bool,
 ) -> list[Plan]:
     """A plan for every choice; their backbones are added to the sources. Workers that are far need absolute paths."""
     plans = []
-    for name, (grid, detector, data) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
-        if is_far and data.data_path:
-            data = replace(data, data_path=data.data_path.absolute())
-        plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, data, sources))
+    for name, (grid, detector, datasets) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
+        if is_far:
+            datasets = [own.absolute() for own in datasets]
+        plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, datasets, sources))
     return plans
 
 
@@ -198,12 +207,12 @@ def _record(run: RunConfig, runs: Sequence[_Run], outcomes: Iterator[tuple[Task,
         click.echo(f"{_count(runs)} jobs are finished already", err=True)
     by_directory = {one.directory: one for one in runs}
     for task, outcome in outcomes:
-        if not isinstance(outcome, JobResult):
+        if not isinstance(outcome, list):
             if run.on_error == "stop":
                 raise outcome
-            click.echo(f"Skipping {task.job.name.title}, seed {task.job.name.seed}: {outcome}", err=True)
+            click.echo(f"Skipping {task.title}: {outcome}", err=True)
         one = by_directory[task.run.directory]
-        one.record(task.job.name, outcome)
+        one.record(task, outcome)
         one.write()
         _write_ablation(runs)
     for one in runs:  # tables that were lost are made again

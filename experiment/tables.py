@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from detection.checkpoint import read_description
-from experiment.evaluation import LOCO_METRICS, METRICS
+from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
 from experiment.results import EPOCH, RunRecord
 from methods import DETECTORS
 
@@ -78,7 +78,7 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
 
 
 def decisions(records: Sequence[RunRecord]) -> Table:
-    """What the threshold of every model makes of its test images: precision, recall, F1, and false alarms.
+    """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
 
     The false-alarm rate is the share of the normal images that are called anomalous.
 
@@ -92,18 +92,12 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             folder = record.directory / job.folder
             table, thresholds = record.predictions(job), read_description(folder, DETECTORS).thresholds
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
-            hits, alarms = (anomalous & decided).sum(), (~anomalous & decided).sum()
-            shares = [
-                (hits, hits + alarms),
-                (hits, anomalous.sum()),
-                (2 * hits, anomalous.sum() + hits + alarms),
-                (alarms, (~anomalous).sum()),
-            ]
+            shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
-            cells = [f"{100 * part / whole:.1f}" if whole else NONE for part, whole in shares]
+            cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
             source = f"{thresholds.images} {thresholds.source}"
             rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
-    heads = ["class", "threshold", "from", "precision", "recall", "F1", "false-alarm rate"]
+    heads = ["class", "threshold", "from", *map(head, DECISION_METRICS), "false-alarm rate"]
     return Table("decisions at the threshold, percent", heads, rows)
 
 

@@ -1,4 +1,4 @@
-"""Jobs in the order that embeds every image once: those that read the same features, one after the other."""
+"""Models to train in the order that embeds every image once: those that read the same features, one after another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,53 +9,81 @@ import torch
 import backbones
 from detection import Detector
 from errors import DataError
-from experiment.config import DatasetConfig, DetectorConfig, RunConfig
+from experiment.config import DetectorConfig, JobName, RunConfig
 from experiment.features import EMBED_BATCH, ClassBanks, build_banks
-from experiment.job import Job, run_job, test_job
+from experiment.job import Job, label_of, run_jobs, test_job
 from experiment.memory import one_line_when_full
 from experiment.results import JobResult, read_result
 from methods import DETECTORS
 
-Outcome = JobResult | DataError | OSError  # what a job gave, or what main.py shows the user
+Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
 FeatureKey = tuple[str, str, tuple[str, ...], int, int | None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, and the command line that it is of.
+    """The jobs that one model is trained for, and the command line that they are of.
 
     Attributes:
-        job: what is trained on what.
-        run, detector, data: of its run.
-        problem: why the class cannot be read, where --on_error skip goes on without it.
+        jobs: what is trained on what; several of a JOINT detector, else one.
+        run, detector: of their run.
+        problem: why a class cannot be read, where --on_error skip goes on without it.
     """
 
-    job: Job
+    jobs: tuple[Job, ...]
     run: RunConfig
     detector: DetectorConfig
-    data: DatasetConfig
     problem: str | None = None
+
+    @property
+    def name(self) -> JobName:
+        """Of the first job; backbone and seed are those of all."""
+        return self.jobs[0].name
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"{self.run.point} {label_of(self.jobs)}".strip()
+
+    @property
+    def imagesize(self) -> int:
+        """Side of the images, of which a model sees one size."""
+        return self.jobs[0].data.imagesize
 
     @property
     def backbone(self) -> FeatureKey:
         """What decides the backbone's maps: name, weights, layers, image size and, of random weights, the seed."""
-        own, weights = self.detector.backbones[self.job.name.backbone], self.detector.backbone_weights
-        seed = own.seed_in(self.job.name.seed) if weights == "random" else None
-        return own.name, weights, own.layers, self.data.imagesize, seed
+        own, weights = self.detector.backbones[self.name.backbone], self.detector.backbone_weights
+        seed = own.seed_in(self.name.seed) if weights == "random" else None
+        return own.name, weights, own.layers, self.imagesize, seed
 
     @property
     def features(self) -> tuple[Any, ...]:
-        """What the job's patch embeddings depend on; jobs in which it is equal share them."""
+        """What the jobs' patch embeddings depend on; tasks in which it is equal share them."""
         names = DETECTORS[self.detector.command].EMBEDDING_OPTIONS
-        read = replace(self.data, subdatasets=(), num_workers=0, batch_size=max(EMBED_BATCH, self.data.batch_size))
-        return (self.job.name.class_name, self.backbone, *(self.detector.options[name] for name in names), read)
+        read = (
+            (
+                job.name.class_name,
+                replace(job.data, subdatasets=(), num_workers=0, batch_size=max(EMBED_BATCH, job.data.batch_size)),
+            )
+            for job in self.jobs
+        )
+        return (self.backbone, *(self.detector.options[name] for name in names), *read)
 
     def build(self, source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype) -> Detector:
         """The detector, fresh."""
-        backbone = self.detector.backbones[self.job.name.backbone]
-        kind, options = DETECTORS[self.detector.command], self.detector.options
-        size = (self.data.imagesize, self.data.imagesize)
-        return kind(source, backbone.layers, size, seed=self.job.seed, precision=precision, **options).to(device)
+        backbone = self.detector.backbones[self.name.backbone]
+        kind, options, size = DETECTORS[self.detector.command], self.jobs[0].identity["options"], (self.imagesize,) * 2
+        return kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options).to(device)
+
+    def embed(self, detector: Detector) -> list[ClassBanks]:
+        """The feature banks of all jobs."""
+        return [
+            build_banks(
+                job.name.title, detector.for_part(i), job.samples, job.data, self.run.feature_bank, self.run.test
+            )
+            for i, job in enumerate(self.jobs)
+        ]
 
 
 def group(tasks: Sequence[Task]) -> list[list[Task]]:
@@ -72,22 +100,25 @@ def work(
     """Do tasks that share their features, embedding the images once.
 
     Yields:
-        Of every task its result, or what main.py shows the user.
+        Of every task its results, or what main.py shows the user.
     """
-    banks: ClassBanks | None = None
+    banks: list[ClassBanks] | None = None
     for task in tasks:
         try:
             if task.problem:
                 raise DataError(task.problem)
-            if not task.run.test and task.job.folder.exists():  # by a process that died since
-                yield read_result(task.job.folder, task.job.name)
+            if not task.run.test and all(job.folder.exists() for job in task.jobs):  # by a process that died since
+                yield [read_result(job.folder, job.name) for job in task.jobs]
                 continue
             with one_line_when_full():
                 detector = task.build(source, device, precision)
                 if task.run.feature_bank != "off" and not detector.train_backbone and banks is None:
-                    title, samples = task.job.name.title, task.job.samples
-                    banks = build_banks(title, detector, samples, task.data, task.run.feature_bank, task.run.test)
+                    banks = task.embed(detector)
             of_task = None if detector.train_backbone else banks
-            yield (test_job if task.run.test else run_job)(task.job, detector, task.run, task.data, of_task)
+            if task.run.test:
+                parts = zip(task.jobs, of_task or [None] * len(task.jobs), strict=True)
+                yield [test_job(job, detector.for_part(i), task.run, own) for i, (job, own) in enumerate(parts)]
+            else:
+                yield run_jobs(task.jobs, detector, task.run, of_task)
         except (DataError, OSError) as error:
             yield error

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 import backbones
 from errors import DataError, UsageError
+from experiment.job import label_of
 from experiment.lock import LOCK
 from experiment.progress import draw_with
 from experiment.resolve import best_precision, choose_device, choose_precision, device_name
-from experiment.results import JobResult
 from experiment.task import Outcome, Task, work
 
 
@@ -38,10 +38,10 @@ class Settings(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a job gave, and the files of its folder where the worker could not write them into the run."""
+    """What a task gave, and the files of its jobs' folders where the worker could not write them into the run."""
 
     outcome: Outcome
-    archive: bytes | None
+    archives: list[bytes] | None
 
 
 class Display:
@@ -114,13 +114,13 @@ def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answ
             return
         outcomes = work(own, source, device, precision)
         for task, placed in zip(tasks, own, strict=True):
-            Bar.job = task.job.label, _label(task)
+            Bar.job = label_of(task.jobs), task.title
             outcome = next(outcomes)
-            display.progress.remote(_label(task), 1.0)
-            if not isinstance(outcome, JobResult):
+            display.progress.remote(task.title, 1.0)
+            if not isinstance(outcome, list):
                 yield Answer(settings.naming_host(outcome), None)
             else:
-                yield Answer(outcome, None if placed is task else _packed(placed.job.folder))
+                yield Answer(outcome, None if placed is task else [_packed(job.folder) for job in placed.jobs])
 
 
 def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
@@ -129,11 +129,12 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
     Raises:
         UsageError, DataError: it or the data is not on this machine.
     """
-    if not task.problem and not task.job.root.is_dir():
-        raise DataError(
-            f"DATA_PATH '{task.job.root}' is not a folder on host {socket.gethostname()}: "
-            "all machines must have the data at the same path"
-        )
+    for job in task.jobs:
+        if not task.problem and not job.root.exists():
+            raise DataError(
+                f"DATA_PATH '{job.root}' does not exist on host {socket.gethostname()}: "
+                "all machines must have the data at the same path"
+            )
     name, weights, layers, imagesize, seed = task.backbone
     source = backbones.load(name, weights, seed or 0)
     source.build(layers, (imagesize, imagesize), device)
@@ -146,19 +147,16 @@ def _placed(task: Task, holder: str, scratch: Path) -> Task:
     Raises:
         DataError: of --test, which reads the models of that folder.
     """
-    lock = task.job.folder.parents[2] / LOCK
+    folder = task.jobs[0].folder
+    lock = folder.parents[2] / LOCK
     if lock.is_file() and lock.read_text() == holder:
         return task
     if task.run.test:
         raise DataError(
-            f"'{task.job.folder}' is not there on host {socket.gethostname()}: --test needs a --results_path "
+            f"'{folder}' is not there on host {socket.gethostname()}: --test needs a --results_path "
             "that all machines see"
         )
-    return replace(task, job=replace(task.job, folder=scratch / task.job.folder.name))
-
-
-def _label(task: Task) -> str:
-    return f"{task.run.point} {task.job.label}".strip()
+    return replace(task, jobs=tuple(replace(job, folder=scratch / job.folder.name) for job in task.jobs))
 
 
 def _packed(folder: Path) -> bytes:

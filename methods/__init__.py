@@ -8,10 +8,17 @@ from detection import Detector, TrainedModel
 from detection import load as load_one_of
 from methods.cfa import CFA
 from methods.logicrd import LogicRD
+from methods.multimodal import Multimodal
 from methods.rd import ReverseDistillation
 from simplenet import SimpleNet
 
-DETECTORS: dict[str, type[Detector]] = {"net": SimpleNet, "cfa": CFA, "rd": ReverseDistillation, "logicrd": LogicRD}
+DETECTORS: dict[str, type[Detector]] = {
+    "net": SimpleNet,
+    "cfa": CFA,
+    "rd": ReverseDistillation,
+    "logicrd": LogicRD,
+    "multimodal": Multimodal,
+}
 
 __all__ = ["DETECTORS", "load"]
 

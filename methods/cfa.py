@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import FeatureExtractor
-from detection import Detector, Prediction, Training, learn
+from detection import Detector, EndOfPass, Prediction, Training, learn
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
@@ -183,8 +183,9 @@ class _Trainer:
             learn(loss, [self.optimizer], torch.float32)
             yield StepStats(loss.detach(), own.radius.detach().clone())
 
-    def end_pass(self) -> None:
+    def end_pass(self) -> EndOfPass:
         """The learning rate stays."""
+        return EndOfPass()
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()

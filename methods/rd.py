@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import FeatureExtractor
-from detection import Detector, Prediction, Training, autocast, learn
+from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
 from errors import UsageError
 from methods.student import Student
@@ -133,9 +133,10 @@ class _Trainer:
             learn(loss, [self.optimizer], own.precision)
             yield StepStats(loss.detach())
 
-    def end_pass(self) -> None:
+    def end_pass(self) -> EndOfPass:
         """The learning rate stays; the detector may learn more."""
         self.detector.end_epoch(self.embeddings)
+        return EndOfPass()
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}

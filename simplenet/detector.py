@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
-from detection import Detector, Prediction, Training
+from detection import Detector, MovingAverage, Prediction, Training
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import UsageError
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.model import Adaptor, Discriminator, Member
-from simplenet.training import ADAPTOR_LR, MovingAverage, Trainer
+from simplenet.training import ADAPTOR_LR, Trainer
 
 
 class SimpleNet(Detector):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from detection import autocast, learn
+from detection import EndOfPass, MovingAverage, autocast, learn
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
 
@@ -93,7 +93,7 @@ class Trainer:
         seed: int = 0,
         precision: torch.dtype = torch.float32,
         backbone_parameters: Iterable[nn.Parameter] = (),
-        average: "MovingAverage | None" = None,
+        average: MovingAverage | None = None,
     ) -> None:
         self.members = members
         self.average = average
@@ -173,10 +173,11 @@ class Trainer:
         adapted = member.adaptor(features) if self.noise.relative > 0 else None
         return self.noise.sample(features.to(self.precision), adapted, self.source)
 
-    def end_pass(self) -> None:
+    def end_pass(self) -> EndOfPass:
         """Advance the learning-rate schedule by one pass over the training images."""
         if self.epoch_schedule is not None:
             self.epoch_schedule.step()
+        return EndOfPass()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but a trained backbone's weights."""
@@ -209,34 +210,6 @@ class Trainer:
 def warm_up_cosine_factor(step: int, steps: int) -> float:
     """What a learning rate is multiplied by at a step from 0: it rises over the first 30 and is 0 after `steps`."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-class MovingAverage:
-    """Exponential moving average of networks while others like them are trained (Polyak and Juditsky 1992).
-
-    Weights and BatchNorm's running statistics are averaged alike, so that they fit each other. The decay grows as
-    n / (n + 9) over the first n steps, or the average would remember weights from before training.
-
-    Args:
-        averaged: the networks that become the average.
-        trained: the networks that are trained, with the same initial weights.
-        decay: what the average keeps of itself at every step (`--ema`).
-    """
-
-    def __init__(self, averaged: nn.Module, trained: nn.Module, decay: float) -> None:
-        self.averaged, self.trained = (
-            [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-            for network in (averaged, trained)
-        )
-        self.decay = decay
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the trained networks as they are now."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 9))
-        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
 
 
 def _discriminate(member: Member, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,10 @@ SMALL_NET = [
 SMALL_CFA = "cfa -b resnet18 -le layer1 -le layer2 --backbone_weights random --gamma_d 12 --epochs 2".split()
 SMALL_RD = "rd -b resnet18 -le layer1 -le layer2 --backbone_weights random --blocks 1 --epochs 2".split()
 SMALL_LOGICRD = ["logicrd", *SMALL_RD[1:]]
+SMALL_MULTIMODAL = [
+    *["multimodal", "-b", "resnet18", "-le", "layer2", "-le", "layer1", "--backbone_weights", "random"],
+    *["--dim", "8", "--heads", "2", "--depth", "1", "--epochs", "2"],
+]
 SMALL_DATA = ["--num_workers", "0", "--resize", "40", "--imagesize", "32"]
 
 

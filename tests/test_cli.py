@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from experiment.evaluation import METRICS
+from experiment.evaluation import DECISION_METRICS, METRICS
 from experiment.lock import only_writer
 from simplenet.recipes import STABLE
 
@@ -96,7 +96,7 @@ def test_papers_command_writes_every_file(run_main, tmp_path):
     assert own == {*tables, "config.json", *models, *pictures}
 
     results = pd.read_csv(folder / "results.csv")
-    assert list(results.columns) == ["class", *METRICS]
+    assert list(results.columns) == ["class", *METRICS, *DECISION_METRICS]
     assert METRICS[:3] == ("image_auroc", "pixel_auroc", "pro")
     assert list(results["class"]) == ["mvtec_bottle", "mvtec_cable", "Mean"]
     numbers = results.drop(columns="class").to_numpy()
@@ -204,11 +204,13 @@ def test_no_masks_is_an_empty_cell(run_main, tmp_path):
     (tmp_path / "elpv" / "labels.csv").write_text("".join(lines))
     done = run_main(*SMALL_NET, "dataset", *SMALL_DATA, "-d", "mono", "elpv", tmp_path / "elpv")
     assert done.returncode == 0, done.stderr
-    _, row, mean = (tmp_path / "results/project/group/test/results.csv").read_text().splitlines()
-    assert row.startswith("elpv_mono,")
-    assert row.endswith(",,")
-    assert mean.endswith(",,")
-    assert mean.split(",")[1] == row.split(",")[1]
+    names, row, mean = (
+        line.split(",") for line in (tmp_path / "results/project/group/test/results.csv").read_text().splitlines()
+    )
+    assert row[0] == "elpv_mono"
+    for i, name in enumerate(names):
+        assert (row[i] == "") == (mean[i] == "") == (name.startswith("pixel_") or name == "pro"), name
+    assert mean[1] == row[1]
     assert "nan" not in done.stdout.lower()
 
 
@@ -270,8 +272,8 @@ NET_HEAD = ["net", "-b", "resnet18", "-le", "layer1", "--backbone_weights", "ran
         ("{net} --backbone_weights x.pth dataset mvtec {mvtec}", 2, "x.pth': no such file"),
         ("{net} dataset --train_val_split 0.1 {small} mvtec {mvtec}", 1, "--train_val_split 0.1 leaves none of 4"),
         ("{net} --dsc_lr 1e30 --meta_epochs 2 dataset {small} mvtec {mvtec}", 1, "training diverged"),
-        ("{net}", 2, "one detector and one dataset, not 1 and 0"),
-        ("dataset mvtec {mvtec}", 2, "one detector and one dataset, not 0 and 1"),
+        ("{net}", 2, "one detector and a dataset, not 1 and 0"),
+        ("dataset mvtec {mvtec}", 2, "one detector and a dataset, not 0 and 1"),
         ("{net} dataset mvtec {mvtec} extra", 2, "No such command 'extra'"),
         ("{net} --no_such_flag 3 dataset mvtec {mvtec}", 2, "--no_such_flag"),
     ],

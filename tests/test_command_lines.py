@@ -6,7 +6,7 @@ import sys
 
 import click
 import hypothesis.strategies as st
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_NET, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD
 from hypothesis import HealthCheck, given, settings
 
 import main
@@ -57,10 +57,10 @@ def options(command):
 
 @st.composite
 def command_lines(draw):
-    name, *own = draw(st.sampled_from([SMALL_NET, SMALL_CFA, SMALL_RD, SMALL_LOGICRD]))
+    name, *own = draw(st.sampled_from([SMALL_NET, SMALL_CFA, SMALL_RD, SMALL_LOGICRD, SMALL_MULTIMODAL]))
     line = [*draw(options(main.main)), name, *own, *draw(options(main.main.commands[name]))]
     line += ["dataset", *SMALL_DATA, *draw(options(main.main.commands["dataset"]))]
-    name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "gone"]))
+    name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "table", "gone"]))
     return [*line, name, *draw(st.sampled_from([["DATA"]] * 8 + [[], ["gone"], ["DATA", "more"]]))]
 
 

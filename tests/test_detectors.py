@@ -11,7 +11,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_RD
 from test_resume import begun, folder, outputs, start
 
 import main
@@ -19,11 +19,12 @@ from datasets import read_image, to_pixels
 from errors import DataError, UsageError
 from methods import DETECTORS, load
 
-SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD, "logicrd": SMALL_LOGICRD}
+SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL}
 VARIED = {  # an option, its value in SMALL, and another
     "cfa": ("gamma_c", "1", "4"),
     "rd": ("blocks", "1", "2"),
     "logicrd": ("blocks", "1", "2"),
+    "multimodal": ("depth", "1", "2"),
 }
 DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would set both
 CLAIMS = {  # what model.json may say of an option that is not so, and what is said then
@@ -44,6 +45,14 @@ CLAIMS = {  # what model.json may say of an option that is not so, and what is s
         ("no_fcp", True, "does not fit"),
         ("no_mahalanobis", True, "does not fit"),
         ("no_gse", 1, "no_gse is 1"),
+    ],
+    "multimodal": [
+        ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
+        ("depth", 2, "does not fit"),
+        ("part", 2, "no such image_tokens, schedule or part"),
+        ("columns", [[], [1, 1]], "does not fit"),
+        ("columns", [[], ["1"]], "columns is [[], ['1']]"),
+        ("columns", [[], [60000]], "at most 4096"),
     ],
 }
 
@@ -110,12 +119,13 @@ def pixels_and_predictions(model, of_class):
 def test_onnx_gives_the_predictions(run, tmp_path, mvtec, half, capsys):
     model, out = run / "models/0/mvtec_bolt", tmp_path / "m.onnx"
     call("export", model, "--out", out, *["--half"] * half)
-    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 if half else 1e-3)
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     images, expected = pixels_and_predictions(model, mvtec / "bolt")
+    scale = max(1, expected.scores.std().item())  # scores may be in units of a small deviation
+    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 * scale if half else 1e-3)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     for batch in (slice(0, 1), slice(0, 4)):
         scores, maps = session.run(None, {"images": images[batch]})
-        np.testing.assert_allclose(scores, expected.scores[batch], atol=0.05 if half else 1e-3)
+        np.testing.assert_allclose(scores, expected.scores[batch], atol=0.05 * scale if half else 1e-3)
         np.testing.assert_allclose(maps, expected.maps[batch], atol=0.05 if half else 1e-3)
 
 
@@ -153,13 +163,18 @@ def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec,
     assert outputs(folder(tmp_path) / f"{option}={other},lr=0.1") == outputs(folder(tmp_path, "alone"))
 
 
-def test_report_compares_it_with_simplenet(run, run_main, tmp_path, mvtec, command):
+@pytest.fixture(scope="module")
+def of_simplenet(mvtec, tmp_path_factory):
+    """A finished run of net; tests must not change it."""
+    where = tmp_path_factory.mktemp("net")
     net = "net -b resnet18 -le layer1 --backbone_weights random --target_embed_dimension 8".split()
-    assert run_main("--run_name", "net", *net, "dataset", *SMALL_DATA, "mvtec", mvtec).returncode == 0
-    done = run_main("report", run, folder(tmp_path, "net"))
-    assert done.returncode == 0, done.stderr
-    page = next(path for path in (run / "report.html", folder(tmp_path, "net") / "report.html") if path.exists())
-    assert VARIED[command][0] in page.read_text()
+    call("--results_path", where / "results", *net, "dataset", *SMALL_DATA, "mvtec", mvtec)
+    return folder(where)
+
+
+def test_report_compares_it_with_simplenet(run, of_simplenet, tmp_path, command):
+    call("report", run, of_simplenet, "--out", tmp_path / "report.html")
+    assert VARIED[command][0] in (tmp_path / "report.html").read_text()
 
 
 def test_what_a_description_claims_is_checked(run, tmp_path, command):
@@ -178,7 +193,7 @@ def test_what_a_description_claims_is_checked(run, tmp_path, command):
     ("words", "message"),
     [
         (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
-        (["net", "-b", "x"], "a run needs one detector and one dataset, not 2 and 1"),
+        (["net", "-b", "x"], "a run needs one detector and a dataset, not 2 and 1"),
     ],
 )
 def test_a_foreign_option_or_a_second_detector_is_refused(run_main, mvtec, command, words, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_NET, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD
 
 import main
 from errors import UsageError
@@ -67,6 +67,15 @@ RD = {
     "--layers_to_extract_from": ["-le", "layer2.0"],
 }
 LOGICRD = RD | {flag: [flag] for flag in ("--no_gse", "--no_fcp", "--no_nii", "--no_mahalanobis")}
+MULTIMODAL = {
+    "--dim": ["--dim", "12"],
+    "--depth": ["--depth", "2"],
+    "--heads": ["--heads", "4"],
+    "--dropout": ["--dropout", "0.5"],
+    "--lr": ["--lr", "0.1"],
+    "--epochs": ["--epochs", "3"],
+    "--layers_to_extract_from": ["-le", "layer1.0"],
+}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -85,7 +94,12 @@ DATASET = {
     "--augment": ["--augment"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
-OTHERS = {"cfa": (WIDE_CFA, CFA), "rd": (SMALL_RD, RD), "logicrd": (SMALL_LOGICRD, LOGICRD)}
+OTHERS = {
+    "cfa": (WIDE_CFA, CFA),
+    "rd": (SMALL_RD, RD),
+    "logicrd": (SMALL_LOGICRD, LOGICRD),
+    "multimodal": (SMALL_MULTIMODAL, MULTIMODAL),
+}
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",
@@ -126,6 +140,13 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--n_train",  # these in test_assembly
     "--n_test",
     "--dataset_seed",
+    "--label",  # these in test_table and test_multimodal
+    "--test_file",
+    "--split_seed",
+    "--image_tokens",
+    "--token_size",
+    "--schedule",
+    "--patience",
 }
 
 

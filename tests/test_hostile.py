@@ -107,7 +107,7 @@ class Evil:
 
 @pytest.mark.parametrize(
     "state",
-    [Evil(), {}, [], {"history": [], "training": {"meta_epoch": 0}, "order": {}}, {"history": 3}],
+    [Evil(), {}, [], {"history": [[]], "training": {"meta_epoch": 0}, "orders": [{}]}, {"history": 3}],
 )
 def test_a_state_from_a_stranger_is_refused(run_main, tmp_path, mvtec, state):
     words = [*SMALL_NET, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec]

@@ -184,23 +184,23 @@ def plain_bars(monkeypatch):
 def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, plain_bars):
     """Without shared storage the driver gets the files a worker wrote, with the bytes of a shared run."""
     sent = list(worker.do([parallel._sent(tasks[0])], settings(holder="process 1 on elsewhere"), display))
-    assert sent[0].archive and not tasks[0].job.folder.exists()
+    assert sent[0].archives and not tasks[0].jobs[0].folder.exists()
     parallel._unpack(tasks[0], sent[0])
-    files = {path.name for path in tasks[0].job.folder.iterdir()}
+    files = {path.name for path in tasks[0].jobs[0].folder.iterdir()}
     assert {"checkpoint.safetensors", "model.json", "job.json", "predictions.csv"} <= files
     assert ("mvtec_bolt seed 0", 1.0) in display.said
-    lock = tasks[1].job.folder.parents[2] / ".lock"
+    lock = tasks[1].jobs[0].folder.parents[2] / ".lock"
     lock.write_text(holder())
     own = list(worker.do([parallel._sent(task) for task in tasks[1:]], settings(), display))
-    assert own[0].archive is None and tasks[1].job.folder.exists()
+    assert own[0].archives is None and tasks[1].jobs[0].folder.exists()
     again = list(worker.do([parallel._sent(task) for task in tasks[1:]], settings(), display))
     assert again == own  # a worker that died after its first job: it is read
 
 
 def test_what_a_host_lacks_names_it(tasks, display, plain_bars, tmp_path):
-    task = replace(tasks[0], job=replace(tasks[0].job, root=tmp_path / "gone"))
+    task = replace(tasks[0], jobs=(replace(tasks[0].jobs[0], root=tmp_path / "gone"),))
     answer = next(worker.do([task], settings(), display))
-    assert str(answer.outcome).startswith(f"DATA_PATH '{tmp_path / 'gone'}' is not a folder on host")
+    assert str(answer.outcome).startswith(f"DATA_PATH '{tmp_path / 'gone'}' does not exist on host")
     test = replace(tasks[0], run=replace(tasks[0].run, test=True))
     answer = next(worker.do([test], settings(holder="process 1 on elsewhere"), display))
     assert "--test needs a --results_path that all machines see" in str(answer.outcome)
@@ -211,7 +211,7 @@ def test_what_a_host_lacks_names_it(tasks, display, plain_bars, tmp_path):
 
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 30))
 def test_groups_are_split_no_more_than_needed(sizes, count):
-    job = SimpleNamespace(job=SimpleNamespace(samples=SimpleNamespace(train=[0])))
+    job = SimpleNamespace(jobs=[SimpleNamespace(samples=SimpleNamespace(train=[0]))])
     groups = [[replace_id(job, (i, j)) for j in range(size)] for i, size in enumerate(sizes)]
     parts = parallel.split(groups, count)
     assert sorted(one.id for part in parts for one in part) == sorted(one.id for own in groups for one in own)

@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 import main
 from errors import DataError, UsageError
 from experiment.config import job_names
-from experiment.evaluation import METRICS
+from experiment.evaluation import DECISION_METRICS, METRICS
 from experiment.pictures import panel, picture_name, worst
 from experiment.report import page
 from experiment.results import EPOCH, JobResult, make_tables, read_run, write_csv, write_result, write_tables
@@ -45,7 +45,7 @@ def make_run(folder, like, gain=0.0):
     described = json.loads(next(like.rglob("model.json")).read_text())
     rng = np.random.default_rng(0)
     results = {}
-    for job in job_names("mvtec", CLASSES.split(), ["resnet18"], [0]):
+    for job in job_names([("mvtec", CLASSES.split())], ["resnet18"], [0]):
         name = job.class_name
         values = dict(zip(METRICS, rng.uniform(0.9, 0.99, len(METRICS)) + gain, strict=True))
         key = {"class": f"mvtec_{name}", "seed": 0}
@@ -166,7 +166,8 @@ def test_seeds_have_rows_of_their_own_and_mean_and_deviation(small_run):
         *[["Mean", 1], ["Mean", 4]],
     ]
     results = pd.read_csv(small_run / "results.csv")
-    assert results.columns.tolist() == ["class", *METRICS, *(f"{name}_std" for name in METRICS)]
+    names = [*METRICS, *DECISION_METRICS]
+    assert results.columns.tolist() == ["class", *names, *(f"{name}_std" for name in names)]
     for name in METRICS:
         for row in results.to_dict("records"):
             values = per_seed.loc[per_seed["class"] == row["class"], name]
@@ -196,6 +197,7 @@ def test_decisions(mvtec_run, small_run):
     assert row["threshold"] == "1.000"
     assert row["precision"] == f"{100 * precision_score(labels, decided):.1f}"
     assert row["recall"] == f"{100 * recall_score(labels, decided):.1f}"
+    assert row["accuracy"] == f"{100 * (labels == decided).mean():.1f}"
     assert row["F1"] == f"{100 * f1_score(labels, decided):.1f}"
     assert row["false-alarm rate"] == f"{100 * decided[labels == 0].mean():.1f}"
     rows = decisions([read_run(small_run), read_run(mvtec_run)]).rows

@@ -11,13 +11,14 @@ from scipy.ndimage import gaussian_filter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
+from detection import MovingAverage
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
-from simplenet.training import POOL, MovingAverage, Trainer, _discriminate, truncated_l1
+from simplenet.training import POOL, Trainer, _discriminate, truncated_l1
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
 META = json.loads(GOLDEN["meta"].tobytes())

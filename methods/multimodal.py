@@ -1,0 +1,405 @@
+"""One Transformer for images and tables, trained on normal samples of all of them together.
+
+Every sample is a row of tokens: cells of a backbone's maps or patches of pixels, or the columns of a table. The network
+sees some of them and a class token, says what the hidden ones are, and whether the sample was tampered with:
+
+    x_hat, y = network(x where not m, m), L = mean over m of |x - x_hat|^2 + w BCE(y)                     (1)
+    e_i = mean over the masks that hide token i of the root mean square of x_i - x_hat_i                   (2)
+    r = mean of a row's e_i, of the TOP highest of an image;  p = mean over all masks of sigmoid(y)        (3)
+    score = z(r) + z(p), z standardised on normal samples;  anomaly map = Gaussian(upsample(e))            (4)
+
+Masks are drawn anew for every sample in training (He et al.: Masked Autoencoders Are Scalable Vision Learners, CVPR
+2022) and fixed in (2) and (3). Anomalies are never seen: y learns 1 for copies in which a part of an image or some
+columns of a row come from another sample, and 0 for samples as they are; see methods/tokens.py, and for w.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones import PIXELS, FeatureExtractor
+from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
+from detection.anomaly_map import anomaly_maps
+from errors import UsageError
+from methods.tokens import ImageTokens, TableTokens
+
+AVERAGE = 0.995  # decay of the weights' moving average
+WEIGHT_DECAY = 0.01
+TOP = 5
+TOKENS_AT_ONCE = 512  # of one sample under several masks
+MOST = 4096  # tokens of an image and values of a row: every token looks at all others
+DRAWS = 4  # of masks and copies for the held-out loss
+LEAST_STD = 0.01  # of r and p: what hardly moves among a few normal samples must not rule the score
+IMAGE, TABLE = 0, 1  # modalities
+
+
+class Network(nn.Module):
+    """Pre-norm Transformer encoder over a class token and the tokens of one part, with two heads.
+
+    Args:
+        parts: the tokens of every part.
+        dim, depth, heads, dropout: of the encoder.
+    """
+
+    def __init__(
+        self, parts: Sequence[ImageTokens | TableTokens], dim: int, depth: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.hidden = nn.Parameter(torch.randn(dim) * 0.02)  # in place of a hidden token
+        self.start = nn.Parameter(torch.randn(dim) * 0.02)
+        self.modalities = nn.Parameter(torch.randn(2, dim) * 0.02)
+        self.positions = nn.ParameterList(torch.randn(1 + own.masks.shape[1], dim) * 0.02 for own in parts)
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.tampered = nn.Linear(dim, 1)
+
+    def forward(self, part: int, values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoded values and logits [B] of a part's values whose tokens in masks [B, n] are hidden."""
+        own = self.parts[part]
+        tokens = torch.where(masks.unsqueeze(-1), self.hidden, own.embed(values))
+        start = self.start.expand(tokens.shape[0], 1, -1)
+        modality = self.modalities[TABLE if isinstance(own, TableTokens) else IMAGE]
+        encoded = self.encoder(torch.cat([start, tokens], dim=1) + self.positions[part] + modality)
+        return own.decode(encoded[:, 1:]), self.tampered(encoded[:, 0]).squeeze(-1).float()
+
+    def loss(self, part: int, values: Tensor) -> Tensor:
+        """L (1) of normal samples, with masks and tampered copies from torch's global generator."""
+        own, count = self.parts[part], len(values)
+        samples = torch.cat([values, own.corrupted(values)])
+        masks = own.draw_masks(2 * count)
+        decoded, logits = self(part, samples, masks)
+        shown = masks[:count]
+        error = (own.errors(values, decoded[:count]) * shown).sum() / shown.sum().clamp(min=1)
+        tampered = torch.arange(2 * count, device=values.device) >= count
+        return error + own.TAMPERED * F.binary_cross_entropy_with_logits(logits, tampered.float())
+
+    def evaluate(self, part: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        """e (2) [B, n] and p (3) [B] of samples."""
+        own, count = self.parts[part], values.shape[0]  # len would make a constant of it in an export
+        n = own.masks.shape[1]
+        errors, probabilities = 0, 0
+        for masks in own.masks.split(max(1, TOKENS_AT_ONCE // n)):
+            k = len(masks)
+            hidden = masks.expand(count, k, n).flatten(0, 1)
+            repeated = values.unsqueeze(1).expand(-1, k, *values.shape[1:]).flatten(0, 1)
+            decoded, logits = self(part, repeated, hidden)
+            found = own.errors(repeated, decoded).sqrt() * hidden
+            errors = errors + found.unflatten(0, (-1, k)).sum(dim=1)
+            probabilities = probabilities + logits.sigmoid().unflatten(0, (-1, k)).sum(dim=1)
+        return errors / own.masks.sum(dim=0), probabilities / len(own.masks)
+
+
+class Multimodal(Detector):
+    """The network above, over images and rows of several data sets.
+
+    The feature bank keeps tokens: of a backbone's maps the values of all layers, brought to the grid of the first, or
+    patches of pixels; rows as they are.
+
+    Args:
+        backbone, layers, image_size, precision, seed: see Detector; rows are computed in float32.
+        columns: of every part (a class, or a table) the widths of its columns; none for images.
+        part: which of them this detector predicts.
+        image_tokens: "backbone", or "pixels", of which the layer must be the image itself.
+        token_size: side in pixels of a patch of pixels.
+        dim, depth, heads, dropout: of the encoder.
+        schedule: "alternate" takes a batch of every part in turn while it has any, "interleave" spreads those of each
+            evenly over an epoch.
+        lr: of AdamW.
+        epochs: passes over the training samples, at most.
+        patience: so many epochs without a lower loss of held-out samples end training; 0: none do.
+
+    Raises:
+        UsageError: options that contradict each other or do not fit the images.
+    """
+
+    EMBEDDING_OPTIONS: ClassVar = ("image_tokens", "token_size")
+    JOINT: ClassVar = True
+    COUNTS: ClassVar = ("depth",)
+    branches = ("reconstruction_score", "tampered_score")
+
+    def __init__(
+        self,
+        backbone: FeatureExtractor,
+        layers: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        columns: list[list[int]] = ((),),
+        part: int = 0,
+        image_tokens: str = "backbone",
+        token_size: int = 16,
+        dim: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+        schedule: str = "alternate",
+        lr: float = 0.001,
+        epochs: int = 60,
+        patience: int = 15,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        if not (dim and heads and depth) or dim % heads:
+            raise UsageError(f"--dim {dim} must be a multiple of --heads {heads}, and both and --depth be 1 or more")
+        if image_tokens not in ("backbone", "pixels") or schedule not in SCHEDULES or not part < len(columns):
+            raise UsageError(f"no such image_tokens, schedule or part: {image_tokens}, {schedule}, {part}")
+        self.token_size = token_size if image_tokens == "pixels" else None
+        self.part = part
+        self.columns = [list(widths) for widths in columns]
+        for widths in self.columns:
+            if not all(widths) or sum(widths) > MOST:
+                raise UsageError(f"a table with {sum(widths)} values in a row: expected at most {MOST}")
+        self.schedule = schedule
+        self.lr = lr
+        self.patience = patience
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tokens = [TableTokens(own, dim) if own else self._image_tokens(dim) for own in self.columns]
+            self.network = Network(tokens, dim, depth, heads, dropout)
+        normal = torch.tensor([0.0, 1.0]).expand(len(self.columns), 2, 2)
+        self.register_buffer("normal_scores", normal.clone())  # by part: mean and std of r and p
+
+    def _image_tokens(self, dim: int) -> ImageTokens:
+        if self.token_size is None and self.backbone.name == PIXELS:
+            raise UsageError("images need a backbone, such as -b wideresnet50 -le layer2, or --image_tokens pixels")
+        infos = self.backbone.layer_info(self.layers, self.image_size)
+        channels, grid = sum(info.channels for info in infos), infos[0].grid
+        if self.token_size is not None:
+            if not self.token_size or any(side % self.token_size for side in self.image_size):
+                raise UsageError(
+                    f"--token_size {self.token_size} does not divide --imagesize {self.image_size[0]}: choose another"
+                )
+            channels *= self.token_size**2
+            grid = tuple(side // self.token_size for side in self.image_size)
+        if grid[0] * grid[1] > MOST:
+            raise UsageError(
+                f"{grid[0]} x {grid[1]} tokens of an image are more than {MOST}: read a deeper layer first, or choose "
+                "a larger --token_size or a smaller --imagesize"
+            )
+        return ImageTokens(channels, grid, dim)
+
+    def for_part(self, part: int) -> "Multimodal":
+        """As in Detector."""
+        view = copy.copy(self)
+        view.part = part
+        return view
+
+    def half(self) -> "Multimodal":
+        """As in nn.Module, of the backbone alone: the Transformer is small, and its errors need more digits."""
+        self.backbone.half()
+        return self
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the part is a table."""
+        return bool(self.columns[self.part])
+
+    @property
+    def feature_type(self) -> torch.dtype:
+        """float32 for rows, whose digits count and whose batches are small."""
+        return torch.float32 if self.is_table else self.precision
+
+    def passes_after(self, meta_epochs: int) -> int:
+        """One per epoch, and one for the scale of the features."""
+        return 1 + meta_epochs
+
+    def features(self, images: Tensor) -> Tensor:
+        """Tokens [B, H1, W1, C] of images; rows [B, F] as they are."""
+        if self.is_table:
+            return images
+        first, *others = self.backbone(images, self.layers)
+        if self.token_size is not None:
+            return F.pixel_unshuffle(first, self.token_size).permute(0, 2, 3, 1)
+        resized = [F.interpolate(own.float(), first.shape[-2:], mode="bilinear").to(first.dtype) for own in others]
+        return torch.cat([first, *resized], dim=1).permute(0, 2, 3, 1)
+
+    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """As in Detector, of a single part and without held-out samples."""
+        return self.training_of([embeddings], [()], state)
+
+    def training_of(
+        self,
+        parts: Sequence[Iterable[Tensor]],
+        held_out: Sequence[Iterable[Tensor]],
+        state: dict[str, Any] | None = None,
+    ) -> Training:
+        """As in Detector."""
+        if state is None:
+            for own, embeddings in zip(self.network.parts, parts, strict=True):
+                own.learn_scale(embeddings)
+        batches = _Scheduled(parts, self.schedule)
+        training = Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs)
+        if state is not None:
+            training.load_state_dict(state)
+        return training
+
+    def forward(self, embeddings: Tensor) -> Prediction:
+        """Scores and maps (4); of rows the errors (2) of their columns, [B, 1, n]."""
+        errors, terms = self._evaluate(embeddings)
+        if self.is_table:
+            return Prediction(terms.sum(dim=0), errors.unsqueeze(1))
+        grid = self.network.parts[self.part].grid
+        return Prediction(terms.sum(dim=0), anomaly_maps(errors.unflatten(1, grid), self.image_size))
+
+    @torch.no_grad()
+    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """The terms of (4): reconstruction_score z(r) and tampered_score z(p)."""
+        self.eval()
+        with autocast(self.device, self.feature_type):
+            terms = self._evaluate(embeddings.to(self.feature_type))[1]
+        return dict(zip(self.branches, terms, strict=True))
+
+    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """e (2) [B, n] and the terms [2, B] of (4)."""
+        errors, terms = self._errors_and_terms(embeddings)
+        mean, std = self.normal_scores[self.part].unsqueeze(-1).unbind(1)
+        return errors, (terms - mean) / std
+
+    def _errors_and_terms(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """e (2) [B, n], and r and p (3) [2, B]."""
+        own = self.network.parts[self.part]
+        errors, probabilities = self.network.evaluate(self.part, own.prepare(embeddings))
+        counted = errors if self.is_table else errors.topk(min(TOP, errors.shape[1]), dim=1).values
+        return errors, torch.stack([counted.mean(dim=1), probabilities])
+
+    @torch.no_grad()
+    def learn_normal_scores(self, part: int, embeddings: Iterable[Tensor]) -> None:
+        """Take mean and standard deviation of r and p over normal samples of a part."""
+        own = self.for_part(part)
+        own.eval()
+        with autocast(self.device, own.feature_type):
+            terms = torch.cat([own._errors_and_terms(batch)[1] for batch in embeddings], dim=1)
+        std = terms.std(1, unbiased=False).clamp(min=LEAST_STD)
+        self.normal_scores[part] = torch.stack([terms.mean(1), std], dim=1)
+
+
+class StepStats(NamedTuple):
+    """The loss of a step, again under its modality; NaN under the other."""
+
+    loss: Tensor
+    image_loss: Tensor
+    table_loss: Tensor
+
+
+class _Trainer:
+    """AdamW on a copy of the network, whose moving average is kept where its held-out loss is the lowest so far."""
+
+    def __init__(
+        self, detector: Multimodal, parts: Sequence[Iterable[Tensor]], held_out: Sequence[Iterable[Tensor]]
+    ) -> None:
+        self.detector = detector
+        self.parts = parts
+        self.held_out = held_out
+        self.trained, self.averaged = copy.deepcopy(detector.network), copy.deepcopy(detector.network).eval()
+        self.average = MovingAverage(self.averaged, self.trained, AVERAGE)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.parameters(), lr=detector.lr, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(detector.seed)
+        self.lowest = float("inf")
+        self.waited = 0  # epochs since then
+
+    def steps(self, batches: Iterable[tuple[int, Tensor]]) -> Iterator[StepStats]:
+        """A step per batch of a part."""
+        own, none = self.detector, torch.tensor(float("nan"), device=self.detector.device)
+        self.trained.train()
+        with _seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
+            for part, batch in batches:
+                loss = self._loss(self.trained, part, batch)
+                learn(loss, [self.optimizer], own.for_part(part).feature_type)
+                self.average.update()
+                loss = loss.detach()
+                yield StepStats(loss, none, loss) if own.columns[part] else StepStats(loss, loss, none)
+
+    def end_pass(self) -> EndOfPass:
+        """Keep the average if it is the best so far; without held-out samples the last is."""
+        own, details = self.detector, {}
+        if any(len(samples) for samples in self.held_out):
+            details["held_out_loss"] = loss = self._held_out_loss()
+            self.waited = 0 if loss < self.lowest else self.waited + 1
+            self.lowest = min(loss, self.lowest)
+        if not self.waited:
+            own.network.load_state_dict(self.averaged.state_dict())
+            for part, samples in enumerate(self.held_out):
+                own.learn_normal_scores(part, samples if len(samples) else self.parts[part])
+        return EndOfPass(details, finished=0 < own.patience <= self.waited)
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """L of held-out samples, the mean over the parts that have some; the same masks and copies every time."""
+        losses = []
+        with _seeded(self.detector.device, self.detector.seed):
+            for part, samples in enumerate(self.held_out):
+                drawn = [self._loss(self.averaged, part, batch) for _ in range(DRAWS) for batch in samples]
+                if drawn:
+                    losses.append(torch.stack(drawn).mean())
+        return torch.stack(losses).mean().item()
+
+    def _loss(self, network: Network, part: int, batch: Tensor) -> Tensor:
+        own = self.detector.for_part(part)
+        with autocast(own.device, own.feature_type):
+            return network.loss(part, network.parts[part].prepare(batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trained": self.trained.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "averaged_steps": self.average.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "lowest": self.lowest,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trained.load_state_dict(state["trained"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.average.steps = state["averaged_steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.lowest, self.waited = state["lowest"], state["waited"]
+
+
+class _Scheduled:
+    """Batches of all parts with the number of their part, in the order of a schedule."""
+
+    def __init__(self, parts: Sequence[Iterable[Tensor]], schedule: str) -> None:
+        self.parts = parts
+        self.order = SCHEDULES[schedule]
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        if len(self.parts) == 1:
+            yield from ((0, batch) for batch in self.parts[0])
+            return
+        batches = [iter(own) for own in self.parts]
+        for part in self.order([len(own) for own in self.parts]):
+            yield part, next(batches[part])
+
+
+def alternate(counts: Sequence[int]) -> list[int]:
+    """The parts of so many batches each in turn, while they have any: [3, 1] gives 0, 1, 0, 0."""
+    turns = sorted((turn, part) for part, count in enumerate(counts) for turn in range(count))
+    return [part for _, part in turns]
+
+
+def interleave(counts: Sequence[int]) -> list[int]:
+    """The parts of so many batches each in proportion, every one spread evenly: [4, 2] gives 0, 1, 0, 0, 1, 0."""
+    places = sorted(((turn + 0.5) / count, part) for part, count in enumerate(counts) for turn in range(count))
+    return [part for _, part in places]
+
+
+SCHEDULES = {"alternate": alternate, "interleave": interleave}
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's global generators start from a seed, and be as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

