@@ -165,6 +165,7 @@ class BatchLoader:
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_quietly,
+            generator=torch.Generator(),  # it would draw a seed of the global one at every pass
         )
 
     def __len__(self) -> int:

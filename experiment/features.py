@@ -60,7 +60,7 @@ def build_banks(
     if samples.validation and not test_only:
         validation = _embed_all(title, detector, ImageDataset(samples.validation, data.test_transform), data, mode)
     size = data.test_transform.imagesize if samples.table is None else 0
-    masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk")
+    masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk" and size > 0)
     test = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, validation, test) if bank is not None]
     size = sum(bank.features.nbytes for bank in banks) / 2**30

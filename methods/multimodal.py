@@ -374,12 +374,11 @@ class _Scheduled:
         self.order = SCHEDULES[schedule]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        if len(self.parts) == 1:
-            yield from ((0, batch) for batch in self.parts[0])
-            return
         batches = [iter(own) for own in self.parts]
         for part in self.order([len(own) for own in self.parts]):
-            yield part, next(batches[part])
+            with torch.random.fork_rng(devices=[]):  # readers may seed the generator that training draws from
+                batch = next(batches[part])
+            yield part, batch
 
 
 def alternate(counts: Sequence[int]) -> list[int]:

@@ -301,6 +301,18 @@ def test_a_run_that_died_between_two_of_its_folders(run, tmp_path, mvtec, table)
     assert outputs(copied) == before
 
 
+@pytest.mark.parametrize("place", ["off", "disk"])
+def test_where_features_are_kept_changes_nothing(tmp_path, mvtec, table, place):
+    """Reading samples anew in every pass draws nothing from the generator that training draws from."""
+    scores = []
+    for name in ("host", place):
+        run_words = ["--results_path", tmp_path, "--run_name", name, "--precision", "fp32", "--feature_bank", name]
+        call(*run_words, *chain(mvtec, table, data=["-d", "nut"]))
+        path = tmp_path / "project/group" / name / "models/0/table_records/predictions.csv"
+        scores.append(pd.read_csv(path)["score"])
+    np.testing.assert_allclose(*scores, rtol=1e-3)
+
+
 def test_jobs_at_once_give_the_same_bytes(run, tmp_path, mvtec, table, run_main):
     words = chain(mvtec, table)
     done = run_main("--jobs", "2", "--seed", "0", "--seed", "1", *words)
