@@ -184,7 +184,7 @@ def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, 
     seen = []
     monkeypatch.setattr(experiment, "run", lambda config, choices: seen.extend(choices))
     main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
-    ((_, _, data),) = seen
+    ((_, _, (data,)),) = seen
     assert (data.batch_size, data.resize_mode, data.imagesize) == expected
 
 

@@ -307,7 +307,7 @@ def test_page_in_a_browser(request, tmp_path, runs, width):
     assert seen["console"] == []
     assert seen["broken"] == 0
     pictures = 8 if runs == "mvtec_run" else 4  # four misses and false alarms each, where there are as many
-    assert seen["images"] == jobs * (3 + pictures)
+    assert seen["images"] == jobs * (4 + pictures)  # four charts
     assert seen["overflow"] <= 0
     for words in (
         "picked on the test set",

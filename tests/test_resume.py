@@ -120,7 +120,7 @@ def test_training_goes_on_where_it_stood(run_main, tmp_path, mvtec):
     process.kill()
     process.communicate()
     assert epochs < again["training"]["meta_epoch"] < epochs + 20
-    assert [row["meta_epoch"] for row in again["history"]] == list(range(1, again["training"]["meta_epoch"] + 1))
+    assert [row["meta_epoch"] for row in again["history"][0]] == list(range(1, again["training"]["meta_epoch"] + 1))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
