@@ -76,7 +76,7 @@ def predict(config: PredictConfig) -> int:
     threshold = model.thresholds.image if config.threshold is None else config.threshold
     create_directory(config.out, "--out")
     if model.table is not None:
-        return predict_tables(model, [Path(item.path) for item in items], threshold, config.out)
+        return predict_tables(model, [(Path(item.path), item.name) for item in items], threshold, config.out)
     counts = {"anomalous": 0, "normal": 0, "broken": 0}
     with _rows(config.out / "predictions.csv") as write, progress("predict", total=total, unit="image") as bar:
         stream = _read_ahead(items, model.transform, config)

@@ -16,20 +16,20 @@ from experiment.results import quote_formula, write_csv
 ADDED = ("score", "decision")
 
 
-def predict_tables(model: TrainedModel, paths: Sequence[Path], threshold: float, out: Path) -> int:
+def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], threshold: float, out: Path) -> int:
     """Write every table to OUT/NAME.csv, with columns score and decision behind its own.
 
     Args:
         model: of a table with such columns.
-        paths: of the tables.
+        inputs: of every table its path, and the name of what is written for it, without an ending.
         threshold: of scores, above which a row is anomalous.
         out: a folder that exists.
 
     Returns:
         The exit code: 1 if any table could not be predicted, of which it says why; else 0.
     """
-    code, taken = 0, set()
-    for path in paths:
+    code = 0
+    for path, name in inputs:
         try:
             frame = read_table(path)
             if clash := [name for name in ADDED if name in frame]:
@@ -41,11 +41,6 @@ def predict_tables(model: TrainedModel, paths: Sequence[Path], threshold: float,
             continue
         batches = progress(path.name, rows.split(ROWS))
         scores = torch.cat([model.predict(batch).scores for batch in batches]).cpu().numpy()
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name)
         decisions = (scores > threshold).astype(int)
         table = frame.assign(score=[f"{score:.9g}" for score in scores.tolist()], decision=decisions)
         write_csv(out / f"{name}.csv", table, quote=quote_words)
