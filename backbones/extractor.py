@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from backbones.names import BACKBONES, PIXELS
+from backbones.zoo import shapes_only, timm
 from errors import DataError, UsageError, first_line
 
 _TORCHVISION = "torchvision/"
@@ -114,7 +113,7 @@ class FeatureExtractor(nn.Module):
 
     def layers(self) -> list[str]:
         """Names of the layers down to the second level, such as "layer2" and "layer2.0"; deeper ones work too."""
-        with torch.device("meta"):
+        with shapes_only():
             return _layer_names(self._create_model())
 
     def layer_info(self, layers: Sequence[str], image_size: tuple[int, int]) -> list[LayerInfo]:
@@ -130,7 +129,7 @@ class FeatureExtractor(nn.Module):
 
     def _trace(self, layers: Sequence[str], image_size: tuple[int, int]) -> list[LayerInfo]:
         """What layer_info gives, found by running the network without memory."""
-        with torch.device("meta"):
+        with shapes_only():
             try:
                 network, layout = self._cut_network(self._create_model(), layers, image_size)
                 maps = network.eval()(torch.zeros(2, 3, *image_size))
@@ -216,7 +215,7 @@ class FeatureExtractor(nn.Module):
         with warnings.catch_warnings():  # torchvision warns that train and eval graphs differ by their dropout nodes
             warnings.simplefilter("ignore", UserWarning)
             try:
-                return create_feature_extractor(model, list(layers)), layout
+                return timm.models.create_feature_extractor(model, list(layers)), layout
             except ValueError as error:
                 names = ", ".join(layers)
                 raise UsageError(f"backbone '{self.name}' cannot be cut at {names}: {first_line(error)}") from error

@@ -1,5 +1,7 @@
 """From an image file's pixels to the network's input, and the same geometry for masks."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -9,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2 as T
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,43 +62,51 @@ class ImageTransform:
 
     def image(self, image: Image.Image) -> Tensor:
         """An RGB image as float32 [3, imagesize, imagesize], normalised."""
-        image = T.functional.resize(image, self._size, InterpolationMode.BILINEAR)
+        image = image.resize(self._resized(*image.size), Image.Resampling.BILINEAR)
         if not self.random.is_identity:
             image = self._random(image)
-        image = T.functional.center_crop(image, [self.imagesize])
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
-        return T.functional.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+        pixels = torch.from_numpy(np.asarray(self._cropped(image), dtype=np.float32) / 255).permute(2, 0, 1)
+        return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
     def mask(self, mask: Image.Image) -> Tensor:
         """A mask as bool [imagesize, imagesize]: nearest neighbour, so that it stays binary; non-zero is defective."""
-        mask = T.functional.resize(mask, self._size, InterpolationMode.NEAREST)
-        mask = T.functional.center_crop(mask, [self.imagesize])
-        return torch.from_numpy(np.asarray(mask) > 0)
+        mask = mask.resize(self._resized(*mask.size), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(self._cropped(mask)) > 0)
 
     def area_scale(self, width: int, height: int) -> float:
         """Pixels after resizing per pixel of an image of that size."""
-        if self.resize_mode == "square":
-            return self.imagesize**2 / (width * height)
-        shorter, longer = sorted((width, height))
-        return self.resize * int(self.resize * longer / shorter) / (width * height)  # as torchvision rounds
+        return math.prod(self._resized(width, height)) / (width * height)
 
     def window(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of what the network sees of an image of that size, in its pixels."""
         if self.resize_mode == "square":
             return 0, 0, width, height
         scale = min(width, height) / self.resize
-        sides = [int(self.resize * side / min(width, height)) for side in (width, height)]  # as torchvision rounds
-        starts = [round((side - self.imagesize) / 2) for side in sides]
+        starts = self._crop_starts(self._resized(width, height))
         left, top = (round(start * scale) for start in starts)
         right, bottom = (round((start + self.imagesize) * scale) for start in starts)
         return left, top, min(right, width), min(bottom, height)
 
-    @property
-    def _size(self) -> list[int]:
-        return [self.resize] if self.resize_mode == "aspect" else [self.imagesize, self.imagesize]
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, rounded as torchvision does."""
+        if self.resize_mode == "square":
+            return self.imagesize, self.imagesize
+        shorter = min(width, height)
+        return int(self.resize * width / shorter), int(self.resize * height / shorter)
+
+    def _crop_starts(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Left and top of the centre crop of a resized image, rounded as torchvision does."""
+        return round((size[0] - self.imagesize) / 2), round((size[1] - self.imagesize) / 2)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        left, top = self._crop_starts(image.size)
+        return image.crop((left, top, left + self.imagesize, top + self.imagesize))
 
     @cached_property
-    def _random(self) -> T.Transform:
+    def _random(self) -> Callable[[Image.Image], Image.Image]:
+        from torchvision.transforms import InterpolationMode  # late: a second that only random changes need
+        from torchvision.transforms import v2 as T
+
         r = self.random
         return T.Compose(
             [

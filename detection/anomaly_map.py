@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 SIGMA = 4.0  # pixels
@@ -38,6 +37,8 @@ def anomaly_maps(
 @lru_cache(maxsize=32)
 def upsample_and_smooth(n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False) -> Tensor:
     """A [n_out, n_in]: the response along one axis to a unit score in each cell."""
+    from scipy.ndimage import gaussian_filter1d  # late: other commands need not wait for it
+
     unit = torch.eye(n_in, dtype=torch.float64).unsqueeze(0)
     upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=align_corners)[0].T
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")).float()

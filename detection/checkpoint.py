@@ -1,5 +1,7 @@
 """A trained model on disk: checkpoint.safetensors, and model.json with all that is needed to rebuild and use it."""
 
+from __future__ import annotations
+
 import hashlib
 import inspect
 import json
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,6 +26,7 @@ from datasets import ImageTransform, TableTransform, read_image, read_table
 from detection.detector import Detector, Prediction
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
+from late import pandas as pd
 
 FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
@@ -227,7 +229,7 @@ def load(
     counts = {name: description.options.get(name, 0) for name in kind.COUNTS}
     if max(counts.values(), default=0) > len(tensors):
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
-    with torch.device("meta"):  # nothing of the size that the description claims is made before it proves right
+    with backbones.shapes_only():  # nothing of the size that the description claims is made before it proves right
         _check_shapes(folder, kind(extractor, layers, size, **description.options), tensors)
     detector = kind(
         extractor, layers, size, seed=description.seed, precision=description.dtype, **description.options

@@ -1,4 +1,7 @@
-"""One job is a class, a seed and a backbone: this floor runs jobs, here or on workers, and records their results."""
+"""One job is a class, a seed and a backbone: this floor runs jobs, here or on workers, and records their results.
+
+Its commands are run.run, report.report, predict.predict and export.export: each is imported when it is given.
+"""
 
 from experiment.config import (
     DatasetConfig,
@@ -9,7 +12,6 @@ from experiment.config import (
     RunConfig,
     parse_backbones,
 )
-from experiment.run import run
 
 __all__ = [
     "DatasetConfig",
@@ -19,5 +21,4 @@ __all__ = [
     "ReportConfig",
     "RunConfig",
     "parse_backbones",
-    "run",
 ]

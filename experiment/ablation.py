@@ -1,9 +1,9 @@
 """The runs of a --grid side by side: ablation.csv, and a table of it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from errors import DataError
 from experiment.config import RunConfig
@@ -11,6 +11,7 @@ from experiment.evaluation import LOCO_METRICS, METRICS
 from experiment.results import RunRecord, write_csv
 from experiment.tables import BEST, LAST, Table, cell, head
 from files import unreadable
+from late import pandas as pd
 
 ABLATION = "ablation.csv"
 

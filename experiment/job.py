@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import ClassSamples, read_defects
@@ -33,7 +31,11 @@ from experiment.progress import progress
 from experiment.provenance import flatten
 from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
 from files import partial, write_bytes
+from late import pandas as pd
 from methods import DETECTORS
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 STATE = "state.pt"  # of training, while it lasts
 
@@ -222,8 +224,10 @@ def test_job(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks | N
 
 
 @contextmanager
-def _board(folder: Path, epochs: int) -> Iterator[SummaryWriter]:
+def _board(folder: Path, epochs: int) -> Iterator["SummaryWriter"]:
     """TensorBoard's writer; of what an interrupted process wrote, the epochs that are repeated do not count."""
+    from torch.utils.tensorboard import SummaryWriter  # late: nothing is written before training
+
     shown = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:

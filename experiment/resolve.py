@@ -91,7 +91,7 @@ def check_detector(
     Raises:
         UsageError: it cannot, with these options.
     """
-    with torch.device("meta"):
+    with backbones.shapes_only():
         DETECTORS[config.command](extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
 
 

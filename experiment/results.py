@@ -1,5 +1,7 @@
 """What a run leaves: job.json in every model's folder, and the tables that are made of all of them."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
@@ -10,13 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
 from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS
 from experiment.provenance import CONFIG, KIND, datasets_of, read_config
 from files import read_json, unreadable, write_text
+from late import pandas as pd
 
 RESULT, FAILURES = "job.json", "failed.json"
 FORMAT = 1  # of job.json

@@ -1,16 +1,16 @@
 """Tables of one or several runs, beside published numbers, for a terminal, a paper or a page."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
-from tabulate import tabulate
-
 from detection.checkpoint import read_description
 from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
 from experiment.results import EPOCH, RunRecord
+from late import pandas as pd
 from methods import DETECTORS
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
@@ -113,6 +113,8 @@ def render(table: Table, style: str) -> str:
         [f"\ue000{text}\ue001" if (i, j) in table.bold else text for j, text in enumerate(row)]
         for i, row in enumerate(table.rows)
     ]
+    from tabulate import tabulate  # late: a command that prints no table need not wait for it
+
     text = tabulate(rows, heads, FORMATS[style], disable_numparse=True, colalign=align)
     text = text.replace("\ue000", before).replace("\ue001", behind)
     if style == "table":

@@ -1,22 +1,21 @@
 """Small MVTec-like trees, and main.py run as a user runs it."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test per core: threads would wait for each other
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub: a download fails at once
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import commands
 import numpy as np
 import pytest
+from commands import ROOT
 from PIL import Image
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet_hub() -> None:
-    """No test may reach for a hub: a download fails at once."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def make_mvtec(
@@ -83,15 +82,58 @@ SMALL_DATA = ["--num_workers", "0", "--resize", "40", "--imagesize", "32"]
 
 @pytest.fixture
 def run_main(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run main.py in a process of its own, in an empty folder."""
+    """Run main.py in a fork, in an empty folder; keywords change its environment."""
 
-    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **env}, timeout=600
-        )
+    def run(*words: object, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return commands.run(words, tmp_path, stdin=stdin, env={**os.environ, **env})
 
     return run
+
+
+@pytest.fixture
+def run_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run main.py in a process of its own, in an empty folder: for what depends on how a process starts."""
+
+    def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
+        env = {**os.environ, **options.pop("env", {})}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, **options)
+
+    return run
+
+
+@pytest.fixture
+def caught_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[object]], list]:
+    """The tasks of a command line, not done yet; their run is in a folder of the test's own."""
+
+    def catch(words: Sequence[object]) -> list:
+        import main
+
+        caught: list = []
+
+        def stop(pending, *_):
+            caught.extend(pending)
+            raise InterruptedError
+
+        with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+            patch.chdir(tmp_path)
+            patch.setattr("experiment.run._work_here", stop)
+            main.main([str(word) for word in words], standalone_mode=False)
+        monkeypatch.chdir(tmp_path)
+        return caught
+
+    return catch
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What workers show their progress on; bars stay those of this process after a worker's work."""
+    from experiment import worker
+
+    monkeypatch.setattr("experiment.progress._make_bar", worker.tqdm)
+    said: list = []
+    remote = SimpleNamespace(remote=lambda *words: said.append(words))
+    return SimpleNamespace(progress=remote, say=remote, said=said)
 
 
 @pytest.fixture

@@ -19,52 +19,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from subprocess import CompletedProcess
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+from commands import run
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 
-import experiment.export
 import experiment.job
-import experiment.predict
-import experiment.report
-import main
 
 RUN = Path("results/project/group/test")
 MODEL = RUN / "models/0/mvtec_bolt"
 NET = ["--save_segmentation_images", *SMALL_NET, "--meta_epochs", "3", "--ema", "0.9", "dataset", *SMALL_DATA]
 DROP_FROM_BOUNDING_SET, OVERRIDE_PERMISSIONS = 24, (1, 2)  # prctl; root reads everything without this
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    output: str
-    errors: str
-
-
-def command(words: list[str], where: Path, before: Callable[[], object] = lambda: None) -> Done:
-    """Run main.py's command line in a fork, in a folder."""
-    output, errors = where / ".output", where / ".errors"
-    child = os.fork()
-    if child == 0:
-        os.chdir(where)
-        for stream, path in ((1, output), (2, errors)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
-        before()
-        sys.argv = ["main.py", *words]
-        try:
-            code = main.cli()
-        except BaseException:  # what a user would see as a traceback
-            sys.excepthook(*sys.exc_info())
-            code = 99
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return Done(os.waitstatus_to_exitcode(status), output.read_text(), errors.read_text())
 
 
 def tables(run: Path) -> dict[str, bytes]:
@@ -92,25 +59,25 @@ class Ways:
         }
         self.right: dict[str, object] = {}
 
-    def result(self, way: str, done: Done, where: Path) -> object:
+    def result(self, way: str, done: CompletedProcess[str], where: Path) -> object:
         """What must be the same with and without a fault, if a command says that all is well."""
         run = where / RUN
         if way == "continue":
-            return tables(run), done.output
+            return tables(run), done.stdout
         if way == "--test":
-            return tables(run), predictions(run), done.output
+            return tables(run), predictions(run), done.stdout
         if way == "predict":
             return scores(where)
-        return done.output
+        return done.stdout
 
 
-def verdict(done: Done, right: bool) -> str:
-    lines = [line for line in done.errors.splitlines() if line.startswith("Error: ")]
-    if "Traceback" in done.errors or done.code == 99 or done.code < 0:
+def verdict(done: CompletedProcess[str], right: bool) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    if "Traceback" in done.stderr or done.returncode < 0:
         return "TRACEBACK"
-    if done.code == 0:
+    if done.returncode == 0:
         return "right result" if right else "WRONG RESULT"
-    return "one clear error" if done.code in (1, 2) and len(lines) == 1 else "UNCLEAR ERROR"
+    return "one clear error" if done.returncode in (1, 2) and len(lines) == 1 else "UNCLEAR ERROR"
 
 
 def without_override() -> None:
@@ -143,17 +110,17 @@ def damaged(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str,
     data = make_mvtec(where / "data")
     ways = Ways(data)
     whole, half = where / "whole", where / "half"
-    for folder, before in ((whole, lambda: None), (half, stop_in_the_second_class)):
+    for folder, before in ((whole, None), (half, stop_in_the_second_class)):
         folder.mkdir()
-        done = command(ways.words["continue"], folder, before)
-        assert done.code == (0 if folder == whole else 137), done.errors
+        done = run(ways.words["continue"], folder, before=before)
+        assert done.returncode == (0 if folder == whole else 137), done.stderr
     for way, words in ways.words.items():
-        done = command(words, whole)
-        assert done.code == 0, done.errors
+        done = run(words, whole)
+        assert done.returncode == 0, done.stderr
         ways.right[way] = ways.result(way, done, whole)
     shutil.rmtree(whole)
     whole.mkdir()
-    command(ways.words["continue"], whole)
+    run(ways.words["continue"], whole)
     kinds = collections.defaultdict(list)
     for folder in (whole, half):
         for path in sorted((folder / RUN).rglob("*")):
@@ -174,15 +141,15 @@ def damaged(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str,
                 file.truncate(case.randrange(max(hit.stat().st_size, 1)))
         else:
             hit.chmod(0)
-        done = command(ways.words[way], place, without_override)
+        done = run(ways.words[way], place, before=without_override)
         if fault == "unreadable":
             for left in place.rglob("*"):
                 left.chmod(0o700)
-        right = done.code == 0 and (
+        right = done.returncode == 0 and (
             ways.result(way, done, place) == ways.right[way] or (source == "half" and way == "report")
         )
         if verdict(done, right).isupper():
-            print(f"{source} {path} {fault}, {way}: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+            print(f"{source} {path} {fault}, {way}: {verdict(done, right)}\n{done.stderr[-1500:]}", file=sys.stderr)
         yield fault, f"{kind}, {way}", verdict(done, right)
         shutil.rmtree(place)
 
@@ -204,7 +171,7 @@ def full(where: Path, sizes: int) -> Iterator[tuple[str, str, str]]:
     words = [*NET, "mvtec", str(data)]
     free = where / "free"
     free.mkdir()
-    assert command(words, free).code == 0
+    assert run(words, free).returncode == 0
     expected = tables(free / RUN), predictions(free / RUN)
     needed = sum(-(-path.stat().st_size // 4096) * 4 for path in free.rglob("*") if path.is_file())
     for number in range(sizes):
@@ -215,19 +182,35 @@ def full(where: Path, sizes: int) -> Iterator[tuple[str, str, str]]:
             place = where / "place"
             place.mkdir()
             (place / "results").symlink_to(where / "disk" / "results")
-            done = command(words, place)
-            right = done.code == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
+            done = run(words, place)
+            right = done.returncode == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
             if verdict(done, right).isupper():
-                print(f"{size} KiB: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+                print(f"{size} KiB: {verdict(done, right)}\n{done.stderr[-1500:]}", file=sys.stderr)
             yield "full disk", "", verdict(done, right)
             resize(65536)
-            done = command(words, place)
-            right = done.code == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
+            done = run(words, place)
+            right = done.returncode == 0 and (tables(place / RUN), predictions(place / RUN)) == expected
             if not right:
-                print(f"{size} KiB, continued: {verdict(done, right)}\n{done.errors[-1500:]}", file=sys.stderr)
+                print(f"{size} KiB, continued: {verdict(done, right)}\n{done.stderr[-1500:]}", file=sys.stderr)
             yield "full disk, then continued", "", verdict(done, right) if right else "WRONG RESULT"
             shutil.rmtree(place)
         (where / "disk").rmdir()
+
+
+def try_all(cases: int, sizes: int, seed: int) -> collections.Counter[tuple[str, str]]:
+    """How many cases of each kind of fault ended in which verdict."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for fault, _, outcome in damaged(Path(folder), random.Random(seed), cases):
+            counts[fault, outcome] += 1
+        try:
+            with small_disk(Path(folder) / "probe"):
+                pass
+            for fault, _, outcome in full(Path(folder), sizes):
+                counts[fault, outcome] += 1
+        except subprocess.CalledProcessError as error:
+            print(f"no file system could be mounted, so no full disk was tried: {error}", file=sys.stderr)
+    return counts
 
 
 if __name__ == "__main__":
@@ -235,18 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--sizes", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for fault, _, outcome in damaged(Path(folder), random.Random(arguments.seed), arguments.cases):
-            counts[fault, outcome] += 1
-        try:
-            with small_disk(Path(folder) / "probe"):
-                pass
-            for fault, _, outcome in full(Path(folder), arguments.sizes):
-                counts[fault, outcome] += 1
-        except subprocess.CalledProcessError as error:
-            print(f"no file system could be mounted, so no full disk was tried: {error}", file=sys.stderr)
-    for (fault, outcome), count in sorted(counts.items()):
+    found = try_all(**vars(parser.parse_args()))
+    for (fault, outcome), count in sorted(found.items()):
         print(f"{fault:28}{outcome:20}{count:5}")
-    sys.exit(any(outcome.isupper() for _, outcome in counts))
+    sys.exit(any(outcome.isupper() for _, outcome in found))

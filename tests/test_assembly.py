@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import runpy
 import subprocess
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SMALL_DATA, SMALL_NET
+from commands import FORKS, ROOT
+from conftest import SMALL_DATA, SMALL_NET
 
 import datasets.assembly as assembly
 import main
@@ -242,7 +244,7 @@ def test_seeds_classes_splits_and_indices_give_other_images(name):
 def test_the_same_bytes_every_time_and_in_a_larger_dataset(written, tmp_path):
     code = (
         "import sys; from pathlib import Path; from datasets.assembly import *; "
-        "[write_class(Path(sys.argv[1]) / name, AssemblyOptions(n_train=5, n_test=6)) for name in CLASSES]"
+        "[write_class(Path(sys.argv[1]) / name, AssemblyOptions(n_train=4, n_test=5)) for name in CLASSES]"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
     small, large = files(written), files(tmp_path)
@@ -306,13 +308,20 @@ def test_a_half_written_class_does_no_harm(cache, monkeypatch):
     assert reader.find_classes(root) == ["box", "cable", "rods"]
 
 
+def read_two(cache_home):
+    """In a process of its own: exits with the number of images."""
+    os.environ["XDG_CACHE_HOME"] = cache_home
+    reader = assembly_reader(AssemblyOptions(2, 1))
+    sys.exit(len(reader.read_class(reader.default_root(), "cable").train))
+
+
 def test_two_processes_at_once(cache):
-    code = (
-        "from datasets import *; reader = assembly_reader(AssemblyOptions(3, 1)); "
-        "print(len(reader.read_class(reader.default_root(), 'cable').train))"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
-    assert [process.communicate()[0] for process in both] == ["3\n", "3\n"]
+    both = [FORKS.Process(target=read_two, args=(os.environ["XDG_CACHE_HOME"],)) for _ in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [2, 2]
     (root,) = cache.iterdir()
     assert [path.name for path in root.iterdir()] == ["cable"]
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from skimage import data
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,9 +32,24 @@ def some_layer(name):
     return next((layer for start, layer in SOME_LAYER.items() if name.startswith(start)), "layer2")
 
 
+ARCHITECTURES = (  # of the table's names the smallest of each kind of network
+    "alexnet resnet18 resnest50 resnetv2_50_bit vgg11 mnasnet_100 densenet121 inception_v4 vit_small vit_r50 "
+    "vit_deit_distilled vit_swin_base efficientnet_b1 efficientnetv2_m efficientnet_lite0"
+).split()
+
+
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_name_gives_maps(name):
-    """Traced without weights: every backbone of the table can be cut and says what its layer gives at 288 px."""
+def test_every_name_is_of_weights_that_exist(name):
+    model = BACKBONES[name]
+    if model.startswith("torchvision/"):
+        assert model.removeprefix("torchvision/") in torchvision.models.list_models()
+    else:
+        assert timm.models.get_pretrained_cfg(model, allow_unregistered=False).has_weights
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_gives_maps(name):
+    """Traced without weights: a network can be cut and says what its layer gives at 288 px."""
     (info,) = backbones.load(name).layer_info([some_layer(name)], (288, 288))
     assert info.name == some_layer(name)
     assert info.channels >= 24

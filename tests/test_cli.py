@@ -79,9 +79,9 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_papers_command_writes_every_file(run_main, tmp_path):
+def test_papers_command_writes_every_file(run_process, tmp_path):
     make_mvtec(tmp_path / "mvtec", ["bottle", "cable"], size=900)
-    done = run_main(*PAPER, "-d", "bottle", "-d", "cable", "mvtec", tmp_path / "mvtec")
+    done = run_process(*PAPER, "-d", "bottle", "-d", "cable", "mvtec", tmp_path / "mvtec")
     assert done.returncode == 0, done.stderr
     assert "using the CPU" in done.stderr or torch.cuda.is_available()
     folder = tmp_path / "results" / "MVTecAD_Results" / "simplenet_mvtec" / "run"
@@ -134,18 +134,18 @@ def small(mvtec, *net, data=()):
     return [*SMALL_NET, *net, "dataset", *SMALL_DATA, *data, "mvtec", mvtec]
 
 
-def test_same_command_same_bytes(run_main, tmp_path, mvtec):
+def test_same_command_same_bytes(run_process, tmp_path, mvtec):
     """Also with workers, several epochs and random changes; and all classes when none is named."""
     words = small(mvtec, "--meta_epochs", "2", "--mix_noise", "2", data=["--num_workers", "2", "--augment"])
     for name in ("a", "b"):
-        assert run_main("--run_name", name, *words).returncode == 0
+        assert run_process("--run_name", name, *words).returncode == 0
     first, second = (tmp_path / "results" / "project" / "group" / name for name in ("a", "b"))
     tables = ["results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv"]
     for file in (*tables, "models/0/mvtec_nut/predictions.csv", "models/0/mvtec_nut/examples/00000.jpg"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     assert pd.read_csv(first / "results.csv")["class"].tolist() == ["mvtec_bolt", "mvtec_nut", "Mean"]
     assert len(pd.read_csv(first / "history.csv")) == 4
-    assert run_main("--run_name", "a", *words).returncode == 0
+    assert run_process("--run_name", "a", *words).returncode == 0
     assert (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
 
 
@@ -214,9 +214,9 @@ def test_no_masks_is_an_empty_cell(run_main, tmp_path):
     assert "nan" not in done.stdout.lower()
 
 
-def test_help_reads_without_torch(run_main):
+def test_help_reads_without_torch(run_process):
     for words in ([], ["net"], ["dataset"]):
-        done = run_main(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
+        done = run_process(*words, "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
         assert done.returncode == 0
         assert "Usage: main.py" in done.stdout
         assert "| torch\n" not in done.stderr

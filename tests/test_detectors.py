@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_RD
+from test_multimodal import write_table
 from test_resume import begun, folder, outputs, start
 
 import main
@@ -61,6 +62,22 @@ def chain(command, mvtec, *net, data=()):
     return [*SMALL[command], *net, "dataset", *DATA, *data, "mvtec", str(mvtec)]
 
 
+JOINT = {"multimodal": ["--dropout", "0.1"]}  # what learns from a table too, and what is random in that
+
+
+def joint_chain(command, mvtec, *net, data=(), tables):
+    """With a table beside the images for a detector that takes both."""
+    words = chain(command, mvtec, *JOINT.get(command, []), *net, data=data)
+    if command not in JOINT:
+        return words
+    return [*words, "dataset", "--num_workers", "0", "--label", "sick", "table", tables / "records.csv"]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("tables") / "records.csv").parent
+
+
 def call(*words):
     return main.main([str(word) for word in words], standalone_mode=False)
 
@@ -82,16 +99,16 @@ def test_every_detector_is_here():
     assert {"net", *SMALL} == set(DETECTORS)
 
 
-def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, command):
+def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
     option, default, other = VARIED[command]
-    words = ["--save_segmentation_images", *chain(command, mvtec, f"--{option}", other)]
+    words = ["--save_segmentation_images", *joint_chain(command, mvtec, f"--{option}", other, tables=tables)]
     trained = run_main(*words)
     assert trained.returncode == 0, trained.stderr
     before = outputs(folder(tmp_path))
     done = run_main("--test", *words)
     assert done.returncode == 0, done.stderr
     assert outputs(folder(tmp_path)) == before
-    foreign = run_main("--test", *chain(command, mvtec))
+    foreign = run_main("--test", *joint_chain(command, mvtec, tables=tables))
     assert foreign.returncode == 2
     assert f"trained with options.{option} {other}, not {default}" in foreign.stderr
 
@@ -138,8 +155,8 @@ def test_torch_export_gives_the_predictions(run, tmp_path, mvtec):
     torch.testing.assert_close(maps, expected.maps, rtol=0, atol=1e-3)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, command):
-    words = chain(command, mvtec, "--epochs", "20", data=["-d", "nut"])
+def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
+    words = joint_chain(command, mvtec, "--epochs", "20", data=["-d", "nut"], tables=tables)
     whole = run_main("--run_name", "whole", *words)
     assert whole.returncode == 0, whole.stderr
     process = start(tmp_path, words)

@@ -2,9 +2,8 @@
 
 import itertools
 import json
+import pickle
 import shutil
-import signal
-import time
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,13 @@ import torch
 from conftest import SMALL_DATA, SMALL_MULTIMODAL
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resume import begun, folder, outputs, start
+from test_parallel import settings as worker_settings
+from test_resume import folder, outputs
 
 import backbones
 import main
 from errors import DataError, UsageError
+from experiment import parallel, worker
 from experiment.ablation import point_folders
 from methods import load
 from methods.multimodal import Multimodal, alternate, interleave
@@ -266,30 +267,11 @@ def test_results_hold_both(run):
     assert history[["image_loss", "table_loss", "held_out_loss"]].notna().all(axis=None)
 
 
-def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, table):
-    words = chain(mvtec, table, data=["-d", "nut"])
-    trained = run_main(*words)
-    assert trained.returncode == 0, trained.stderr
-    before = outputs(folder(tmp_path))
-    done = run_main("--test", *words)
-    assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == before
-    other = run_main("--test", *words[:-2], "--split_seed", "3", *words[-2:])
-    assert other.returncode == 2 and "--test: the model in" in other.stderr
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, table):
-    words = chain(mvtec, table, "--epochs", "20", "--dropout", "0.1", data=["-d", "nut"])
-    whole = run_main("--run_name", "whole", *words)
-    assert whole.returncode == 0, whole.stderr
-    process = start(tmp_path, words)
-    begun(folder(tmp_path))
-    time.sleep(0.1)
-    process.kill()
-    assert process.wait() in (0, -signal.SIGKILL)
-    done = run_main(*words)
-    assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
+def test_the_split_is_part_of_what_is_tested(run, tmp_path, mvtec, table):
+    shutil.copytree(run, folder(tmp_path))
+    words = [str(word) for word in chain(mvtec, table)]
+    with pytest.raises(UsageError, match="--test: the model in"):
+        call("--results_path", tmp_path / "results", "--test", *words[:-2], "--split_seed", "3", *words[-2:])
 
 
 def test_a_run_that_died_between_two_of_its_folders(run, tmp_path, mvtec, table):
@@ -313,13 +295,17 @@ def test_where_features_are_kept_changes_nothing(tmp_path, mvtec, table, place):
     np.testing.assert_allclose(*scores, rtol=1e-3)
 
 
-def test_jobs_at_once_give_the_same_bytes(run, tmp_path, mvtec, table, run_main):
-    words = chain(mvtec, table)
-    done = run_main("--jobs", "2", "--seed", "0", "--seed", "1", *words)
-    assert done.returncode == 0, done.stderr
-    alone = pd.read_csv(run / "results_per_seed.csv")
-    both = pd.read_csv(folder(tmp_path) / "results_per_seed.csv")
-    pd.testing.assert_frame_equal(both[both["seed"] == 0].reset_index(drop=True), alone, rtol=1e-3)
+def test_a_worker_trains_all_parts_and_sends_them(run, tmp_path, mvtec, table, caught_tasks, display):
+    """As on a machine without shared storage; test_parallel has what Ray itself does."""
+    (task,) = caught_tasks(chain(mvtec, table))
+    task = pickle.loads(pickle.dumps(parallel._sent(task)))  # noqa: S301 - as Ray sends it
+    (answer,) = worker.do([task], worker_settings(precision="auto", holder="process 1 on elsewhere"), display)
+    parallel._unpack(task, answer)
+    names = [job.name.title for job in task.jobs]
+    assert names == ["mvtec_bolt", "mvtec_nut", "table_records"] and len(answer.archives) == 3
+    for name in names:
+        path = f"models/0/{name}/predictions.csv"
+        assert (folder(tmp_path) / path).read_bytes() == (run / path).read_bytes()
 
 
 def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec, table):
@@ -449,7 +435,7 @@ def test_tables_that_cannot_be_learned_from_are_one_line(run_main, tmp_path):
 
 def test_a_dataset_without_path_may_stand_before_another(monkeypatch, table):
     caught = []
-    monkeypatch.setattr("experiment.run", lambda run, choices: caught.extend(choices))
+    monkeypatch.setattr("experiment.run.run", lambda run, choices: caught.extend(choices))
     call(*SMALL_MULTIMODAL, "dataset", "-d", "mono", "elpv", "dataset", "--label", "sick", "table", table)
     (_, _, datasets) = caught[0]
     assert [(data.name, data.data_path) for data in datasets] == [("elpv", None), ("table", table)]

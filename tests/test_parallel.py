@@ -1,6 +1,5 @@
 """Jobs at once by Ray: the bytes of a sequential run, whatever happens to the workers."""
 
-import importlib
 import os
 import signal
 import socket
@@ -11,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import pytest
 import torch
-from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
+from commands import ROOT
+from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster as Nodes
 from test_grid import csvs
 
-import main
 from errors import UsageError
 from experiment import parallel, resolve, worker
 from experiment.config import RunConfig
@@ -53,121 +53,76 @@ def workers(folder):
     return found
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
+def wait_for(condition):
     while not (found := condition()):
-        assert time.monotonic() < end
         time.sleep(0.05)
     return found
 
 
-def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path):
-    """Four classes, two seeds and two choices on two nodes of a CPU each, one worker of which is killed at work."""
-    make_mvtec(tmp_path / "mvtec", ["a", "b", "c", "d"])
-    words = [*GRID, *chain(tmp_path, "--meta_epochs", "30")]
-    whole = run_main("--run_name", "whole", *words)
-    assert whole.returncode == 0, whole.stderr
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        nodes.add_node(num_cpus=1)
-        address = nodes.address
-        process = start(tmp_path, "--ray", address, *words)
-        wait_for(lambda: list(folder(tmp_path).glob("*/models/*/.*.partial/state.pt")))
-        os.kill(wait_for(lambda: workers("runtime_resources"))[0], signal.SIGKILL)
-        errors = process.communicate(timeout=300)[1]
-    finally:
-        nodes.shutdown()
-    assert process.returncode == 0, errors
-    assert f"Running 2 jobs at once on Ray at {address} (cpu, 1 threads each)" in errors
-    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
-    assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 8)
-
-
-def test_a_node_that_does_not_see_the_results_sends_them(run_main, tmp_path):
-    """A node whose results folder is another one, as on a machine without shared storage."""
+@pytest.fixture
+def far(tmp_path):
+    """What starts a process that sees another, empty results folder, as on a machine without shared storage."""
     results = tmp_path / "results"
     results.mkdir()
     hidden = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none '{results}' && exec \"$@\"", "sh"]
     if subprocess.run([*hidden, "true"], capture_output=True).returncode:
         pytest.skip("no right to mount a folder")
-    make_mvtec(tmp_path / "mvtec", ["a", "b"])
-    words = [*GRID, *chain(tmp_path)]
-    assert run_main("--run_name", "whole", *words).returncode == 0
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
-    ray = [Path(sys.executable).with_name("ray"), "start", f"--address={nodes.address}", "--num-cpus=1", "--block"]
-    far = subprocess.Popen(
-        [*hidden, *ray], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    return hidden
+
+
+def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path, far):
+    """On two nodes, one of which does not see the results and sends them, and a worker of which is killed at work."""
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "c", "d"])
+    words = [*GRID, *chain(tmp_path, "--meta_epochs", "10")]
+    whole = run_main("--run_name", "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
+    address = nodes.address
+    ray = [Path(sys.executable).with_name("ray"), "start", f"--address={address}", "--num-cpus=1", "--block"]
+    node = subprocess.Popen([*far, *ray], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        done = run_main("--ray", nodes.address, *words)
-        assert done.returncode == 0, done.stderr
-        tested = run_main("--test", "--ray", nodes.address, *words)
-        assert tested.returncode == 1
-        assert "--test needs a --results_path that all machines see" in tested.stderr.splitlines()[-1]
+        nodes.wait_for_nodes(2)
+        process = start(tmp_path, "--ray", address, *words)
+        wait_for(lambda: list(folder(tmp_path).glob("*/models/*/.*.partial/state.pt")))
+        os.kill(wait_for(lambda: workers(nodes.head_node.get_session_dir_path()))[0], signal.SIGKILL)
+        errors = process.communicate()[1]
     finally:
-        os.killpg(far.pid, signal.SIGTERM)
-        far.wait(timeout=60)
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait()
         nodes.shutdown()
+    assert process.returncode == 0, errors
+    assert f"Running 2 jobs at once on Ray at {address} (cpu, 1 threads each)" in errors
     assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+    assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 8)
     report = run_main("report", folder(tmp_path))  # pictures and checkpoints came too
     assert report.returncode == 0, report.stderr
 
 
-def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, tmp_path):
-    make_mvtec(tmp_path / "mvtec", ["a", "b", "c"])
-    words = chain(tmp_path, "--meta_epochs", "40")
-    assert run_main("--run_name", "whole", *words).returncode == 0
+def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, run_process, tmp_path):
+    """With a class that is skipped; and on other flags of Ray's."""
+    make_mvtec(tmp_path / "mvtec", ["a", "b", "bad", "c"])
+    (tmp_path / "mvtec/bad/train/good/000.png").write_bytes(b"no image")
+    words = ["--on_error", "skip", *chain(tmp_path, "--meta_epochs", "40")]
+    assert "1 of 4 jobs failed" in run_main("--run_name", "whole", *words).stderr
     process = start(tmp_path, "--jobs", "2", *words)
     wait_for(lambda: list(folder(tmp_path).glob("models/*/.*.partial/state.pt")))
     assert workers(str(tmp_path))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate()[1]
     assert process.returncode == 130, errors
-    assert "of 3 jobs are finished; the same command continues the run" in errors.splitlines()[-1]
+    assert "of 4 jobs are finished; the same command continues the run" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     wait_for(lambda: not workers(str(tmp_path)))
-    done = run_main("--jobs", "2", *words)
-    assert done.returncode == 0, done.stderr
+    done = run_process("--ray", *words)  # an address would stand here
+    assert done.returncode == 1 and "1 of 4 jobs failed" in done.stderr, done.stderr
+    assert "jobs at once on this machine" in done.stderr
     assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
-    tested = run_main("--test", "--ray", *words)  # an address would stand here
-    assert tested.returncode == 0, tested.stderr
-    assert "jobs at once on this machine" in tested.stderr
-    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
-
-
-def test_a_bad_class_is_skipped_by_workers_too(run_main, tmp_path):
-    make_mvtec(tmp_path / "mvtec", ["a", "b"])
-    (tmp_path / "mvtec/a/train/good/000.png").write_bytes(b"no image")
-    words = chain(tmp_path)
-    for name, extra in (("whole", []), ("test", ["--jobs", "2"])):
-        done = run_main("--run_name", name, "--on_error", "skip", *extra, *words)
-        assert done.returncode == 1 and "1 of 2 jobs failed" in done.stderr, done.stderr
-    assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
-    stopped = run_main("--run_name", "stop", "--jobs", "2", *words)
-    assert stopped.returncode == 1 and "000.png" in stopped.stderr.splitlines()[-1]
 
 
 @pytest.fixture
-def tasks(tmp_path, monkeypatch, mvtec):
+def tasks(caught_tasks, mvtec):
     """The tasks of a small chain, not done yet."""
-    monkeypatch.chdir(tmp_path)
-    caught = []
-
-    def catch(pending, *_):
-        caught.extend(pending)
-        raise InterruptedError
-
-    monkeypatch.setattr(importlib.import_module("experiment.run"), "_work_here", catch)
-    with pytest.raises(InterruptedError):
-        main.main([*SMALL_NET, "dataset", *SMALL_DATA, "mvtec", str(mvtec)], standalone_mode=False)
-    return caught
-
-
-@pytest.fixture
-def display():
-    said = []
-    remote = SimpleNamespace(remote=lambda *words: said.append(words))
-    return SimpleNamespace(progress=remote, say=remote, said=said)
+    return caught_tasks([*SMALL_NET, "dataset", *SMALL_DATA, "mvtec", mvtec])
 
 
 def settings(**changes):
@@ -175,13 +130,7 @@ def settings(**changes):
     return plain._replace(**changes)
 
 
-@pytest.fixture
-def plain_bars(monkeypatch):
-    """Bars stay those of this process after a worker's work."""
-    monkeypatch.setattr("experiment.progress._make_bar", worker.tqdm)
-
-
-def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, plain_bars):
+def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display):
     """Without shared storage the driver gets the files a worker wrote, with the bytes of a shared run."""
     sent = list(worker.do([parallel._sent(tasks[0])], settings(holder="process 1 on elsewhere"), display))
     assert sent[0].archives and not tasks[0].jobs[0].folder.exists()
@@ -197,7 +146,19 @@ def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display, pl
     assert again == own  # a worker that died after its first job: it is read
 
 
-def test_what_a_host_lacks_names_it(tasks, display, plain_bars, tmp_path):
+def test_workers_test_what_they_trained(tasks, display):
+    """What a task's jobs gave in training is what --test gives of their models."""
+    trained = [answer.outcome for answer in worker.do([parallel._sent(task) for task in tasks], settings(), display)]
+    before = [(task.jobs[0].folder / "predictions.csv").read_bytes() for task in tasks]
+    tests = [parallel._sent(replace(task, run=replace(task.run, test=True))) for task in tasks]
+    lock = tasks[0].jobs[0].folder.parents[2] / ".lock"
+    lock.write_text(holder())
+    tested = [answer.outcome for answer in worker.do(tests, settings(), display)]
+    assert [[job.row for job in outcome] for outcome in tested] == [[job.row for job in outcome] for outcome in trained]
+    assert [(task.jobs[0].folder / "predictions.csv").read_bytes() for task in tasks] == before
+
+
+def test_what_a_host_lacks_names_it(tasks, display, tmp_path):
     task = replace(tasks[0], jobs=(replace(tasks[0].jobs[0], root=tmp_path / "gone"),))
     answer = next(worker.do([task], settings(), display))
     assert str(answer.outcome).startswith(f"DATA_PATH '{tmp_path / 'gone'}' does not exist on host")
@@ -261,13 +222,14 @@ def test_one_job_at_a_time_needs_no_cluster(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 
+def hide_ray():
+    sys.modules["ray"] = None
+
+
 @pytest.mark.parametrize("flags", [["--ray"], ["--jobs", "2"]])
 def test_without_ray_the_flag_says_what_to_install(tmp_path, mvtec, flags):
-    hide = (
-        f"import sys; sys.modules['ray'] = None; sys.path.insert(0, {str(ROOT)!r}); import main; sys.exit(main.cli())"
-    )
     words = [*flags, *SMALL_NET, "dataset", *SMALL_DATA, "mvtec", str(mvtec)]
-    done = subprocess.run([sys.executable, "-c", hide, *words], cwd=tmp_path, capture_output=True, text=True)
+    done = commands.run(words, tmp_path, before=hide_ray)
     assert done.returncode == 2
     assert f"{flags[0]} needs Ray: pip install -r requirements-ray.txt" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "results").exists()

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SMALL_DATA, SMALL_NET
+from commands import ROOT, Command
+from conftest import SMALL_DATA, SMALL_NET
 from PIL import Image
 
 import main
@@ -59,12 +60,12 @@ def test_predict_gives_the_scores_of_the_training_run(run_main, mvtec, model, tm
     assert "found" in done.stderr
 
 
-def test_standard_input(mvtec, model, tmp_path):
+def test_standard_input(run_main, run_process, mvtec, model, tmp_path):
     paths = [str(path) for path in sorted((mvtec / "bolt" / "test").rglob("*.png"))]
     lines = "\n".join([paths[0], "", "missing.png", paths[1]]) + "\r\n"
     for dash in ([], ["-"]):
-        command = [sys.executable, ROOT / "main.py", "predict", model, *dash, "--out", tmp_path / "o", "--map", "none"]
-        done = subprocess.run(list(map(str, command)), input=lines, capture_output=True, text=True)
+        command = ["predict", model, *dash, "--out", tmp_path / "o", "--map", "none"]
+        done = run_process(*command, input=lines) if dash else run_main(*command, stdin=lines)
         assert done.returncode == 1
         assert "Error: 'missing.png' cannot be read: " in done.stderr
         assert "Traceback" not in done.stderr
@@ -174,13 +175,7 @@ def test_mistakes(run_main, model, mvtec, tmp_path, words, code, message):
         "file": tmp_path / "file",
         "flipped": flipped,
     }
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *words.format(**places).split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_main(*words.format(**places).split())
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert done.returncode == code, done.stderr
     assert len(errors) == 1
@@ -198,13 +193,11 @@ def make_many(folder: Path, count: int) -> Path:
 
 def test_an_interrupt_leaves_a_valid_table(model, tmp_path):
     many = make_many(tmp_path / "many", 3000)
-    command = [sys.executable, str(ROOT / "main.py"), "predict", str(model), str(many), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while len(list((tmp_path / "out").glob("overlays/*.png"))) < 40 and time.time() < deadline:
+    process = Command(["predict", model, many, "--out", tmp_path / "out"], tmp_path)
+    while len(list((tmp_path / "out").glob("overlays/*.png"))) < 40:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "Error: interrupted; what was finished is kept"
     assert "Traceback" not in errors

@@ -12,7 +12,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
-import experiment
 import main
 from backbones import LayerInfo
 from errors import UsageError
@@ -182,7 +181,7 @@ def test_everything_happens_on_the_detectors_device():
 def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, expected):
     """Of dataset, behind rd alone; flags win."""
     seen = []
-    monkeypatch.setattr(experiment, "run", lambda config, choices: seen.extend(choices))
+    monkeypatch.setattr("experiment.run.run", lambda config, choices: seen.extend(choices))
     main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
     ((_, _, (data,)),) = seen
     assert (data.batch_size, data.resize_mode, data.imagesize) == expected

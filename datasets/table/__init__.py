@@ -4,17 +4,19 @@ The split is ours: half of the normal rows, drawn by --split_seed, are trained o
 tested on. With --test_file the normal rows of one file are trained on, and all rows of the other tested on.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from datasets.table.formats import FORMATS, read_table
 from datasets.table.transform import Categorical, Column, Numeric, TableTransform, as_text, name_list, quoted
 from errors import DataError, UsageError
+from late import pandas as pd
 
 __all__ = [
     "TABLE",
@@ -102,7 +104,7 @@ class _Rows:
     frame: pd.DataFrame
     anomalous: NDArray[np.bool_]
 
-    def take(self, chosen: NDArray[np.bool_]) -> "_Rows":
+    def take(self, chosen: NDArray[np.bool_]) -> _Rows:
         """Those of a mask [N]."""
         return _Rows(self.path, self.frame[chosen], self.anomalous[chosen])
 

@@ -1,15 +1,17 @@
 """Files of rows: CSV, TSV, Parquet, and the arrays X and y of NumPy and MATLAB."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from errors import DataError
 from files import unreadable
+from late import pandas as pd
 
 
 def read_table(path: Path) -> pd.DataFrame:

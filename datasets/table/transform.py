@@ -5,16 +5,18 @@ that a table means the same in every format. Rows are named in messages by their
 counts from 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from errors import DataError
+from late import pandas as pd
 
 MAX_CATEGORIES = 100  # of a column; one with more is an id, a date, or numbers with something else among them
 MAX_VALUES = 65536  # of an encoded row
@@ -51,7 +53,7 @@ class Numeric:
             raise ValueError(f"column '{self.name}': expected a positive scale, found {self.scale}")
 
     @classmethod
-    def fit(cls, cells: pd.Series, where: str) -> "Numeric":
+    def fit(cls, cells: pd.Series, where: str) -> Numeric:
         """What the training rows say of a column.
 
         Raises:
@@ -104,7 +106,7 @@ class Categorical:
             raise ValueError(f"column '{self.name}': expected one of its categories as fill, found {self.fill!r}")
 
     @classmethod
-    def fit(cls, cells: pd.Series, where: str) -> "Categorical":
+    def fit(cls, cells: pd.Series, where: str) -> Categorical:
         """What the training rows say of a column.
 
         Raises:
@@ -155,7 +157,7 @@ class TableTransform:
             raise ValueError(f"expected columns with 1 to {MAX_VALUES} values in all, found {sum(self.widths)}")
 
     @classmethod
-    def fit(cls, frame: pd.DataFrame, where: str = "the table") -> "TableTransform":
+    def fit(cls, frame: pd.DataFrame, where: str = "the table") -> TableTransform:
         """What training rows, without their labels, say of all columns.
 
         Args:
@@ -208,7 +210,7 @@ class TableTransform:
         return {"columns": [asdict(column) for column in self.columns]}
 
     @classmethod
-    def from_dict(cls, content: Any) -> "TableTransform":
+    def from_dict(cls, content: Any) -> TableTransform:
         """The transform that to_dict described.
 
         Raises:
