@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from functools import partial
 
 import pytest
 import timm
@@ -71,23 +72,38 @@ def test_runs_no_further_than_the_last_layer():
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"),
-    [("vit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2), ("vit_small_patch14_reg4_dinov2", 5)],
+    ("name", "size", "shallow"),
+    [
+        ("vit_tiny_patch16_224", (64, 96), {"depth": 3}),  # a class token
+        ("deit_tiny_distilled_patch16_224", (64, 96), {"depth": 3}),  # and a second one
+        ("vit_small_patch14_reg4_dinov2", (56, 84), {"depth": 3}),  # and registers
+        ("vit_tiny_r_s16_p8_224", (64, 96), {"depth": 3}),  # patches of a convolutional stem's map
+        ("swin_tiny_patch4_window7_224", (64, 96), {"depths": (1, 2, 1, 1)}),  # channels last
+        ("mambaout_femto", (64, 96), {"depths": (1, 1, 1, 1)}),  # likewise
+        ("resnet10t", (64, 96), {}),
+        ("densenet121", (64, 96), {"block_config": (2, 2, 2, 2)}),
+        ("tf_efficientnet_lite0", (64, 96), {}),
+    ],
 )
-def test_tokens_fold_back_to_their_grid(name, prefix):
-    extractor = backbones.load(name, "random")
-    patch = 14 if "patch14" in name else 16
-    images = torch.randn(1, 3, 4 * patch, 6 * patch)
-    (found,) = extractor(images, ["blocks.1"])
-    tokens = extractor.network(images)["blocks.1"]
-    assert tokens.shape[1] == prefix + 4 * 6
-    for row, column in ((0, 0), (1, 4), (3, 5)):
-        torch.testing.assert_close(found[0, :, row, column], tokens[0, prefix + 6 * row + column])
-
-
-def test_swin_maps_are_channels_first():
-    (found,) = backbones.load("swin_tiny_patch4_window7_224", "random")(torch.zeros(1, 3, 224, 224), ["layers.1"])
-    assert found.shape == (1, 192, 28, 28)
+def test_maps_are_timms(monkeypatch, name, size, shallow):
+    """Every kind of layout, read as timm itself reads it; maps are not square, so that axes cannot be mistaken."""
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **shallow))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = timm.create_model(name).eval()
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)
+    chosen = [1, 2]
+    layers = [model.feature_info[i]["module"] for i in chosen]
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, chosen, intermediates_only=True, output_fmt="NCHW")
+    extractor = backbones.load(name, "random", seed=1)
+    found = extractor(images, layers)
+    for one, own, info in zip(found, expected, extractor.layer_info(layers, size), strict=True):
+        assert own.shape[2] < own.shape[3]
+        torch.testing.assert_close(one, own, rtol=1e-3, atol=1e-3 * own.abs().max().item())
+        assert (info.channels, info.grid) == (own.shape[1], own.shape[2:])
 
 
 def test_another_image_size_and_layer_rebuild():

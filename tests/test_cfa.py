@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
 from conftest import SMALL_CFA, SMALL_DATA
@@ -170,6 +172,37 @@ def test_training_draws_patches_to_the_centres():
     assert losses[-1] < losses[0] / 2
     assert detector.radius > 1e-5  # it is learned
     assert detector.passes == 31
+
+
+def test_a_step_is_adamws_with_amsgrad():
+    """On descriptor and r, down the gradient of the loss; later batches have far smaller gradients than the first."""
+    detector = small(lr=0.01, weight_decay=0.3, k_nearest=2, j_hard=4, radius=3.0, alpha=0.2, nu=0.5)
+    detector.memory.copy_(torch.randn(detector.memory.shape, generator=torch.Generator().manual_seed(0)))
+    learned = [*detector.descriptor.parameters(), detector.radius]
+    before = [weight.detach().clone() for weight in learned]
+    gradients = []
+
+    def batches():
+        for batch, size in zip(embeddings(8), (30.0, 1.0, 1.0, 1.0), strict=True):
+            loss = cfa.coupled_hypersphere_loss(
+                detector.descriptor(size * batch).flatten(1, 2),
+                detector.memory,
+                radius=detector.radius,
+                k_nearest=2,
+                j_hard=4,
+                alpha=0.2,
+                nu=0.5,
+            )
+            gradients.append(torch.autograd.grad(loss, learned))
+            yield size * batch
+
+    memory = detector.memory.clone()
+    assert len(list(cfa._Trainer(detector).steps(batches()))) == 4
+    for i, weight in enumerate(learned):
+        own = [one[i] for one in gradients]
+        expected = plain.adam(before[i], own, 0.01, decoupled_decay=0.3, amsgrad=True)
+        np.testing.assert_allclose(weight.detach(), expected, rtol=0, atol=2e-5)
+    assert torch.equal(detector.memory, memory)
 
 
 def test_whitening_makes_the_scale_of_features_no_matter():

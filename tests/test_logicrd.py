@@ -9,7 +9,7 @@ from test_resume import folder
 
 import backbones
 from methods.logicrd import LogicRD, mahalanobis, shrunk
-from methods.rd import ReverseDistillation
+from methods.rd import ReverseDistillation, distillation_loss
 from methods.semantics import CompensationPathway, GlobalSemantics, area_means, corrupted
 
 OFF = ["no_gse", "no_fcp", "no_nii", "no_mahalanobis"]
@@ -102,6 +102,19 @@ def test_the_gate_learns_to_keep_foreign_detail_out():
     pathway.eval()
     opened = [pathway.gate(pathway.squeeze(own), student).mean() for own in (images(), images().roll(1, 0))]
     assert opened[1] < 0.8 * opened[0]
+
+
+@pytest.mark.parametrize("flag", [None, "no_nii", "no_fcp"])
+def test_the_gate_learns_on_corrupted_detail(flag):
+    """The teacher's maps are what the student is to give; detail is read off corrupted ones where there is a gate."""
+    detector, batch = small(**({flag: True} if flag else {})).train(), rows()
+    teacher = detector.teacher_maps(batch)
+    losses = []
+    for details in (teacher, corrupted(teacher, detector.grid, torch.Generator().manual_seed(3))):
+        losses.append(distillation_loss(teacher, detector._student_maps(teacher, details)[0]).item())
+    found = detector.loss(batch, torch.Generator().manual_seed(3)).item()
+    assert found == pytest.approx(losses[0 if flag else 1], rel=1e-6)
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-4)) == (flag == "no_fcp")
 
 
 def test_corruption_is_the_same_on_all_levels():
