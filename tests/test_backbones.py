@@ -15,30 +15,39 @@ import backbones
 from backbones.names import BACKBONES
 from errors import DataError, UsageError
 
-SOME_LAYER = {
-    "alexnet": "features.5",
-    "vgg": "features.8",
-    "densenet": "features.denseblock2",
-    "inception": "features.5",
-    "vit_swin": "layers.1",
-    "vit": "blocks.3",
-    "efficient": "blocks.2",
-    "mnasnet": "blocks.2",
-    "resnetv2": "stages.1",
+KNOWN = {  # by the start of the name: a layer, its channels, and its grid at 288 pixels
+    "alexnet": ("features.5", 192, 17),
+    "resnet18": ("layer2", 128, 36),
+    "resnetv2_152_384": ("stages.1", 1024, 36),  # twice as wide as a ResNet
+    "resnetv2_152": ("stages.1", 2048, 36),
+    "resnetv2": ("stages.1", 1536, 36),
+    "vgg11": ("features.8", 256, 72),
+    "vgg19": ("features.8", 128, 144),
+    "mnasnet": ("blocks.2", 40, 36),
+    "densenet": ("features.denseblock2", 512, 36),
+    "inception": ("features.5", 384, 33),
+    "vit_small": ("blocks.3", 384, 18),
+    "vit_r50": ("blocks.3", 1024, 9),
+    "vit_large": ("blocks.3", 1024, 18),
+    "vit_swin_base": ("layers.1", 256, 36),
+    "vit_swin_large": ("layers.1", 384, 36),
+    "vit": ("blocks.3", 768, 18),
+    "efficientnet_b3": ("blocks.2", 48, 36),
+    "efficientnet_b5": ("blocks.2", 64, 36),
+    "efficientnet_b7": ("blocks.2", 80, 36),
+    "efficientnetv2_m": ("blocks.2", 80, 36),
+    "efficientnetv2_l": ("blocks.2", 96, 36),
+    "efficientnet": ("blocks.2", 40, 36),
+    "": ("layer2", 512, 36),
 }
-
-
-def some_layer(name):
-    return next((layer for start, layer in SOME_LAYER.items() if name.startswith(start)), "layer2")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_name_gives_maps(name):
     """Traced without weights: every backbone of the table can be cut and says what its layer gives at 288 px."""
-    (info,) = backbones.load(name).layer_info([some_layer(name)], (288, 288))
-    assert info.name == some_layer(name)
-    assert info.channels >= 24
-    assert info.grid == (round(288 / info.stride),) * 2 or name in ("alexnet", "inception_v4")
+    layer, channels, side = next(known for start, known in KNOWN.items() if name.startswith(start))
+    (info,) = backbones.load(name).layer_info([layer], (288, 288))
+    assert (info.name, info.channels, info.grid, info.stride) == (layer, channels, (side, side), round(288 / side))
 
 
 def test_paper_backbone_is_torchvisions():
