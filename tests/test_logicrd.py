@@ -6,6 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL_DATA, SMALL_LOGICRD
 from sklearn.covariance import LedoitWolf
 from test_resume import folder
@@ -62,6 +63,46 @@ def test_semantics_know_the_whole_image():
     assert module(maps)[1].shape == (1, module.dimensions)
 
 
+def test_semantics_equal_their_description():
+    """Standardised means of areas become tokens of a place and a level; what two layers make of them is read off."""
+    infos = backbones.load("resnet18", "random").layer_info(["layer1", "layer2"], (64, 64))
+    module = GlobalSemantics(infos, (4, 4)).eval()
+    maps = [torch.randn(2, 64, 16, 16), torch.randn(2, 128, 8, 8)]
+    for norm in module.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    tokens = torch.empty(2, 2, 16, 64)
+    for level, (one, norm, linear) in enumerate(zip(maps, module.norms, module.to_tokens, strict=True)):
+        side = one.shape[-1] // 4
+        for y, x in itertools.product(range(4), range(4)):
+            area = one[:, :, y * side : (y + 1) * side, x * side : (x + 1) * side].mean((2, 3))
+            unit = (area - norm.running_mean) / (norm.running_var + 1e-5).sqrt()
+            tokens[:, level, 4 * y + x] = linear(unit) + module.places[level, 4 * y + x]
+    assert len(module.encoder.layers) == 2
+    fused = module.encoder(tokens.flatten(1, 2)).view(2, 2, 4, 4, 64)
+    levels, vectors = module(maps)
+    for level, found in enumerate(levels):
+        weight, shift = module.to_maps[level].weight[..., 0, 0], module.to_maps[level].bias
+        torch.testing.assert_close(found.movedim(1, 3), fused[:, level] @ weight.T + shift, rtol=1e-3, atol=1e-4)
+    quarters = [fused[:, :, y : y + 2, x : x + 2].mean((2, 3)).flatten(1) for y, x in ((0, 0), (0, 2), (2, 0), (2, 2))]
+    torch.testing.assert_close(vectors, torch.stack(quarters, dim=2).flatten(1), rtol=1e-3, atol=1e-4)
+
+
+def test_the_student_decodes_semantics_and_takes_in_detail():
+    """(6) step by step, with detail read off other maps than the teacher's."""
+    detector = small().eval()
+    teacher, details = (detector.teacher_maps(rows(2, seed)) for seed in (0, 1))
+    levels, _ = detector.semantics(teacher)
+    sources = [
+        one + F.interpolate(own, one.shape[-2:], mode="bilinear") for one, own in zip(teacher, levels, strict=True)
+    ]
+    coarse = detector.student.decoder.stages[1](detector.student.bottleneck(sources))
+    coarse = detector.pathways[1](details[1], coarse)
+    fine = detector.pathways[0](details[0], detector.student.decoder.stages[0](coarse))
+    for found, expected in zip(detector._student_maps(teacher, details)[0], (fine, coarse), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_detail_is_what_the_means_have_lost():
     """A map without any brings nothing to the student but what no map brings."""
     pathway, student = CompensationPathway(12, (4, 4), gated=False).eval(), torch.zeros(2, 12, 16, 16)
@@ -106,7 +147,7 @@ def test_the_gate_learns_to_keep_foreign_detail_out():
     pathway = CompensationPathway(12, (4, 4), gated=True)
     optimizer = torch.optim.Adam(pathway.parameters(), lr=0.01)
     kinds = torch.arange(8) % 2
-    student = torch.nn.functional.one_hot(kinds, 12).float()[:, :, None, None].expand(-1, -1, 16, 16)
+    student = F.one_hot(kinds, 12).float()[:, :, None, None].expand(-1, -1, 16, 16)
     textures = torch.randn(2, 12, generator=generator)[kinds, :, None, None]
 
     def images():
