@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ import main
 from errors import DataError, UsageError
 from experiment.ablation import point_folders
 from methods import load
-from methods.multimodal import Multimodal, alternate, interleave
+from methods.multimodal import Multimodal, _Scheduled, _Trainer, alternate, interleave
 from methods.tokens import ImageTokens, TableTokens, window_masks
 
 PIXELS = ["multimodal", "--image_tokens", "pixels", *SMALL_MULTIMODAL[9:]]
@@ -115,6 +116,22 @@ def test_tampered_images_hold_one_rectangle_of_others():
         donors.append(donor)
     assert sorted(donors) == list(range(5))
     assert len(shifts) == 1  # all of a batch are moved alike
+
+
+def test_hidden_tokens_are_as_many_as_described():
+    """Half of an image's on average; of a row's every number is as likely, none and all among them."""
+    torch.manual_seed(0)
+    assert ImageTokens(1, (4, 4), 4).draw_masks(2000).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    counts = TableTokens([1, 3, 1, 1], 4).draw_masks(20000).sum(dim=1).bincount(minlength=5)
+    assert (counts / 20000).tolist() == pytest.approx([0.2] * 5, abs=0.02)
+
+
+def test_cells_of_all_layers_lie_on_the_grid_of_the_first():
+    backbone, images = backbones.load("resnet18", "random"), torch.randn(2, 3, 32, 32)
+    found = Multimodal(backbone, ["layer1", "layer2"], (32, 32)).embed(images)
+    first, second = backbone(images, ["layer1", "layer2"])
+    second = F.interpolate(second, size=(8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, torch.cat([first, second], dim=1).permute(0, 2, 3, 1))
 
 
 def test_features_are_standardised():
@@ -214,6 +231,42 @@ def test_the_loss_equals_the_equation(part, weight):
     chances = logits.double().sigmoid().tolist()
     tampered = [-np.log(1 - p) for p in chances[:4]] + [-np.log(p) for p in chances[4:]]
     assert found == pytest.approx(np.mean(errors) + weight * np.mean(tampered), rel=1e-5)
+
+
+def test_a_step_is_adamws_and_is_averaged():
+    """Down known gradients; the average keeps 0.995 of itself once it has seen many steps."""
+    own = detector([WIDTHS], lr=0.1)
+    trainer = _Trainer(own, [[]], [()])
+    trainer.average.steps = 10**6
+    learned = dict(trainer.trained.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in learned.items()}
+    generator = torch.Generator().manual_seed(0)
+    gradients = [{name: torch.randn(w.shape, generator=generator) for name, w in learned.items()} for _ in range(3)]
+    trainer._loss = lambda network, part, batch: sum((learned[name] * own).sum() for name, own in batch.items())
+    assert len(list(trainer.steps((0, batch) for batch in gradients))) == 3
+    for name, averaged in trainer.averaged.named_parameters():
+        mean = before[name].numpy()
+        for step in (1, 2, 3):
+            expected = plain.adam(before[name], [one[name] for one in gradients[:step]], 0.1, decoupled_decay=0.01)
+            mean = 0.995 * mean + 0.005 * expected
+        np.testing.assert_allclose(learned[name].detach(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(averaged.detach(), mean, rtol=0, atol=1e-5)
+
+
+def test_reading_leaves_the_global_generator_alone():
+    class Seeding:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            for seed in range(2):
+                torch.manual_seed(seed)
+                yield torch.rand(1)
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert [part for part, _ in _Scheduled([Seeding(), Seeding()], "alternate")] == [0, 1, 0, 1]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_scores_are_standardised_on_held_out_samples():

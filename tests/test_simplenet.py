@@ -1,5 +1,6 @@
 """The model, the noise, training and scoring: golden arrays, then each branch against the equation it implements."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def test_xavier_normal_weights():
     torch.manual_seed(0)
     weight = Discriminator(600, hidden=400).body[0][0].weight
     assert weight.std().item() == pytest.approx((2 / 1000) ** 0.5, rel=0.01)
+    inside = (weight.abs() < (2 / 1000) ** 0.5).float().mean().item()
+    assert inside == pytest.approx(0.683, abs=0.01)  # of uniform weights it would be 0.577
 
 
 def test_a_discriminator_cannot_shrink_to_nothing():
@@ -280,7 +283,37 @@ def test_members_draw_batches_of_their_own():
         assert all(1 < len(own) <= 4 for own in images)
         assert sum(map(len, images)) == len(set.union(*images))
         assert max(set.union(*images[:POOL])) < 4 * POOL <= min(set.union(*images[POOL:]))
-    assert any(set(one) != set(other) for one, other in taken)
+        assert all(max(own) - min(own) > 4 for own in images[:POOL])  # batches mixed anew
+    assert all(len({*one, *other}) > 4 for one, other in taken[:POOL])
+
+
+def test_members_learn_as_each_would_alone():
+    members = [Member(Adaptor(6), Discriminator(6, hidden=5)) for _ in range(2)]
+    shares, noise = [torch.randn(20, 6), torch.randn(20, 6)], Noise(torch.randn(20, 6))
+    others = copy.deepcopy(members)
+    losses = [
+        Trainer([member], FeatureNoise(0.1), 0.5, 1e-3).step([share], noise).loss.item()
+        for member, share in zip(others, shares, strict=True)
+    ]
+    together = Trainer(members, FeatureNoise(0.1), 0.5, 1e-3).step(shares, noise)
+    assert together.loss.item() == pytest.approx(sum(losses) / 2)
+    for member, alone in zip(members, others, strict=True):
+        for found, expected in zip(member.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.5])
+def test_differences_are_of_patches_in_random_order(difference):
+    """Neighbours would be too much alike; without differences the order is no matter, and stays."""
+    trainer = Trainer([Member(Adaptor(4), Discriminator(4))], FeatureNoise(0.1, difference=difference), 0.5, 1e-3)
+    taken = []
+    trainer.step = lambda shares: taken.extend(shares)
+    batch = torch.arange(2 * 8 * 8 * 4.0).view(2, 8, 8, 4)
+    list(trainer.steps([batch]))
+    order = (taken[0][:, 0] / 4).long()
+    assert torch.equal(order.sort().values, torch.arange(128))
+    assert (order.diff() == 1).float().mean().item() == pytest.approx(1 - 2 * difference, abs=0.1)
 
 
 def test_a_loss_that_is_not_finite_is_named():
