@@ -169,11 +169,14 @@ def test_the_gate_learns_on_corrupted_detail(flag):
     """The teacher's maps are what the student is to give; detail is read off corrupted ones where there is a gate."""
     detector, batch = small(**({flag: True} if flag else {})).train(), rows()
     teacher = detector.teacher_maps(batch)
+    with torch.no_grad():
+        for pathway in detector.pathways:
+            pathway.restore.weight.mul_(30)  # so that detail weighs
     losses = []
     for details in (teacher, corrupted(teacher, detector.grid, torch.Generator().manual_seed(3))):
         losses.append(distillation_loss(teacher, detector._student_maps(teacher, details)[0]).item())
     found = detector.loss(batch, torch.Generator().manual_seed(3)).item()
-    assert found == pytest.approx(losses[0 if flag else 1], rel=1e-6)
+    assert found == pytest.approx(losses[0 if flag else 1], rel=1e-5)
     assert (losses[0] == pytest.approx(losses[1], rel=1e-4)) == (flag == "no_fcp")
 
 

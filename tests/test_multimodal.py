@@ -319,6 +319,16 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
     assert len(losses) < 50 and losses.index(min(losses)) == len(losses) - 4
 
 
+def test_the_average_is_what_is_kept():
+    own = detector([WIDTHS], epochs=2, lr=0.01)
+    training = own.training_on(list(samples()[1]))
+    list(training)
+    trainer = training.trainer
+    for name, found in own.network.state_dict().items():
+        torch.testing.assert_close(found, trainer.averaged.state_dict()[name], rtol=0, atol=0)
+    assert not torch.equal(own.network.start, trainer.trained.start)
+
+
 def test_without_held_out_samples_the_last_epoch_is_kept():
     own = detector([WIDTHS], epochs=5, patience=1)
     rows = list(samples()[1])

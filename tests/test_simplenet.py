@@ -232,6 +232,19 @@ def test_ema_trains_as_without_and_evaluates_the_average():
     assert losses[0.0] == losses[0.9]
     last, mean = (detectors[ema].score(embeddings[0]).scores for ema in losses)
     assert not torch.allclose(last, mean, atol=1e-3)
+    trainer = random_detector(ema=0.9).training_on(embeddings).trainer
+    assert trainer.average.decay == 0.9
+
+
+def test_warm_up_cosine_ends_with_training():
+    """Its steps are those of all passes of all meta epochs."""
+    detector = random_detector(warm_up_cosine=True, meta_epochs=5, gan_epochs=4)
+    training = detector.training_on([torch.randn(2, 4, 4, 16)] * 3)
+    list(training)
+    factor = training.trainer.optimizers[0].param_groups[0]["lr"] / detector.dsc_lr
+    assert factor == pytest.approx(0, abs=1e-9)  # after 60 steps
+    (schedule, *_) = training.trainer.step_schedules
+    assert schedule.lr_lambdas[0](40) == pytest.approx((1 + np.cos(np.pi * 40 / 60)) / 2)
 
 
 def test_warm_up_cosine():
