@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from functools import partial
 
 import pytest
 import timm
@@ -15,27 +16,23 @@ import backbones
 from backbones.names import BACKBONES
 from errors import DataError, UsageError
 
-SOME_LAYER = {
-    "alexnet": "features.5",
-    "vgg": "features.8",
-    "densenet": "features.denseblock2",
-    "inception": "features.5",
-    "vit_swin": "layers.1",
-    "vit": "blocks.3",
-    "efficient": "blocks.2",
-    "mnasnet": "blocks.2",
-    "resnetv2": "stages.1",
+KNOWN = {  # of the table's names the smallest of each kind of network: a layer, its channels, and its grid at 288 pixels
+    "alexnet": ("features.5", 192, 17),
+    "resnet18": ("layer2", 128, 36),
+    "resnest50": ("layer2", 512, 36),
+    "resnetv2_50_bit": ("stages.1", 1536, 36),
+    "vgg11": ("features.8", 256, 72),
+    "mnasnet_100": ("blocks.2", 40, 36),
+    "densenet121": ("features.denseblock2", 512, 36),
+    "inception_v4": ("features.5", 384, 33),
+    "vit_small": ("blocks.3", 384, 18),
+    "vit_r50": ("blocks.3", 1024, 9),
+    "vit_deit_distilled": ("blocks.3", 768, 18),
+    "vit_swin_base": ("layers.1", 256, 36),
+    "efficientnet_b1": ("blocks.2", 40, 36),
+    "efficientnetv2_m": ("blocks.2", 80, 36),
+    "efficientnet_lite0": ("blocks.2", 40, 36),
 }
-
-
-def some_layer(name):
-    return next((layer for start, layer in SOME_LAYER.items() if name.startswith(start)), "layer2")
-
-
-ARCHITECTURES = (  # of the table's names the smallest of each kind of network
-    "alexnet resnet18 resnest50 resnetv2_50_bit vgg11 mnasnet_100 densenet121 inception_v4 vit_small vit_r50 "
-    "vit_deit_distilled vit_swin_base efficientnet_b1 efficientnetv2_m efficientnet_lite0"
-).split()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -47,13 +44,12 @@ def test_every_name_is_of_weights_that_exist(name):
         assert timm.models.get_pretrained_cfg(model, allow_unregistered=False).has_weights
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_architecture_gives_maps(name):
     """Traced without weights: a network can be cut and says what its layer gives at 288 px."""
-    (info,) = backbones.load(name).layer_info([some_layer(name)], (288, 288))
-    assert info.name == some_layer(name)
-    assert info.channels >= 24
-    assert info.grid == (round(288 / info.stride),) * 2 or name in ("alexnet", "inception_v4")
+    layer, channels, side = KNOWN[name]
+    (info,) = backbones.load(name).layer_info([layer], (288, 288))
+    assert (info.name, info.channels, info.grid, info.stride) == (layer, channels, (side, side), round(288 / side))
 
 
 def test_paper_backbone_is_torchvisions():
@@ -87,23 +83,38 @@ def test_runs_no_further_than_the_last_layer():
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"),
-    [("vit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2), ("vit_small_patch14_reg4_dinov2", 5)],
+    ("name", "size", "shallow"),
+    [
+        ("vit_tiny_patch16_224", (64, 96), {"depth": 3}),  # a class token
+        ("deit_tiny_distilled_patch16_224", (64, 96), {"depth": 3}),  # and a second one
+        ("vit_small_patch14_reg4_dinov2", (56, 84), {"depth": 3}),  # and registers
+        ("vit_tiny_r_s16_p8_224", (64, 96), {"depth": 3}),  # patches of a convolutional stem's map
+        ("swin_tiny_patch4_window7_224", (64, 96), {"depths": (1, 2, 1, 1)}),  # channels last
+        ("mambaout_femto", (64, 96), {"depths": (1, 1, 1, 1)}),  # likewise
+        ("resnet10t", (64, 96), {}),
+        ("densenet121", (64, 96), {"block_config": (2, 2, 2, 2)}),
+        ("tf_efficientnet_lite0", (64, 96), {}),
+    ],
 )
-def test_tokens_fold_back_to_their_grid(name, prefix):
-    extractor = backbones.load(name, "random")
-    patch = 14 if "patch14" in name else 16
-    images = torch.randn(1, 3, 4 * patch, 6 * patch)
-    (found,) = extractor(images, ["blocks.1"])
-    tokens = extractor.network(images)["blocks.1"]
-    assert tokens.shape[1] == prefix + 4 * 6
-    for row, column in ((0, 0), (1, 4), (3, 5)):
-        torch.testing.assert_close(found[0, :, row, column], tokens[0, prefix + 6 * row + column])
-
-
-def test_swin_maps_are_channels_first():
-    (found,) = backbones.load("swin_tiny_patch4_window7_224", "random")(torch.zeros(1, 3, 224, 224), ["layers.1"])
-    assert found.shape == (1, 192, 28, 28)
+def test_maps_are_timms(monkeypatch, name, size, shallow):
+    """Every kind of layout, read as timm itself reads it; maps are not square, so that axes cannot be mistaken."""
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **shallow))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = timm.create_model(name).eval()
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)
+    chosen = [1, 2]
+    layers = [model.feature_info[i]["module"] for i in chosen]
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, chosen, intermediates_only=True, output_fmt="NCHW")
+    extractor = backbones.load(name, "random", seed=1)
+    found = extractor(images, layers)
+    for one, own, info in zip(found, expected, extractor.layer_info(layers, size), strict=True):
+        assert own.shape[2] < own.shape[3]
+        torch.testing.assert_close(one, own, rtol=1e-3, atol=1e-3 * own.abs().max().item())
+        assert (info.channels, info.grid) == (own.shape[1], own.shape[2:])
 
 
 def test_another_image_size_and_layer_rebuild():

@@ -3,12 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
 from conftest import SMALL_CFA, SMALL_DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from test_resume import folder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -146,6 +149,19 @@ def test_the_memory_bank_does_not_grow_with_the_images(gamma_c, centres):
             torch.testing.assert_close(detector.memory, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_seed_decides_the_centres():
+    batches, found = embeddings(4), []
+    for seed in (0, 1):
+        detector = small(gamma_c=3, seed=seed)
+        detector.training_on(batches)
+        with torch.no_grad():
+            means = torch.cat([detector.descriptor(batch) for batch in batches]).mean(0).flatten(0, 1)
+        expected = KMeans(21, n_init=1, max_iter=3000, random_state=seed).fit(means.numpy()).cluster_centers_
+        np.testing.assert_allclose(detector.memory, expected, rtol=0, atol=1e-4)
+        found.append(cfa.memory_bank(batches, 21, seed))
+    assert not torch.allclose(*found)
+
+
 def test_places_that_do_not_differ_make_a_bank_without_a_word(recwarn):
     assert cfa.memory_bank([torch.ones(3, 4, 4, 5)], 4, seed=0).shape == (4, 5)
     assert not recwarn.list
@@ -157,10 +173,11 @@ def test_it_takes_images_from_python():
     detector = small(epochs=1)
     images = torch.randn(4, 3, 32, 32)
     detector.fit(images.split(2))
-    scores, maps = detector.predict(images)
-    assert scores.shape == (4,)
-    assert maps.shape == (4, 32, 32)
-    assert maps.isfinite().all()
+    other = small(epochs=1)
+    other.fit_embeddings([other.embed(batch) for batch in images.split(2)])
+    found, expected = detector.predict(images), other.score(other.embed(images))
+    assert found.maps.shape == (4, 32, 32)
+    assert torch.equal(found.maps, expected.maps) and torch.equal(found.scores, expected.scores)
 
 
 def test_training_draws_patches_to_the_centres():
@@ -172,15 +189,46 @@ def test_training_draws_patches_to_the_centres():
     assert detector.passes == 31
 
 
+def test_a_step_is_adamws_with_amsgrad():
+    """On descriptor and r, down the gradient of the loss; later batches have far smaller gradients than the first."""
+    detector = small(lr=1.0, weight_decay=0.3, k_nearest=2, j_hard=4, radius=3.0, alpha=0.2, nu=0.5)
+    detector.memory.copy_(torch.randn(detector.memory.shape, generator=torch.Generator().manual_seed(0)))
+    learned = [*detector.descriptor.parameters(), detector.radius]
+    before = [weight.detach().clone() for weight in learned]
+    gradients = []
+
+    def batches():
+        for batch, size in zip(embeddings(8), (30.0, 1.0, 1.0, 1.0), strict=True):
+            loss = cfa.coupled_hypersphere_loss(
+                detector.descriptor(size * batch).flatten(1, 2),
+                detector.memory,
+                radius=detector.radius,
+                k_nearest=2,
+                j_hard=4,
+                alpha=0.2,
+                nu=0.5,
+            )
+            gradients.append(torch.autograd.grad(loss, learned))
+            yield size * batch
+
+    memory = detector.memory.clone()
+    assert len(list(cfa._Trainer(detector).steps(batches()))) == 4
+    for i, weight in enumerate(learned):
+        own = [one[i] for one in gradients]
+        expected = plain.adam(before[i], own, 1.0, decoupled_decay=0.3, amsgrad=True)
+        np.testing.assert_allclose(weight.detach(), expected, rtol=0, atol=2e-5)
+    assert torch.equal(detector.memory, memory)
+
+
 def test_whitening_makes_the_scale_of_features_no_matter():
     scores = []
     for scale in (1.0, 1000.0):
         detector = small(whiten=0.1, epochs=1, lr=1e-12)
-        batches = [batch * scale * torch.linspace(0.1, 5, 192) for batch in embeddings(20)]
+        batches = [(batch + 3) * scale * torch.linspace(0.1, 5, 192) for batch in embeddings(20)]
         detector.fit_embeddings(batches)
-        assert torch.cat([detector.descriptor(b).flatten(0, 2) for b in batches]).std().item() == pytest.approx(
-            DIMENSION**-0.5, rel=0.1
-        )
+        described = torch.cat([detector.descriptor(b).flatten(0, 2) for b in batches])
+        assert described.std().item() == pytest.approx(DIMENSION**-0.5, rel=0.1)
+        torch.testing.assert_close(described.mean(0), torch.zeros(DIMENSION), rtol=0, atol=1e-3)
         scores.append(detector.score(batches[0]).scores)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
 

@@ -1,5 +1,6 @@
 """What is measured after a meta epoch, above all of MVTec LOCO."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 import trees
 from conftest import SMALL_DATA, SMALL_NET
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from tqdm import tqdm
 
 import main
 import metrics
 from datasets import Defect, Sample
 from detection import Prediction
-from experiment.evaluation import LOCO_METRICS, METRICS, evaluate
+from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics, evaluate
 
 NO_BAR = tqdm(disable=True)
 
@@ -62,6 +64,18 @@ def test_metrics_agree_with_the_functions():
     labels, scores = [0, 0, 1, 1], maps.max((1, 2))
     assert found["image_ap"] == metrics.average_precision(labels, scores)
     assert found["image_f1_max"] == metrics.f1_max(labels, scores)
+
+
+def test_decision_metrics_equal_scikit_learns():
+    labels, decisions = np.array([1, 1, 1, 1, 0, 0, 0, 1]), np.array([1, 0, 0, 1, 1, 0, 0, 0])
+    found = decision_metrics(labels.astype(bool).tolist(), decisions.astype(bool))
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, decisions, average="binary")
+    expected = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy_score(labels, decisions)}
+    assert found == pytest.approx(expected) and tuple(found) == DECISION_METRICS
+    quiet = decision_metrics([True, False], np.zeros(2, bool))
+    assert math.isnan(quiet.pop("precision")) and quiet == {"recall": 0, "f1": 0, "accuracy": 0.5}
+    for label in (True, False):
+        assert all(map(math.isnan, decision_metrics([label] * 3, np.array([True, True, False])).values()))
 
 
 def test_a_loco_run_has_further_columns_that_others_lack(tmp_path, mvtec):

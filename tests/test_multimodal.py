@@ -7,8 +7,10 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL_DATA, SMALL_MULTIMODAL
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from errors import DataError, UsageError
 from experiment import parallel, worker
 from experiment.ablation import point_folders
 from methods import load
-from methods.multimodal import Multimodal, alternate, interleave
+from methods.multimodal import Multimodal, _Scheduled, _Trainer, alternate, interleave
 from methods.tokens import ImageTokens, TableTokens, window_masks
 
 PIXELS = ["multimodal", "--image_tokens", "pixels", *SMALL_MULTIMODAL[9:]]
@@ -71,25 +73,66 @@ def test_a_column_is_a_token_of_its_values_alone():
 
 
 def test_tampered_rows_hold_columns_of_others_farther_out():
-    tokens = TableTokens([1, 1, 1], 4)
-    rows = torch.arange(1, 61).float().view(20, 3)
+    """Values of a column are a direction of their own, so that it can be told whose they are."""
+    tokens, rows = TableTokens([3, 4, 5], 4), torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     tampered = tokens.corrupted(rows)
-    assert (tampered != rows).any(dim=1).float().mean() > 0.8  # a row may be given its own
-    factors = (tampered[:, :, None] / rows.T[None]).masked_fill((tampered == rows)[..., None], 1)
-    assert ((factors >= 1 - 1e-6) & (factors <= 5 + 1e-6)).any(dim=2).all()
+    donors, factors = [], []
+    for i in range(40):
+        changed = [
+            column for column in range(3) if not torch.equal(*(t[i, tokens.owner == column] for t in (rows, tampered)))
+        ]
+        found = []
+        for column in changed:
+            own, others = tampered[i, tokens.owner == column], rows[:, tokens.owner == column]
+            likeness = F.cosine_similarity(own[None], others)
+            found.append(int(likeness.argmax()))
+            assert likeness.max().item() == pytest.approx(1, abs=1e-5)
+            factors.append((own.norm() / others[found[-1]].norm()).item())
+        assert len(set(found)) == 1  # some columns, all of one row
+        donors.append(found[0])
+    assert sorted(donors) == list(range(40))  # every row gives to one other
+    assert min(factors) >= 1 and max(factors) <= 5
+    assert np.log(factors).mean() == pytest.approx(np.log(5) / 2, abs=0.25)
+    assert 40 < len(factors) < 120
 
 
 def test_tampered_images_hold_one_rectangle_of_others():
-    tokens = ImageTokens(1, (6, 6), 4)
-    images = torch.arange(5).float().view(5, 1, 1).expand(5, 36, 1).contiguous()
+    """Cells are numbered through all images, so that it can be told whence they come."""
+    tokens, images = ImageTokens(1, (6, 7), 4), torch.arange(5 * 42.0).view(5, 42, 1)
+    torch.manual_seed(1)
+    found = tokens.corrupted(images)
+    shifts, donors = set(), []
+    for before, after in zip(images.view(5, 6, 7), found.view(5, 6, 7), strict=True):
+        pasted = before != after
+        rows, columns = pasted.any(dim=1), pasted.any(dim=0)
+        assert torch.equal(pasted, rows[:, None] & columns[None])
+        assert 1 <= rows.sum() <= 3 and 1 <= columns.sum() <= 3
+        for axis in (rows, columns):
+            assert axis.diff().sum() <= 2  # in one piece
+        image, cell = after[pasted].long() // 42, after[pasted].long() % 42
+        y, x = pasted.nonzero().T
+        shifts |= set(zip(((y - cell // 7) % 6).tolist(), ((x - cell % 7) % 7).tolist(), strict=True))
+        (donor,) = set(image.tolist())
+        donors.append(donor)
+    assert sorted(donors) == list(range(5))
+    assert len(shifts) == 1  # all of a batch are moved alike
+
+
+def test_hidden_tokens_are_as_many_as_described():
+    """Half of an image's on average; of a row's every number is as likely, none and all among them."""
     torch.manual_seed(0)
-    pasted = (tokens.corrupted(images) != images).view(5, 6, 6)
-    for one in pasted[pasted.flatten(1).any(dim=1)]:
-        rows, columns = one.any(dim=1), one.any(dim=0)
-        assert torch.equal(one, rows[:, None] & columns[None])
-        assert max(rows.sum(), columns.sum()) <= 3
-    assert pasted.any()
+    assert ImageTokens(1, (4, 4), 4).draw_masks(2000).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    counts = TableTokens([1, 3, 1, 1], 4).draw_masks(20000).sum(dim=1).bincount(minlength=5)
+    assert (counts / 20000).tolist() == pytest.approx([0.2] * 5, abs=0.02)
+
+
+def test_cells_of_all_layers_lie_on_the_grid_of_the_first():
+    backbone, images = backbones.load("resnet18", "random"), torch.randn(2, 3, 32, 32)
+    found = Multimodal(backbone, ["layer1", "layer2"], (32, 32)).embed(images)
+    first, second = backbone(images, ["layer1", "layer2"])
+    second = F.interpolate(second, size=(8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, torch.cat([first, second], dim=1).permute(0, 2, 3, 1))
 
 
 def test_features_are_standardised():
@@ -140,7 +183,106 @@ def test_hidden_tokens_are_not_seen():
     torch.testing.assert_close(own.network(1, rows, mask), own.network(1, changed, mask))
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_the_network_equals_its_description(part):
+    """Tokens, hidden ones replaced, behind a class token; what they are, and where; then the encoder and two heads."""
+    own = detector().eval()
+    network, values = own.network, own.network.parts[part].prepare(embeddings(own)[part][0])
+    tokens, n = network.parts[part], network.parts[part].masks.shape[1]
+    masks = torch.rand(4, n, generator=torch.Generator().manual_seed(0)) < 0.5
+    decoded, logits = network(part, values, masks)
+    for b in range(4):
+        sequence = [network.start]
+        for i in range(n):
+            if part == 0:
+                token = network.parts[0].input(values[b, i])
+            else:
+                token = sum(values[b, f] * tokens.input[f] for f in range(5) if tokens.owner[f] == i)
+            sequence.append(network.hidden if masks[b, i] else token)
+        added = [position + network.modalities[part] for position in network.positions[part]]
+        encoded = network.encoder(torch.stack([own + more for own, more in zip(sequence, added, strict=True)])[None])[0]
+        assert logits[b].item() == pytest.approx(network.tampered(encoded[0]).item(), abs=1e-5)
+        if part == 0:
+            expected = tokens.output(encoded[1:])
+        else:
+            expected = torch.stack([encoded[1 + tokens.owner[f]] @ tokens.output[f] + tokens.bias[f] for f in range(5)])
+        torch.testing.assert_close(decoded[b], expected, rtol=1e-4, atol=1e-5)
+
+
 # Training
+
+
+@pytest.mark.parametrize(("part", "weight"), [(0, 0.1), (1, 1.0)])
+def test_the_loss_equals_the_equation(part, weight):
+    """(1) against plain loops: errors of the hidden tokens of samples as they are, and what is said of all copies."""
+    own = detector().eval()
+    network, tokens = own.network, own.network.parts[part]
+    values = tokens.prepare(embeddings(own)[part][0])
+    torch.manual_seed(4)
+    found = network.loss(part, values).item()
+    torch.manual_seed(4)
+    both = torch.cat([values, tokens.corrupted(values)])
+    masks = tokens.draw_masks(8)
+    with torch.no_grad():
+        decoded, logits = network(part, both, masks)
+    errors = []
+    for b, i in masks[:4].nonzero().tolist():
+        own_values = slice(i, i + 1) if part == 0 else tokens.owner == i
+        errors.append((values[b] - decoded[b])[own_values].square().mean().item())
+    chances = logits.double().sigmoid().tolist()
+    tampered = [-np.log(1 - p) for p in chances[:4]] + [-np.log(p) for p in chances[4:]]
+    assert found == pytest.approx(np.mean(errors) + weight * np.mean(tampered), rel=1e-5)
+
+
+def test_a_step_is_adamws_and_is_averaged():
+    """Down known gradients; the average keeps 0.995 of itself once it has seen many steps."""
+    own = detector([WIDTHS], lr=0.1)
+    trainer = _Trainer(own, [[]], [()])
+    trainer.average.steps = 10**6
+    learned = dict(trainer.trained.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in learned.items()}
+    generator = torch.Generator().manual_seed(0)
+    gradients = [{name: torch.randn(w.shape, generator=generator) for name, w in learned.items()} for _ in range(3)]
+    trainer._loss = lambda network, part, batch: sum((learned[name] * own).sum() for name, own in batch.items())
+    assert len(list(trainer.steps((0, batch) for batch in gradients))) == 3
+    for name, averaged in trainer.averaged.named_parameters():
+        mean = before[name].numpy()
+        for step in (1, 2, 3):
+            expected = plain.adam(before[name], [one[name] for one in gradients[:step]], 0.1, decoupled_decay=0.01)
+            mean = 0.995 * mean + 0.005 * expected
+        np.testing.assert_allclose(learned[name].detach(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(averaged.detach(), mean, rtol=0, atol=1e-5)
+
+
+def test_reading_leaves_the_global_generator_alone():
+    class Seeding:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            for seed in range(2):
+                torch.manual_seed(seed)
+                yield torch.rand(1)
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert [part for part, _ in _Scheduled([Seeding(), Seeding()], "alternate")] == [0, 1, 0, 1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_scores_are_standardised_on_held_out_samples():
+    """On those training has not seen where there are some, on those of training otherwise."""
+    own = detector([WIDTHS, WIDTHS], epochs=3, lr=0.01)
+    first, second, others = (list(samples(8, seed)[1]) for seed in range(3))
+    others = [3 * rows for rows in others]
+    list(own.training_of([first, second], [others, ()]))
+    for part, normal in ((0, others), (1, second)):
+        errors, chances = own.for_part(part).branch_scores(torch.cat(normal)).values()
+        assert errors.mean().item() == pytest.approx(0, abs=1e-4)
+        assert errors.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+        assert chances.mean().item() == pytest.approx(0, abs=1e-4)
+    own.learn_normal_scores(1, [second[0][:1]])
+    assert own.normal_scores[1, :, 1].tolist() == pytest.approx([0.01, 0.01])  # of what does not differ
 
 
 def test_schedules():
@@ -176,6 +318,16 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
         torch.testing.assert_close(own.predict(table[0]).scores, kept, rtol=0, atol=0)
     losses = [stats.details["held_out_loss"] for stats in epochs]
     assert len(losses) < 50 and losses.index(min(losses)) == len(losses) - 4
+
+
+def test_the_average_is_what_is_kept():
+    own = detector([WIDTHS], epochs=2, lr=0.01)
+    training = own.training_on(list(samples()[1]))
+    list(training)
+    trainer = training.trainer
+    for name, found in own.network.state_dict().items():
+        torch.testing.assert_close(found, trainer.averaged.state_dict()[name], rtol=0, atol=0)
+    assert not torch.equal(own.network.start, trainer.trained.start)
 
 
 def test_without_held_out_samples_the_last_epoch_is_kept():

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL_CFA, SMALL_RD
 from scipy.ndimage import gaussian_filter
 from test_resume import folder
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
@@ -17,7 +19,7 @@ from backbones import LayerInfo
 from errors import UsageError
 from methods import rd
 from methods.rd import ReverseDistillation
-from methods.student import Student
+from methods.student import Block, Student
 
 
 def small(layers=("layer1", "layer2"), **options):
@@ -108,6 +110,39 @@ def test_the_student_mirrors_any_teacher(layers):
     assert any((one < 0).any() for one in student(teacher))
 
 
+@pytest.mark.parametrize(("outputs", "up", "down"), [(6, 1, 1), (10, 1, 1), (6, 1, 2), (6, 2, 1)])
+def test_a_block_is_a_residual_block(outputs, up, down):
+    """Its convolutions written one behind the other; the shortcut has one of its own where it cannot be the input."""
+    block, x = Block(6, outputs, up, down), torch.randn(2, 6, 8, 8)
+    first, second, third, *shortcut = [weight for weight in block.state_dict().values() if weight.ndim == 4]
+
+    def norm(h):
+        return (h - h.mean((0, 2, 3), keepdim=True)) / (h.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+
+    def resample(h, weight, padding):
+        return F.conv_transpose2d(h, weight, stride=up) if up > 1 else F.conv2d(h, weight, None, down, padding)
+
+    r = x.clamp(min=0)
+    h = norm(F.conv2d(r, first)).clamp(min=0)
+    h = norm(F.conv2d(norm(resample(h, second, 1)).clamp(min=0), third))
+    expected = h + (norm(resample(r, *shortcut, 0)) if shortcut else r)
+    assert len(shortcut) == (outputs != 6 or up * down > 1)
+    assert len(first) == 64 and len(Block(6, 200).main[0].weight) == 100  # half the channels, not too few
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_start_normal_by_their_fan_out():
+    """He et al.: Delving deep into rectifiers, 2015; of a transposed convolution the fan out is that of its input."""
+    torch.manual_seed(0)
+    student = Student(infos((24, (16, 16)), (40, (8, 8))), 2)
+    kernels = [weight for weight in student.state_dict().values() if weight.ndim == 4]
+    units = [(weight * (len(weight) * weight[0, 0].numel() / 2) ** 0.5).flatten() for weight in kernels]
+    for unit in units:
+        assert unit.std().item() == pytest.approx(1, abs=5 / len(unit) ** 0.5)
+    inside = (torch.cat(units).abs() < 1).float().mean().item()
+    assert inside == pytest.approx(math.erf(0.5**0.5), abs=0.01)  # of uniform weights it would be 0.58
+
+
 def test_the_student_sees_nothing_but_the_embedding():
     """A change of the teacher's maps that leaves the embedding as it is leaves the student's maps."""
     student = Student(infos((6, (8, 8)), (8, (4, 4))), 1).eval()
@@ -151,14 +186,27 @@ def test_training_teaches_the_student(precision):
     assert torch.equal(scores, maps.amax((1, 2)))
 
 
-def test_fp16_keeps_small_gradients():
-    """The scaled gradient of float16 is that of float32."""
-    weights = []
-    for precision in (torch.float32, torch.float16):
-        weight = nn.Parameter(torch.ones(3))
-        rd.learn((weight * torch.tensor([1e-3, 1.0, 2.0])).sum(), [torch.optim.SGD([weight], 0.1)], precision)
-        weights.append(weight.detach())
-    torch.testing.assert_close(*weights)
+def test_a_step_is_adams_with_the_betas_of_the_authors():
+    """On all that is learned, down known gradients; the teacher stays."""
+    detector, drawn = small(lr=0.01, seed=3), []
+    learned = dict(detector.student.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in detector.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    gradients = [{name: torch.randn(w.shape, generator=generator) for name, w in learned.items()} for _ in range(4)]
+
+    def loss(batch, generator):
+        drawn.append(torch.rand(1, generator=generator).item())
+        return sum((learned[name] * own).sum() for name, own in batch.items())
+
+    detector.loss = loss
+    assert len(list(rd._Trainer(detector, []).steps(gradients))) == 4
+    assert drawn == torch.rand(4, generator=torch.Generator().manual_seed(3)).tolist()
+    for name, weight in detector.named_parameters():
+        own = name.removeprefix("student.")
+        expected = before[name].numpy()
+        if own != name:
+            expected = plain.adam(before[name], [one[own] for one in gradients], 0.01, (0.5, 0.999))
+        np.testing.assert_allclose(weight.detach(), expected, rtol=0, atol=1e-5)
 
 
 def test_everything_happens_on_the_detectors_device():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import trees
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
+from sklearn.metrics import roc_auc_score
 from trees import TREES, mask, save, texture
 
 import main
@@ -58,7 +59,7 @@ def test_run(tmp_path, build, capsys):
     tree, name = TREES[build], name_of(build)
     results, predictions = run(tmp_path, "-d", tree.classes[0], name, tmp_path / "data")
     row = results.loc[f"{name}_{tree.classes[0]}"]
-    assert 0 <= row["image_auroc"] <= 1
+    assert row["image_auroc"] == pytest.approx(roc_auc_score(predictions["label"], predictions["score"]), abs=1e-6)
     assert row[["pixel_auroc", "pro"]].notna().all() == (tree.masks > 0)
     assert predictions["label"].sum() == tree.anomalous
     assert "Reading dataset" not in capsys.readouterr().err
@@ -293,9 +294,10 @@ def test_own_folders_on_the_command_line(tmp_path, own):
     assert predictions["defect_type"].tolist() == ["good", "cut", "hole"]
     config = json.loads((tmp_path / "results/project/group/test/config.json").read_text())
     assert config["dataset"]["folders"]["abnormal_dir"] == ["ng/cut", "ng/hole"]
-    results, _ = run(tmp_path / "without", *folders, "--mask_dir", "", "folder", own)
+    results, predictions = run(tmp_path / "without", *folders, "--mask_dir", "", "folder", own)
     assert results.loc["folder_own"].filter(regex="pixel|pro").isna().all()
-    assert results.loc["folder_own", "image_auroc"] >= 0
+    auroc = roc_auc_score(predictions["label"], predictions["score"])
+    assert results.loc["folder_own", "image_auroc"] == pytest.approx(auroc, abs=1e-6)
 
 
 def test_only_normal_images(tmp_path, own):

@@ -23,7 +23,7 @@ def test_python_snippet():
     exec(snippet("detector.fit"), names)
     assert names["scores"].shape == (8,)
     assert names["maps"].shape == (8, 160, 160)
-    assert torch.isfinite(names["maps"]).all()
+    assert (names["maps"].flatten(1).std(dim=1) > 0).all()  # nor NaN
 
 
 def test_load_snippet(mvtec, tmp_path, monkeypatch):

@@ -225,7 +225,8 @@ def test_panel():
     assert ((drawn[:, 6:12] == 255).all(-1) == mask).all()
     assert (drawn[2, 19] == (0, 255, 0)).all()  # the mask's outline on the overlay
     assert (panel(image, None, heat, (-3, 5))[:, 6:12] == drawn[:, 12:18]).all()
-    assert (panel(image, None, heat, (1, 1)) >= 0).all()  # a flat map has no range
+    flat = panel(image, None, np.ones((8, 6)), (1, 1))  # of no range
+    assert (flat[:, 6:12] == drawn[0, 12]).all()  # as the coldest of another
 
 
 def test_report_command(run_main, mvtec_run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The model, the noise, training and scoring: golden arrays, then each branch against the equation it implements."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def test_xavier_normal_weights():
     torch.manual_seed(0)
     weight = Discriminator(600, hidden=400).body[0][0].weight
     assert weight.std().item() == pytest.approx((2 / 1000) ** 0.5, rel=0.01)
+    inside = (weight.abs() < (2 / 1000) ** 0.5).float().mean().item()
+    assert inside == pytest.approx(0.683, abs=0.01)  # of uniform weights it would be 0.577
 
 
 def test_a_discriminator_cannot_shrink_to_nothing():
@@ -229,6 +232,19 @@ def test_ema_trains_as_without_and_evaluates_the_average():
     assert losses[0.0] == losses[0.9]
     last, mean = (detectors[ema].score(embeddings[0]).scores for ema in losses)
     assert not torch.allclose(last, mean, atol=1e-3)
+    trainer = random_detector(ema=0.9).training_on(embeddings).trainer
+    assert trainer.average.decay == 0.9
+
+
+def test_warm_up_cosine_ends_with_training():
+    """Its steps are those of all passes of all meta epochs."""
+    detector = random_detector(warm_up_cosine=True, meta_epochs=5, gan_epochs=4)
+    training = detector.training_on([torch.randn(2, 4, 4, 16)] * 3)
+    list(training)
+    factor = training.trainer.optimizers[0].param_groups[0]["lr"] / detector.dsc_lr
+    assert factor == pytest.approx(0, abs=1e-9)  # after 60 steps
+    (schedule, *_) = training.trainer.step_schedules
+    assert schedule.lr_lambdas[0](40) == pytest.approx((1 + np.cos(np.pi * 40 / 60)) / 2)
 
 
 def test_warm_up_cosine():
@@ -280,7 +296,37 @@ def test_members_draw_batches_of_their_own():
         assert all(1 < len(own) <= 4 for own in images)
         assert sum(map(len, images)) == len(set.union(*images))
         assert max(set.union(*images[:POOL])) < 4 * POOL <= min(set.union(*images[POOL:]))
-    assert any(set(one) != set(other) for one, other in taken)
+        assert all(max(own) - min(own) > 4 for own in images[:POOL])  # batches mixed anew
+    assert all(len({*one, *other}) > 4 for one, other in taken[:POOL])
+
+
+def test_members_learn_as_each_would_alone():
+    members = [Member(Adaptor(6), Discriminator(6, hidden=5)) for _ in range(2)]
+    shares, noise = [torch.randn(20, 6), torch.randn(20, 6)], Noise(torch.randn(20, 6))
+    others = copy.deepcopy(members)
+    losses = [
+        Trainer([member], FeatureNoise(0.1), 0.5, 1e-3).step([share], noise).loss.item()
+        for member, share in zip(others, shares, strict=True)
+    ]
+    together = Trainer(members, FeatureNoise(0.1), 0.5, 1e-3).step(shares, noise)
+    assert together.loss.item() == pytest.approx(sum(losses) / 2)
+    for member, alone in zip(members, others, strict=True):
+        for found, expected in zip(member.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.5])
+def test_differences_are_of_patches_in_random_order(difference):
+    """Neighbours would be too much alike; without differences the order is no matter, and stays."""
+    trainer = Trainer([Member(Adaptor(4), Discriminator(4))], FeatureNoise(0.1, difference=difference), 0.5, 1e-3)
+    taken = []
+    trainer.step = lambda shares: taken.extend(shares)
+    batch = torch.arange(2 * 8 * 8 * 4.0).view(2, 8, 8, 4)
+    list(trainer.steps([batch]))
+    order = (taken[0][:, 0] / 4).long()
+    assert torch.equal(order.sort().values, torch.arange(128))
+    assert (order.diff() == 1).float().mean().item() == pytest.approx(1 - 2 * difference, abs=0.1)
 
 
 def test_a_loss_that_is_not_finite_is_named():

@@ -1,0 +1,87 @@
+"""How far random changes of training images go: the ranges that are asked for are filled and not left."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import ImageTransform, RandomTransform, to_pixels
+
+DRAWS = 60
+
+
+def drawn(pixels, **changes):
+    """Pixels [64, 64, 3] changed at random, DRAWS times: float [64, 64, 3] each."""
+    torch.manual_seed(0)
+    transform = ImageTransform(64, 64, RandomTransform(**changes))
+    return [to_pixels(transform.image(Image.fromarray(pixels))).astype(float) for _ in range(DRAWS)]
+
+
+def places(offset, **changes):
+    """Where a dot so far right of the centre comes to lie: rows and columns from the centre."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[30:34, 30 + offset : 34 + offset] = 255
+    found = [image[..., 0] for image in drawn(pixels, **changes)]
+    rows, columns = np.mgrid[:64, :64] - 31.5
+    return np.array([((rows * one).sum(), (columns * one).sum()) / one.sum() for one in found])
+
+
+def fill(values, low, high):
+    """Values lie in a range and come close to both of its ends."""
+    edge = (high - low) / 10
+    assert low - edge / 4 <= min(values) <= low + edge
+    assert high - edge <= max(values) <= high + edge / 4
+
+
+def test_rotations_fill_their_range():
+    found = places(16, rotate_degrees=40.0)
+    fill([math.degrees(math.atan2(y, x)) for y, x in found], -40, 40)
+    assert np.hypot(*found.T) == pytest.approx(np.full(DRAWS, 16), abs=0.5)
+
+
+def test_shifts_fill_their_range():
+    rows, columns = places(0, translate=0.3).T
+    fill(rows, -0.3 * 64, 0.3 * 64)
+    fill(columns, -0.3 * 64, 0.3 * 64)
+
+
+def test_zooms_fill_their_range():
+    rows, columns = places(16, scale=0.5).T
+    fill(columns / 16, 0.5, 1.5)
+    assert rows == pytest.approx(np.zeros(DRAWS), abs=0.5)
+
+
+def test_colours_fill_their_range():
+    """Brightness scales values, contrast what sets them apart from their mean, saturation from their pixel's grey."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:32], pixels[32:] = (80, 70, 60), (120, 110, 100)
+    for name in ("brightness", "contrast", "saturation"):
+        found = drawn(pixels, **{name: 0.5})
+        factors = {
+            "brightness": [image.mean() / pixels.mean() for image in found],
+            "contrast": [(image[40] - image[0]).mean() / 40 for image in found],
+            "saturation": [(image[..., 0] - image[..., 2]).mean() / 20 for image in found],
+        }
+        fill(factors[name], 0.5, 1.5)
+        if name != "brightness":
+            assert [image.mean() for image in found] == pytest.approx([pixels.mean()] * DRAWS, abs=2)
+        if name == "saturation":
+            assert factors["contrast"] == pytest.approx([1] * DRAWS, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["hflip", "vflip", "gray"])
+def test_chances_are_those_asked_for(name):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+    expected = {"hflip": pixels[:, ::-1], "vflip": pixels[::-1], "gray": grey}[name]
+    found = drawn(pixels, **{name: 0.5})
+    hits = [np.abs(image - expected).max() <= 1 for image in found]
+    assert all(hit or (image == pixels).all() for hit, image in zip(hits, found, strict=True))
+    assert np.mean(hits) == pytest.approx(0.5, abs=0.2)
+
+
+def test_pixels_come_back():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert (to_pixels(ImageTransform(16, 16).image(Image.fromarray(pixels))) == pixels).all()
