@@ -16,7 +16,8 @@ import backbones
 from backbones.names import BACKBONES
 from errors import DataError, UsageError
 
-KNOWN = {  # of the table's names the smallest of each kind of network: a layer, its channels, and its grid at 288 pixels
+# Of the table's names the smallest of each kind of network: a layer, its channels, and its grid at 288 pixels.
+KNOWN = {
     "alexnet": ("features.5", 192, 17),
     "resnet18": ("layer2", 128, 36),
     "resnest50": ("layer2", 512, 36),
