@@ -651,9 +651,8 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
 
 
 def imported(command: str) -> Callable[..., int | None]:
-    """What does the work of a command; from here on rubbish is collected again, what was imported is none."""
+    """What does the work of a command; from here on rubbish is collected again."""
     function = getattr(importlib.import_module(f"experiment.{command}"), command)
-    gc.freeze()
     gc.enable()
     return function
 
