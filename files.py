@@ -1,5 +1,6 @@
 """Files: written under a temporary name and renamed, so that none is ever half there; JSON of unknown origin read."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,8 +16,13 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; folders above it are made.
+def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write a file whole or not at all, also through a power cut; folders above it are made.
+
+    Args:
+        path: where.
+        content: what.
+        flush: wait until it is on the disk. Of thousands of pictures, which can be made again, that takes minutes.
 
     Raises:
         DataError: no room or no right to; what was there before still is.
@@ -24,11 +30,40 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut leaves an empty file under the new name
+        move(temporary, path) if flush else os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise cannot_write(path, error, len(content)) from error
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file or folder another name in its folder, in place of what has it; it survives a power cut."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError:  # a file system that flushes no folders
+        pass
+    finally:
+        os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from datasets import (
 )
 from errors import UsageError
 
+MODELS = "models"  # the folder in a run's that its models are in
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,6 +60,8 @@ class RunConfig:
     point: str = ""
 
     def __post_init__(self) -> None:
+        for flag in ("log_project", "log_group", "run_name"):
+            _check_folder(flag, getattr(self, flag))
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"a --seed is given twice in {', '.join(map(str, self.seeds))}")
 
@@ -71,6 +74,20 @@ class RunConfig:
     def directory(self) -> Path:
         """The folder of this run."""
         return self.family / self.point
+
+
+def _check_folder(flag: str, name: str) -> None:
+    """Refuse what names no folder below --results_path, or one that another run keeps its models in.
+
+    Raises:
+        UsageError: it does.
+    """
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or MODELS in parts or "\0" in name:
+        raise UsageError(
+            f"--{flag} '{name}': expected the name of a folder, or several as in sweep/first, none of them empty, "
+            f"'.', '..' or '{MODELS}'"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class DetectorConfig:
         command: which detector, a key of methods.DETECTORS.
         options: its keyword arguments.
         recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
+        backbone_weights_sha256: of the file that backbone_weights names; None where it names none.
     """
 
     command: str
@@ -103,6 +121,7 @@ class DetectorConfig:
     options: dict[str, Any]
     recipe: str = "paper"
     set_by_recipe: dict[str, Any] = field(default_factory=dict)
+    backbone_weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,7 @@ def job_names(
         for j, label in enumerate(backbones):
             for seed in seeds:
                 title = f"{dataset}_{class_name}"
-                folder = f"models/{j}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
+                folder = f"{MODELS}/{j}/{title}" + (f"_seed_{seed}" if len(seeds) > 1 else "")
                 shown = f"{title} ({label})" if len(backbones) > 1 else title
                 jobs.append(JobName(i, class_name, j, seed, shown, folder))
     return jobs

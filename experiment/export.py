@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detection import TrainedModel
 from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
+from files import move
 from methods import load
 
 EXTRA = "requirements-export.txt"
@@ -93,7 +93,7 @@ def export(config: ExportConfig) -> None:
                 f"the export of '{config.model_dir}' differs from PyTorch by {difference:.2g}, more than {BOUND}: "
                 "nothing was written"
             )
-        os.replace(temporary, out)
+        move(temporary, out)
     except OSError as error:
         raise DataError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:

@@ -25,12 +25,13 @@ from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
 from experiment.evaluation import Evaluation, decision_metrics, evaluate, normal_thresholds
 from experiment.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
+from experiment.inputs import Inputs
 from experiment.memory import one_line_when_full
 from experiment.pictures import write_segmentations, write_worst
 from experiment.progress import progress
 from experiment.provenance import flatten
 from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
-from files import partial, write_bytes
+from files import move, partial, write_bytes
 from late import pandas as pd
 from methods import DETECTORS
 
@@ -86,6 +87,7 @@ class _Part:
         self.held_out = HeldOut(held_out)
         self.test = _test_predictions(job, detector, banks)
         self.defects = read_defects(job.samples.test, job.samples.saturation, job.data.test_transform)
+        self.inputs = Inputs.of(job.samples, job.root)
         self.history: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None
 
@@ -124,7 +126,7 @@ def run_jobs(
         for i, (job, own) in enumerate(zip(jobs, banks or [None] * len(jobs), strict=True))
     ]
     path = parts[0].folder / STATE
-    state = _read_state(path, len(parts))
+    state = _read_state(path, parts)
     for part, rows in zip(parts, state["history"] if state else [[] for _ in parts], strict=True):
         part.history = rows
     train, test = (sum(map(len, (getattr(part, name) for part in parts))) for name in ("train", "test"))
@@ -162,7 +164,7 @@ def run_jobs(
                 shutil.rmtree(part.folder, ignore_errors=True)
     for part in reversed(parts):  # the first folder last: until then all can be made again
         shutil.rmtree(part.job.folder, ignore_errors=True)  # of a process that died between two of them
-        os.replace(part.folder, part.job.folder)
+        move(part.folder, part.job.folder)
         (part.job.folder / STATE).unlink()
     return results
 
@@ -190,7 +192,9 @@ def _finish(part: _Part, run: RunConfig, bar: tqdm) -> JobResult:
     written = _write_predictions(part.folder, job, part.test, evaluation, description, run.save_segmentation_images)
     best = max((row for row in part.history if "image_auroc" in row), key=_rank)
     best_row = {**job.key, **{name: best[name] for name in evaluation.metrics}, EPOCH: best["meta_epoch"]}
-    return write_result(part.folder, JobResult(_row(job, evaluation, description), best_row, part.history), written)
+    return write_result(
+        part.folder, JobResult(_row(job, evaluation, description), best_row, part.history, inputs=part.inputs), written
+    )
 
 
 def _row(job: Job, evaluation: Evaluation, description: Description) -> dict[str, Any]:
@@ -251,27 +255,39 @@ def _done(detector: Detector, run: RunConfig, epochs: int, train: int, test: int
 def _write_state(training: Training, parts: Sequence[_Part]) -> None:
     """Keep all that the next meta epoch depends on, in every folder that is to be gone on with; the first last."""
     buffer = io.BytesIO()
-    orders, history = [part.train.order.state_dict() for part in parts], [part.history for part in parts]
-    torch.save({"training": training.state_dict(), "orders": orders, "history": history}, buffer)
+    state = {
+        "training": training.state_dict(),
+        "orders": [part.train.order.state_dict() for part in parts],
+        "history": [part.history for part in parts],
+        "inputs": [part.inputs.content for part in parts],
+    }
+    torch.save(state, buffer)
     for part in reversed(parts):
         write_bytes(part.folder / STATE, buffer.getvalue())
 
 
-def _read_state(path: Path, parts: int) -> dict[str, Any] | None:
-    """What _write_state wrote of so many parts, if it did.
+def _read_state(path: Path, parts: Sequence[_Part]) -> dict[str, Any] | None:
+    """What _write_state wrote of parts, if it did.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or of other images.
     """
     if not path.is_file():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if [len(rows) for rows in state["history"]] != [state["training"]["meta_epoch"]] * parts:
+        if [len(rows) for rows in state["history"]] != [state["training"]["meta_epoch"]] * len(parts):
             raise ValueError("its history does not fit")
-        return state
+        inputs = state.get("inputs")  # earlier versions did not know them
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise _damaged(path, error) from error
+    if inputs is not None and inputs != [part.inputs.content for part in parts]:
+        roots = " or ".join(dict.fromkeys(f"'{part.job.root}'" for part in parts))
+        raise DataError(
+            f"training in '{path.parent}' began with other images than those that are now in {roots}: remove that "
+            "folder to train it from its start, or choose another --run_name"
+        )
+    return state
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
@@ -316,6 +332,8 @@ def check_trained(job: Job, run: RunConfig) -> Description:
         wanted["precision"] = str(PRECISIONS[run.precision]).removeprefix("torch.")
         trained["precision"] = description.precision
     theirs, ours = flatten(trained), flatten(json.loads(json.dumps(wanted, default=str)))
+    if all(Path(both["backbone.weights"]).suffix for both in (theirs, ours)):  # files, whose content restore compares
+        ours["backbone.weights"] = theirs["backbone.weights"]
     differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if differing:
         shown = "; ".join(

@@ -24,7 +24,7 @@ from experiment.progress import progress
 from experiment.resolve import best_precision, choose_device
 from experiment.task import Outcome, Task, group
 from experiment.worker import Answer, Display, Settings, describe, do
-from files import partial
+from files import move, partial
 
 ROOT = Path(__file__).parent.parent
 LOCAL = "local"  # --ray without an address
@@ -253,7 +253,7 @@ def _unpack(task: Task, answer: Answer) -> None:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(temporary, filter="data")
         shutil.rmtree(job.folder, ignore_errors=True)  # of a process that died between two of a task's jobs
-        os.replace(temporary, job.folder)
+        move(temporary, job.folder)
 
 
 def _show(bar: tqdm, shares: dict[str, float], lines: list[str]) -> None:

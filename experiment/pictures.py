@@ -92,7 +92,7 @@ def write_worst(
     misses, alarms = worst([sample.anomalous for sample in predictions.dataset.samples], evaluation.scores)
     chosen = misses + alarms
     for index, drawn in zip(chosen, _panels(predictions, chosen, map_range), strict=True):
-        write_bytes(folder / picture_name(index), encoded(drawn, ".jpg"))
+        write_bytes(folder / picture_name(index), encoded(drawn, ".jpg"), flush=False)
     return [folder / picture_name(index) for index in chosen]
 
 
@@ -109,7 +109,7 @@ def write_segmentations(
     with progress("pictures", total=len(names), unit="image") as bar:
         for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
             path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png").lstrip("/")
-            write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"))
+            write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"), flush=False)
             bar.update()
 
 

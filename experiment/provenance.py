@@ -27,6 +27,7 @@ INDIFFERENT = {
     "net.recipe",  # the options that it sets are compared
     "dataset.num_workers",
 }
+WEIGHTS_DIGEST = "net.backbone_weights_sha256"
 DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets
 CHOICES = ("net.set_by_recipe.", "run.grid.")  # where options come from; the options are compared
 
@@ -86,6 +87,10 @@ def read_config(path: Path) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """In what two runs differ: what was asked for and decides the numbers, and what else may move them a little."""
     theirs, ours = flatten(old), flatten(new)
+    if WEIGHTS_DIGEST not in theirs:  # of an earlier version
+        ours.pop(WEIGHTS_DIGEST, None)
+    elif "null" not in (theirs[WEIGHTS_DIGEST], ours.get(WEIGHTS_DIGEST)):  # files, whose content decides
+        ours["net.backbone_weights"] = theirs.get("net.backbone_weights", "unset")
     asked, around = [], []
     for name in {**ours, **theirs}:
         kind = DATASET.sub("dataset", name)

@@ -8,22 +8,28 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errors import DataError, UsageError
+from errors import DataError, UsageError, first_line
 from experiment.config import JobName, job_names
 from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS
+from experiment.inputs import Inputs
 from experiment.provenance import CONFIG, KIND, datasets_of, read_config
 from files import read_json, unreadable, write_text
 from late import pandas as pd
 
 RESULT, FAILURES = "job.json", "failed.json"
 FORMAT = 1  # of job.json
+AGAIN = "the command of the run, given again, does this job anew"
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
 PROGRESS = ("meta_epoch", "loss")  # in every history, whatever else a detector watches
 FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
+
+
+class DamagedResultError(DataError):
+    """A job.json that a power cut or a full disk has left, or another hand."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,14 @@ class JobResult:
         best_row: those of the evaluated meta epoch with the best image AUROC (ties by pixel AUROC), and its number.
         history: a row per meta epoch.
         sha256: of the files that reports read, by their name in the model's folder.
+        inputs: of the images or rows that it was of; None in those of earlier versions.
     """
 
     row: dict[str, Any]
     best_row: dict[str, Any]
     history: list[dict[str, Any]]
     sha256: dict[str, str] = field(default_factory=dict)
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class RunRecord:
 def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobResult:
     """Write job.json, with the digests of some files in the folder; returns what it says."""
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    result = JobResult(result.row, result.best_row, result.history, digests)
+    result = replace(result, sha256=digests)
     content = json.dumps({"format": FORMAT, **without_nan(asdict(result))}, indent=1, allow_nan=False)
     write_text(folder / RESULT, content + "\n")
     return result
@@ -126,25 +134,31 @@ def read_result(folder: Path, name: JobName) -> JobResult:
     """What job.json says.
 
     Raises:
-        DataError: it is missing, damaged, or of another job.
+        DamagedResultError: it is missing, damaged, or of another job.
+        DataError: it is of another version.
     """
     path = folder / RESULT
-    advice = "move the run aside with --overwrite, or choose another --run_name"
     try:
-        content = read_json(path, "a job's results")
+        content = json.loads(path.read_bytes())
         if content.pop("format") != FORMAT:
-            raise ValueError(f"it is of another version; {advice}")
+            raise DataError(
+                f"'{path}' is of another version: move the run aside with --overwrite, or choose another --run_name"
+            )
+        inputs = content.pop("inputs", None)
         result = JobResult(**content)
         return JobResult(
             _numbers(result.row, name, METRICS),
             _numbers(result.best_row, name, (*METRICS, EPOCH)),
             [_numbers(row, name, PROGRESS) for row in result.history],
             {str(key): str(value) for key, value in result.sha256.items()},
+            None if inputs is None else Inputs(str(inputs["listed"]), str(inputs["content"])),
         )
     except FileNotFoundError as error:
-        raise DataError(f"'{folder}' is not the folder of a finished job: it has no {RESULT}; {advice}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(path, "a job's results", error) from error
+        raise DamagedResultError(
+            f"'{folder}' is not the folder of a finished job: it has no {RESULT}; {AGAIN}"
+        ) from error
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedResultError(f"'{path}' cannot be read as a job's results: {first_line(error)}; {AGAIN}") from error
 
 
 def read_results(directory: Path, names: Sequence[JobName]) -> dict[JobName, JobResult]:

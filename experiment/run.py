@@ -15,7 +15,7 @@ import torch
 import backbones
 from errors import DataError, Interrupted, UsageError
 from experiment.ablation import ABLATION, ablation_table, is_grid, write_ablation
-from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
+from experiment.config import MODELS, DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
 from experiment.job import STATE, check_trained
 from experiment.lock import LOCK, only_writer
 from experiment.parallel import choose_cluster
@@ -24,12 +24,13 @@ from experiment.provenance import CONFIG, differences, read_config, run_config
 from experiment.resolve import choose_device, choose_precision, create_directory, device_name
 from experiment.results import (
     FAILURES,
+    DamagedResultError,
     Failure,
     JobResult,
     Tables,
     make_tables,
     read_failures,
-    read_results,
+    read_result,
     read_run,
     recorded_jobs,
     write_failures,
@@ -37,8 +38,9 @@ from experiment.results import (
 )
 from experiment.tables import render, summary
 from experiment.task import FeatureKey, Outcome, Task, group, work
-from files import PARTIAL, write_text
+from files import PARTIAL, sha256_of, write_text
 
+GRID = "grid.json"  # in the folder of a grid's runs, from its start: the names of theirs
 Choice = tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]
 Sources = dict[FeatureKey, backbones.FeatureExtractor]
 
@@ -78,6 +80,8 @@ def run(run: RunConfig, choices: Sequence[Choice]) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_writer(run.family))
         _refuse_other_kind(run.family, several)
+        if several:
+            write_text(run.family / GRID, json.dumps([plan.run.point for plan in plans], indent=2) + "\n")
         wanted = precision_name(trained[0].dtype) if run.test else run.precision
         if cluster:
             stack.enter_context(cluster)
@@ -123,7 +127,7 @@ class _Run:
             self.names = plan.names
             config = run_config(plan.run, plan.detector, plan.datasets, plan.classes, device, precision)
             _continue_or_start(self.directory, config)
-        self.results = _finished(self.directory, self.names)
+        self.results = _finished(plan, self.names)
 
     @property
     def pending(self) -> list[Task]:
@@ -165,9 +169,14 @@ def _make_plans(
 ) -> list[Plan]:
     """A plan for every choice; their backbones are added to the sources. Workers that are far need absolute paths."""
     plans = []
+    digests = {}
     for name, (grid, detector, datasets) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
         if is_far:
             datasets = [own.absolute() for own in datasets]
+        weights = detector.backbone_weights
+        if weights not in digests:
+            digests[weights] = sha256_of(Path(weights)) if Path(weights).is_file() else None
+        detector = replace(detector, backbone_weights_sha256=digests[weights])
         plans.append(make_plan(replace(run, grid=dict(grid), point=name), detector, datasets, sources))
     return plans
 
@@ -243,8 +252,8 @@ def _say_recipe(plan: Plan) -> None:
 
 def _refuse_other_kind(directory: Path, of_grid: bool) -> None:
     """Keep the runs of a grid and a run without one from using one folder."""
-    name, kind = (CONFIG, "a run without --grid") if of_grid else (ABLATION, "the runs of a --grid")
-    if (directory / name).is_file():
+    names, kind = ((CONFIG,), "a run without --grid") if of_grid else ((GRID, ABLATION), "the runs of a --grid")
+    if any((directory / name).is_file() for name in names):
         raise UsageError(
             f"'{directory}' holds {kind}: choose another --run_name, or --overwrite, which moves them aside"
         )
@@ -256,8 +265,8 @@ def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
     Raises:
         UsageError: the folder holds a run with other options.
     """
-    begun = {path.parent for path in directory.glob(f"models/*/.*{PARTIAL}/{STATE}")}
-    if begun or any(not path.name.startswith(".") for path in directory.glob("models/*/*")):
+    begun = {path.parent for path in directory.glob(f"{MODELS}/*/.*{PARTIAL}/{STATE}")}
+    if begun or any(not path.name.startswith(".") for path in directory.glob(f"{MODELS}/*/*")):
         if not (directory / CONFIG).is_file():
             raise UsageError(f"'{directory}' holds models but no {CONFIG}: choose another --run_name or --overwrite")
         asked, around = differences(read_config(directory / CONFIG), config)
@@ -270,18 +279,42 @@ def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
             click.echo(f"Continuing a run that differs in {'; '.join(around)}", err=True)
     else:
         write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-    for path in list(directory.rglob(f".*{PARTIAL}")):
+    for path in [*directory.glob(f".*{PARTIAL}"), *directory.glob(f"{MODELS}/**/.*{PARTIAL}")]:  # others' lie elsewhere
         if path.is_dir() and path not in begun:
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
 
 
-def _finished(directory: Path, names: Sequence[JobName]) -> dict[JobName, JobResult]:
-    """The results of the jobs that were finished before."""
-    results = read_results(directory, names)
-    for name in results:
-        (directory / name.folder / STATE).unlink(missing_ok=True)
+def _finished(plan: Plan, names: Sequence[JobName]) -> dict[JobName, JobResult]:
+    """The results of the jobs that were finished before; what is damaged of them is put aside, to be made again.
+
+    Raises:
+        UsageError: a job was of other images.
+    """
+    results = {}
+    jobs = {job.name: job for task in plan.tasks if not task.problem for job in task.jobs}
+    for name in names:
+        folder = plan.run.directory / name.folder
+        try:
+            result = read_result(folder, name) if folder.exists() else None
+        except DamagedResultError as error:
+            if plan.run.test:
+                raise
+            aside = _free_name(folder, "damaged")
+            folder.rename(aside)
+            click.echo(f"{error}; '{folder.name}' is made again, and what is left of it is in '{aside}'", err=True)
+            continue
+        if result is None:
+            continue
+        (folder / STATE).unlink(missing_ok=True)
+        job = jobs.get(name)
+        if job and result.inputs and not plan.run.test and not result.inputs.are_those_of(job.samples, job.root):
+            raise UsageError(
+                f"'{folder}' is of other images than those that are now in '{job.root}': choose another --run_name, "
+                "or --overwrite, which moves the run aside"
+            )
+        results[name] = result
     return results
 
 
@@ -290,10 +323,19 @@ def _move_aside(directory: Path) -> None:
     with only_writer(directory):
         if all(path.name == LOCK for path in directory.iterdir()):
             return
-        number = 1
-        while (target := directory.with_name(f"{directory.name}.old-{number}")).exists():
-            number += 1
+        for lock in directory.rglob(f"*/{LOCK}"):  # runs whose names go on from this one's
+            with only_writer(lock.parent):
+                pass
+        target = _free_name(directory, "old")
         (directory / LOCK).unlink()
         directory.rename(target)
         directory.mkdir()
     click.echo(f"The earlier run is now {target}", err=True)
+
+
+def _free_name(folder: Path, word: str) -> Path:
+    """A name beside a folder that nothing has, such as run.old-1."""
+    number = 1
+    while (name := folder.with_name(f"{folder.name}.{word}-{number}")).exists():
+        number += 1
+    return name

@@ -20,6 +20,7 @@ from experiment.lock import LOCK
 from experiment.progress import draw_with
 from experiment.resolve import best_precision, choose_device, choose_precision, device_name
 from experiment.task import Outcome, Task, work
+from files import sha256_of
 
 
 class Settings(NamedTuple):
@@ -136,6 +137,9 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
                 "all machines must have the data at the same path"
             )
     name, weights, layers, imagesize, seed = task.backbone
+    expected = task.detector.backbone_weights_sha256
+    if expected is not None and Path(weights).is_file() and sha256_of(Path(weights)) != expected:
+        raise DataError(f"backbone weights '{weights}' on host {socket.gethostname()} are another file's than here")
     source = backbones.load(name, weights, seed or 0)
     source.build(layers, (imagesize, imagesize), device)
     return source

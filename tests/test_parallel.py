@@ -148,11 +148,11 @@ def test_a_machine_that_does_not_see_the_run_sends_the_folder(tasks, display):
 
 def test_workers_test_what_they_trained(tasks, display):
     """What a task's jobs gave in training is what --test gives of their models."""
+    lock = tasks[0].jobs[0].folder.parents[2] / ".lock"
+    lock.write_text(holder())
     trained = [answer.outcome for answer in worker.do([parallel._sent(task) for task in tasks], settings(), display)]
     before = [(task.jobs[0].folder / "predictions.csv").read_bytes() for task in tasks]
     tests = [parallel._sent(replace(task, run=replace(task.run, test=True))) for task in tasks]
-    lock = tasks[0].jobs[0].folder.parents[2] / ".lock"
-    lock.write_text(holder())
     tested = [answer.outcome for answer in worker.do(tests, settings(), display)]
     assert [[job.row for job in outcome] for outcome in tested] == [[job.row for job in outcome] for outcome in trained]
     assert [(task.jobs[0].folder / "predictions.csv").read_bytes() for task in tasks] == before
