@@ -68,7 +68,15 @@ def sha256_of(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8 text, as write_bytes."""
-    write_bytes(path, text.encode())
+    write_bytes(path, readable(text).encode())
+
+
+def readable(text: str) -> str:
+    """Text with the names of files in it, as UTF-8 can hold it: bytes that are none as \\xe9."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which no name of a file holds
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def cannot_write(path: Path, error: OSError, size: int) -> DataError:

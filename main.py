@@ -5,6 +5,7 @@ python main.py [run options] net [model options] dataset [data options] NAME [DA
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import click
 
 from chain import Chain, Link, Number, Standalone, check_grid, parse_grid
 from errors import DataError, Interrupted, UsageError
+from files import readable
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
     from experiment import DatasetConfig, DetectorConfig, ExportConfig, PredictConfig, ReportConfig
@@ -562,8 +564,13 @@ MODEL = click.argument("model_dir", type=click.Path(path_type=Path))
 @main.command(cls=Standalone, short_help="Scores and anomaly maps of your own images.", context_settings=SETTINGS)
 @MODEL
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), default="predictions", help="Folder for what is written.")
-@click.option("--batch_size", type=COUNT, default=8, help="Images scored at once.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="predictions",
+    help="Folder for what is written: new, empty, or with earlier predictions alone.",
+)
+@click.option("--batch_size", type=IMAGES, default=8, help="Images scored at once.")
 @click.option("--num_workers", type=click.IntRange(1, 1000), default=2, help="Threads that read images.")
 @DEVICE
 @click.option("--threshold", type=Number(), help="Image score above which is anomalous. [default: the model's]")
@@ -585,8 +592,10 @@ def predict(**options: Any) -> "PredictConfig":
 
     \b
     PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
-    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error) and the pictures.
-    An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
+    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error, picture, map) and the
+    pictures. An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
+    Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the new ones
+    say the same.
     """
     from experiment import PredictConfig
 
@@ -609,6 +618,12 @@ def predict(**options: Any) -> "PredictConfig":
     type=click.Choice(["uint8", "float"]),
     default="uint8",
     help="Of the input [batch, H, W, 3], RGB: 0 to 255, or 0 to 1.",
+)
+@click.option(
+    "--opset",
+    type=click.IntRange(1, 999),
+    show_default="the exporter's",
+    help="ONNX operator set, such as 17 for an older runtime.",
 )
 @WEIGHTS
 def export(**options: Any) -> "ExportConfig":
@@ -685,6 +700,9 @@ def stop_on_signals() -> None:
 def cli() -> int:
     """Run the command line; a user's mistake is one line on standard error and an exit code."""
     gc.disable()  # imports make few cycles, and a quarter of their time would go into looking for them
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding does not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         stop_on_signals()
         return main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
@@ -700,7 +718,7 @@ def cli() -> int:
         message, code = f"interrupted; {stop.advice}", 128 + stop.number
     finally:
         gc.enable()
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {' '.join(readable(message).split())}", err=True)
     return code
 
 

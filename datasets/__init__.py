@@ -17,8 +17,9 @@ from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
-from datasets.table import TABLE, TableOptions, TableTransform, read_table, table_reader
+from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
 from datasets.transforms import ImageTransform, RandomTransform, to_pixels
+from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
 FOLDER = folder_reader(FolderNames())
@@ -50,7 +51,10 @@ __all__ = [
     "read_defects",
     "read_image",
     "read_table",
+    "read_whole_table",
+    "refuse_video",
     "require_images",
     "table_reader",
     "to_pixels",
+    "videos_in",
 ]

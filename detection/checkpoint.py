@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 import backbones
-from datasets import ImageTransform, TableTransform, read_image, read_table
+from datasets import ImageTransform, TableTransform, read_image, read_table, refuse_video
 from detection.detector import Detector, Prediction
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
@@ -112,21 +112,22 @@ class TrainedModel:
         return self.description.table and TableTransform.from_dict(self.description.table)
 
     def predict(
-        self, images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path]
+        self,
+        images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path | NDArray[np.uint8]],
     ) -> Prediction:
         """Image scores and anomaly maps.
 
         Args:
-            images: a normalised tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3] of any
-                size, uint8; or the path of an image, or several. Of a table encoded rows [B, F], a frame, or the path
-                of a file.
+            images: a normalised float32 tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3]
+                of any size, uint8; the path of an image; or several paths or pixels [H, W, 3], each of its own size.
+                Of a table encoded rows [B, F], a frame, or the path of a file.
 
         Returns:
             Scores [B] and maps [B, H, W] of the model's size, higher is more anomalous; of a table's n columns
             [B, 1, n].
 
         Raises:
-            ValueError: an array of another shape or type, or nothing to predict.
+            ValueError: a tensor or array of another shape or type, something else, or nothing to predict.
             DataError: an image or table that cannot be read.
         """
         if isinstance(images, Tensor):
@@ -143,16 +144,29 @@ class TrainedModel:
             raise ValueError("expected a frame or the path of a table")
         return torch.from_numpy(self.table.encode(read_table(Path(table)), str(table)))
 
-    def _tensors(self, images: NDArray[np.uint8] | str | Path | Sequence[str | Path]) -> Tensor:
-        if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
-                raise ValueError(f"expected uint8 [H, W, 3] or [B, H, W, 3], not {images.dtype} {list(images.shape)}")
-            pictures = [Image.fromarray(one) for one in (images if images.ndim == 4 else images[None])]
-        else:
-            pictures = [read_image(Path(p)) for p in ([images] if isinstance(images, str | Path) else images)]
+    def _tensors(self, images: NDArray[np.uint8] | str | Path | Sequence[str | Path | NDArray[np.uint8]]) -> Tensor:
+        is_one = isinstance(images, np.ndarray) and images.dtype.kind not in "OU" and images.ndim != 4
+        if isinstance(images, str | Path) or is_one:
+            images = [images]
+        if not isinstance(images, Iterable) or hasattr(images, "keys"):
+            raise ValueError(f"expected images or their paths, not {type(images).__name__}")
+        pictures = [_picture(one) for one in images]
         if not pictures:
             raise ValueError("no images to predict")
         return torch.stack([self.transform.image(picture) for picture in pictures])
+
+
+def _picture(image: str | Path | NDArray[np.uint8]) -> Image.Image:
+    """An image of a path, or of pixels [H, W, 3]."""
+    if isinstance(image, str | Path):
+        refuse_video(Path(image))
+        return read_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected uint8 pixels [H, W, 3] or the path of an image, not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        shape = list(image.shape)
+        raise ValueError(f"expected uint8 [H, W, 3], several of them or [B, H, W, 3], not {image.dtype} {shape}")
+    return Image.fromarray(image)
 
 
 def save(folder: Path, detector: Detector, description: Description) -> None:

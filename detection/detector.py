@@ -105,6 +105,11 @@ class Detector(nn.Module):
         return self
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what is embedded, without the batch: [3, H, W]."""
+        return 3, *self.image_size
+
+    @property
     def feature_type(self) -> torch.dtype:
         """What features are kept and computed in."""
         return self.precision
@@ -150,14 +155,25 @@ class Detector(nn.Module):
         """The features of images [B, 3, H, W], of the detector's precision: [B, ...].
 
         Gradients flow only where the backbone is trained.
+
+        Raises:
+            ValueError: images of another size or type, or none: the backbone would be built anew for them.
         """
+        if images.dtype != torch.float32 or not len(images) or images.shape[1:] != self.input_shape:
+            expected = ", ".join(map(str, self.input_shape))
+            found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
+            raise ValueError(f"expected float32 [B, {expected}] with B of 1 or more, not {found}")
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
             return self.features(images.to(self.device)).to(self.feature_type)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Image scores and anomaly maps of normalised images [B, 3, H, W]."""
+        """Image scores and anomaly maps of normalised images [B, 3, H, W].
+
+        Raises:
+            ValueError: as embed.
+        """
         self.eval()
         return self.score(self.embed(images))
 

@@ -21,9 +21,22 @@ from datasets import (
     table_reader,
 )
 from errors import UsageError
+from files import readable
 
 MODELS = "models"  # the folder in a run's that its models are in
+LONGEST_NUMBER = 20  # digits; Python makes no number of thousands of them
+LARGEST_SEED = 2**32 - 1  # of NumPy and scikit-learn; PyTorch takes more
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_seed(flag: str, seed: int) -> None:
+    """See that all that a seed is given to can take it.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    if seed > LARGEST_SEED:
+        raise UsageError(f"{flag} {seed} is too large: expected 0 to {LARGEST_SEED}")
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -62,6 +75,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         for flag in ("log_project", "log_group", "run_name"):
             _check_folder(flag, getattr(self, flag))
+        if readable(str(self.family)) != str(self.family):
+            raise UsageError(
+                f"'{readable(str(self.family))}' is not UTF-8: choose another --results_path and --run_name"
+            )
+        for seed in self.seeds:
+            check_seed("--seed", seed)
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"a --seed is given twice in {', '.join(map(str, self.seeds))}")
 
@@ -143,6 +162,8 @@ class DatasetConfig:
     table: TableOptions = field(default_factory=TableOptions)
 
     def __post_init__(self) -> None:
+        check_seed("--dataset_seed", self.assembly.dataset_seed)
+        check_seed("--split_seed", self.table.split_seed)
         if self.resize_mode == "aspect" and self.resize < self.imagesize:
             raise UsageError(
                 f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
@@ -201,6 +222,7 @@ class ExportConfig:
     half: bool
     input: str
     backbone_weights: str | None
+    opset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -275,7 +297,7 @@ def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[Backbo
             layers_of[0].append(layer)
             continue
         index, _, layer_name = layer.partition(".")
-        if not layer_name or not index.isdecimal() or int(index) >= len(names):
+        if not layer_name or not (index.isdecimal() and len(index) <= LONGEST_NUMBER) or int(index) >= len(names):
             raise UsageError(
                 f"-le {layer}: with {len(names)} backbones write INDEX.LAYER, such as 0.layer2, "
                 f"with an index from 0 to {len(names) - 1}"
@@ -290,8 +312,12 @@ def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[Backbo
 
 def _parse_backbone(label: str, layers: list[str]) -> BackboneConfig:
     name, marker, seed = label.partition(".seed-")
-    if marker and not seed.isdecimal():
-        raise UsageError(f"-b {label}: expected a whole number after .seed-, such as {name}.seed-7")
+    if marker and not (seed.isdecimal() and len(seed) <= LONGEST_NUMBER):
+        raise UsageError(
+            f"-b {label}: expected a whole number from 0 to {LARGEST_SEED} after .seed-, such as {name}.seed-7"
+        )
+    if marker:
+        check_seed(f"-b {name}.seed-", int(seed))
     if len(set(layers)) < len(layers):
         raise UsageError(f"-b {label}: a layer is given twice in {', '.join(layers)}")
     return BackboneConfig(label, name, tuple(layers), int(seed) if marker else None)

@@ -6,6 +6,8 @@ import importlib.util
 import io
 import json
 import logging
+import mmap
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +20,14 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detection import TrainedModel
 from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
+from experiment.memory import is_out_of_memory, one_line_when_full
 from files import move
 from methods import load
 
 EXTRA = "requirements-export.txt"
+ADVICE = "free some memory, or export where there is more"
 BOUND = 1e-3  # of the difference to PyTorch in float32
+MARK = b"image_threshold"  # in every export
 RANGES = {"uint8": "0 to 255", "float": "0 to 1"}
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -58,9 +63,16 @@ def export(config: ExportConfig) -> None:
     """Export a model, check the result against PyTorch, and only then write the file.
 
     Raises:
-        UsageError: no model, or packages that are missing.
-        DataError: a model that cannot be exported, or an export that computes something else.
+        UsageError: no model, packages that are missing, an opset that cannot be had, or a file in the way.
+        DataError: a model that cannot be exported, an export that computes something else, or no memory.
     """
+    with one_line_when_full(ADVICE):
+        _export(config)
+
+
+def _export(config: ExportConfig) -> None:
+    if config.opset is not None and config.style != "onnx":
+        raise UsageError(f"--opset is of ONNX, not of {config.style}: leave it out")
     if config.style == "onnx":
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
@@ -77,11 +89,13 @@ def export(config: ExportConfig) -> None:
         raise UsageError(f"--out {out}: expected a name that ends in {SUFFIXES[config.style]}")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: no folder '{out.parent}'")
+    if out.exists() and not _is_export(out):
+        raise UsageError(f"--out {out}: that file is there and no export of a model; choose another name")
     program = _traced(network, images, config)
-    temporary = out.with_name(f".partial-{out.name}")  # torch.export wants the ending
+    temporary = out.with_name(f".partial-{os.getpid()}-{out.name}")  # torch.export wants the ending
     try:
         if config.style == "onnx":
-            difference = _write_onnx(program, temporary, network, images, _metadata(model, config))
+            difference = _write_onnx(program, temporary, network, images, _metadata(model, config), config.opset)
         else:
             notes = {"metadata.json": json.dumps(_metadata(model, config))}
             with warnings.catch_warnings():
@@ -119,6 +133,8 @@ def _traced(network: Exported, images: Tensor, config: ExportConfig) -> torch.ex
             batch = {"images": {0: torch.export.Dim("batch")}}
             return torch.export.export(network, (images,), dynamic_shapes=batch, strict=False)
         except Exception as error:  # tracing may raise anything
+            if is_out_of_memory(error):
+                raise
             name = network.detector.backbone.name
             raise DataError(
                 f"backbone '{name}' of '{config.model_dir}' cannot be traced: {first_line(error)}"
@@ -126,22 +142,52 @@ def _traced(network: Exported, images: Tensor, config: ExportConfig) -> torch.ex
 
 
 def _write_onnx(
-    program: torch.export.ExportedProgram, path: Path, network: Exported, images: Tensor, metadata: dict[str, str]
+    program: torch.export.ExportedProgram,
+    path: Path,
+    network: Exported,
+    images: Tensor,
+    metadata: dict[str, str],
+    opset: int | None,
 ) -> float:
     """Write an ONNX file; the largest difference between ONNX Runtime and PyTorch, also at another batch size."""
+    import onnx
     import onnxruntime
+    from onnx import checker
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    from experiment.opset import LOWEST, lowered
+
+    for name in ("onnxscript", "torch.onnx", "onnx_ir"):  # what an opset needs is checked below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             graph = torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=["scores", "maps"], optimize=True
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["scores", "maps"],
+                optimize=True,
+                opset_version=opset and max(opset, LOWEST),
             )
         except Exception as error:  # so may a translation
+            if is_out_of_memory(error):
+                raise
             raise DataError(f"the model cannot be translated to ONNX: {first_line(error)}") from error
     graph.model.metadata_props.update(metadata)
-    graph.save(str(path))
+    found = graph.model.opset_imports[""]
+    try:
+        if opset is None or opset == found:
+            graph.save(str(path))
+        elif opset < found:
+            onnx.save(lowered(graph.model_proto, opset), path)
+        else:
+            raise ValueError
+    except (RuntimeError, ValueError, checker.ValidationError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"--opset {opset}: this model cannot be written in it, but in {found}; choose one near that"
+        ) from error
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
@@ -149,6 +195,15 @@ def _write_onnx(
         _difference(network(batch), [torch.from_numpy(one) for one in session.run(None, {"images": batch.numpy()})])
         for batch in (images, images[:1])
     )
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file holds the metadata of an export."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(MARK) >= 0
 
 
 def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:

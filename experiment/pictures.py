@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets import to_pixels
 from experiment.evaluation import Evaluation
 from experiment.features import Predictions
+from experiment.names import Names
 from experiment.progress import progress
 from files import write_bytes
 
@@ -105,10 +106,10 @@ def write_segmentations(
     threshold: float,
 ) -> None:
     """Draw every test image into `folder`/segmentations, under its name and with the ending .png."""
-    drawings = _panels(predictions, range(len(names)), map_range)
+    drawings, free = _panels(predictions, range(len(names)), map_range), Names()
     with progress("pictures", total=len(names), unit="image") as bar:
         for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
-            path = folder / "segmentations" / (name if name.endswith(".png") else f"{name}.png").lstrip("/")
+            path = folder / "segmentations" / f"{free.take(Path(name.removesuffix('.png')))}.png"
             write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"), flush=False)
             bar.update()
 

@@ -12,9 +12,11 @@ from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig,
 from experiment.job import Job
 from experiment.resolve import check_detector, find_classes, load_backbone, read_samples
 from experiment.task import FeatureKey, Task
+from files import partial, readable
 from methods import DETECTORS
 
 TABLE = "table"  # the dataset whose samples are no images
+LONGEST_NAME = 255  # bytes, of nearly all file systems
 ClassKey = tuple[int, str]  # a dataset of the command line, and a class of it
 
 
@@ -107,9 +109,18 @@ def _with_one_size(command: str, is_joint: bool, datasets: Sequence[DatasetConfi
 
 
 def _check_titles(names: Sequence[JobName]) -> None:
-    """Refuse two classes of one name, whose results would share a folder."""
+    """Refuse two classes of one name, whose results would share a folder, and a name that no folder can have."""
     folders = [name.folder for name in names]
     for name in names:
+        if readable(name.title) != name.title:
+            raise UsageError(f"class '{readable(name.class_name)}' has a name that is not UTF-8: rename its folder")
+        temporary = partial(Path(name.folder)).name
+        if len(temporary.encode()) > LONGEST_NAME:
+            longest = LONGEST_NAME - len(temporary.encode()) + len(name.class_name.encode())
+            raise UsageError(
+                f"class '{name.class_name}' has too long a name for the folder of its model: expected at most "
+                f"{longest} bytes, rename it"
+            )
         if folders.count(name.folder) > 1:
             raise UsageError(f"two classes are called '{name.title}': leave one out, or rename its file or folder")
 

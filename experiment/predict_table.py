@@ -1,4 +1,6 @@
-"""Predict the rows of one's own tables: every file again, with the score and the decision of each row."""
+"""Predict the rows of one's own tables: every file again as it is, with the score and the decision of each row."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +8,16 @@ from pathlib import Path
 import click
 import torch
 
-from datasets import read_table
+from datasets import read_whole_table
+from datasets.table import Table
 from detection import TrainedModel
 from detection.checkpoint import ROWS
 from errors import DataError
+from experiment.predict_folder import OF_TABLES
 from experiment.progress import progress
-from experiment.results import quote_formula, write_csv
-
-ADDED = ("score", "decision")
+from experiment.results import quote_formula, with_mark
+from files import readable, write_text
+from late import pandas as pd
 
 
 def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], threshold: float, out: Path) -> int:
@@ -31,31 +35,51 @@ def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], thr
     code = 0
     for path, name in inputs:
         try:
-            frame = read_table(path)
-            if clash := [name for name in ADDED if name in frame]:
+            table = read_whole_table(path)
+            if clash := [name for name in OF_TABLES if name in table.frame]:
                 raise DataError(f"'{path}' has a column '{clash[0]}', which predict adds: rename it")
-            rows = torch.from_numpy(model.table.encode(frame, str(path)))
+            rows = torch.from_numpy(model.table.encode(table.frame, str(path)))
         except DataError as error:
             code = 1
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {readable(str(error))}", err=True)
             continue
         batches = progress(path.name, rows.split(ROWS))
         scores = torch.cat([model.predict(batch).scores for batch in batches]).cpu().numpy()
         decisions = (scores > threshold).astype(int)
-        table = frame.assign(score=[f"{score:.9g}" for score in scores.tolist()], decision=decisions)
-        write_csv(out / f"{name}.csv", table, quote=quote_words)
+        shown = [f"{score:.9g}" for score in scores.tolist()]
+        write_text(out / f"{name}.csv", _again(table, shown, decisions.tolist()))
         click.echo(
-            f"{path}: {decisions.sum()} of {len(table)} rows anomalous at threshold {threshold:.4g}; "
+            f"{path}{table.said}: {decisions.sum()} of {len(scores)} rows anomalous at threshold {threshold:.4g}; "
             f"written to {out / f'{name}.csv'}",
             err=True,
         )
     return code
 
 
-def quote_words(text: str) -> str:
-    """As quote_formula, but numbers stay as they were read: a sign before them is no formula."""
+def _again(table: Table, scores: list[str], decisions: list[int]) -> str:
+    """A CSV file of a table's own cells, in the dialect of a file of text, with two columns behind them.
+
+    Text that a spreadsheet would run as a formula has an apostrophe before it where it did not come from such a file.
+    """
+    cells, separator = table.cells, ","
+    if table.dialect is None:
+        text = [name for name in cells.columns if not pd.api.types.is_numeric_dtype(cells[name])]
+        cells = cells.assign(**{name: cells[name].map(_quoted, na_action="ignore") for name in text})
+    else:
+        separator = table.dialect.separator
+        scores = [score.replace(".", table.dialect.decimal) for score in scores]
+    whole = cells.assign(**dict(zip(OF_TABLES, (scores, decisions), strict=True)))
+    return with_mark(whole.to_csv(index=False, sep=separator, lineterminator="\n"))
+
+
+def _quoted(cell: object) -> object:
+    """As quote_formula, but only text: a sign before a number is no formula."""
+    return quote_formula(cell) if isinstance(cell, str) and not _is_number(cell) else cell
+
+
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return quote_formula(text)
-    return text
+        return False
+    return True

@@ -17,7 +17,7 @@ from experiment.config import JobName, job_names
 from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS
 from experiment.inputs import Inputs
 from experiment.provenance import CONFIG, KIND, datasets_of, read_config
-from files import read_json, unreadable, write_text
+from files import read_json, readable, unreadable, write_text
 from late import pandas as pd
 
 RESULT, FAILURES = "job.json", "failed.json"
@@ -25,6 +25,7 @@ FORMAT = 1  # of job.json
 AGAIN = "the command of the run, given again, does this job anew"
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
 PROGRESS = ("meta_epoch", "loss")  # in every history, whatever else a detector watches
+BOM = "\ufeff"
 FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
 
 
@@ -279,6 +280,12 @@ def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
+def with_mark(text: str) -> str:
+    """A CSV file's text, where it is not ASCII with the mark by which spreadsheets know it as UTF-8."""
+    text = readable(text)
+    return text if text.isascii() else BOM + text
+
+
 def quote_formula(text: str) -> str:
     """Text that starts as a spreadsheet's formula does, with an apostrophe before it."""
     return f"'{text}" if FORMULA.match(text) else text
@@ -290,7 +297,7 @@ def write_csv(
     """Write a table; text that a spreadsheet would run as a formula has an apostrophe before it."""
     text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
     quoted = table.assign(**{name: table[name].map(quote, na_action="ignore") for name in text})
-    write_text(path, quoted.to_csv(index=False, float_format=float_format, lineterminator="\n"))
+    write_text(path, with_mark(quoted.to_csv(index=False, float_format=float_format, lineterminator="\n")))
 
 
 def _unquoted(text: str) -> str:

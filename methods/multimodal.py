@@ -201,6 +201,11 @@ class Multimodal(Detector):
         return bool(self.columns[self.part])
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """As in Detector; of rows [F]."""
+        return (sum(self.columns[self.part]),) if self.is_table else super().input_shape
+
+    @property
     def feature_type(self) -> torch.dtype:
         """float32 for rows, whose digits count and whose batches are small."""
         return torch.float32 if self.is_table else self.precision

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pandas as pd
 import pytest
@@ -110,6 +111,51 @@ def test_torch_export(model, mvtec, tmp_path):
     expected = simplenet.load(model).predict([s.image_path for s in DATASETS["mvtec"].read_class(mvtec, "bolt").test])
     torch.testing.assert_close(scores, expected.scores, atol=1e-4, rtol=0)
     torch.testing.assert_close(maps, expected.maps, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_opset(model, mvtec, tmp_path, opset):
+    export(model, "--out", tmp_path / "m.onnx", "--opset", opset)
+    assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if not one.domain] == [opset]
+    scores, _ = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"images": pixels(mvtec)})
+    expected = pd.read_csv(model / "predictions.csv")["score"]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
+def test_an_opset_that_cannot_be_had(model, tmp_path, capfd):
+    for opset in (9, 200):
+        with pytest.raises(UsageError, match=rf"--opset {opset}: this model cannot be written in it, but in \d\d"):
+            export(model, "--out", tmp_path / "m.onnx", "--opset", opset)
+    with pytest.raises(UsageError, match="--opset is of ONNX, not of torch_export"):
+        export(model, "--format", "torch_export", "--opset", "17")
+    assert list(tmp_path.iterdir()) == []
+    assert "opset" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("style", ["onnx", "torch_export"])
+def test_a_file_of_the_users_is_not_replaced(model, tmp_path, style):
+    """An export is: the same command may be given again."""
+    out = tmp_path / f"m{export_module.SUFFIXES[style]}"
+    for content in (b"", b"mine"):
+        out.write_bytes(content)
+        with pytest.raises(UsageError, match="that file is there and no export of a model"):
+            export(model, "--out", out, "--format", style)
+        assert out.read_bytes() == content
+    out.unlink()
+    for _ in range(2):
+        export(model, "--out", out, "--format", style)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("step", ["load", "Exported", "_traced", "torch.export.export", "torch.onnx.export"])
+def test_out_of_memory_is_one_line(model, tmp_path, monkeypatch, step):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(f"experiment.export.{step}", full)
+    with pytest.raises(DataError, match=r"^out of memory: free some memory, or export where there is more$"):
+        export(model, "--out", tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_computes_something_else_is_not_written(model, tmp_path, monkeypatch):

@@ -110,6 +110,7 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--threshold",
     "--half",
     "--input",
+    "--opset",
 }
 ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",

@@ -1,5 +1,6 @@
 """One Transformer for images and tables: its mathematics, the training of both together, and the chain around it."""
 
+import io
 import itertools
 import json
 import pickle
@@ -19,9 +20,11 @@ from test_resume import folder, outputs
 
 import backbones
 import main
+from datasets.table import Table
 from errors import DataError, UsageError
 from experiment import parallel, worker
 from experiment.ablation import point_folders
+from experiment.predict_table import _again
 from methods import load
 from methods.multimodal import Multimodal, _Scheduled, _Trainer, alternate, interleave
 from methods.tokens import ImageTokens, TableTokens, window_masks
@@ -494,6 +497,48 @@ def test_predict_knows_new_words_and_tells_what_is_wrong(run, tmp_path, table, c
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["new.csv"]
     plain = load(run / "models/0/table_records").predict(frame).scores.mean()
     assert pd.read_csv(tmp_path / "p/new.csv")["score"].mean() != pytest.approx(plain.item())
+
+
+def test_predict_gives_a_table_back_as_it_was(run, tmp_path, table):
+    """In full precision, in its dialect, with its own text, and never in the place of another file."""
+    model, frame = run / "models/0/table_records", pd.read_csv(table).drop(columns="sick")
+    own = frame.assign(tiny=1e-8, number=7, text="=1+1", phone="+49 1", none="NA")
+    own.to_csv(tmp_path / "a.csv", index=False)
+    own.to_csv(tmp_path / "a_2.csv", index=False, sep=";", decimal=",", encoding="utf-8")
+    own.rename(columns={"text": "\u6587"}).to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    paths = [tmp_path / name for name in ("a.csv", "a.tsv", "a_2.csv")]
+    for _ in range(2):
+        assert call("predict", model, *paths, "--out", tmp_path / "p") == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.tsv", "a_2.csv", "p"]
+        assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["a.csv", "a_2.csv", "a_2_2.csv"]
+    for path, name, separator in zip(paths, ("a", "a_2", "a_2_2"), (",", "\t", ";"), strict=True):
+        before = path.read_text().splitlines()
+        after = (tmp_path / "p" / f"{name}.csv").read_text("utf-8-sig").splitlines()
+        inner = separator if separator == ";" else ","
+        assert [line.rsplit(inner, 2)[0].replace(inner, separator) for line in after] == before
+    first, last = (pd.read_csv(tmp_path / "p" / name, sep=s, decimal=d) for name, s, d in READ)
+    np.testing.assert_array_equal(first["score"], last["score"])
+    for place in (tmp_path, tmp_path / "mine"):
+        place.mkdir(exist_ok=True)
+        (place / "work.csv").write_bytes((tmp_path / "a.csv").read_bytes())
+        with pytest.raises(UsageError, match="which predict did not write"):
+            call("predict", model, place / "work.csv", "--out", place)
+        assert (place / "work.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+    assert call("predict", model, tmp_path / "a.csv", "--out", tmp_path / "p", "--threshold", "1e9") == 0
+    assert len(list((tmp_path / "p.old-1").iterdir())) == 3
+
+
+READ = [("a.csv", ",", "."), ("a_2_2.csv", ";", ",")]
+
+
+def test_tables_come_back_as_csv_files(run, tmp_path, table):
+    """Arrays in full precision; text that came from no CSV file is no formula in one."""
+    frame = pd.read_csv(table).drop(columns="sick")
+    whole = frame.assign(text="=1+1", number=np.arange(len(frame)), tiny=1e-8)
+    text = _again(Table(whole, whole), ["0.5"] * len(whole), [1] * len(whole))
+    read = pd.read_csv(io.StringIO(text))
+    pd.testing.assert_frame_equal(read[frame.columns], frame)
+    assert text.splitlines()[1].endswith(",'=1+1,0,1e-08,0.5,1")
 
 
 def test_a_table_is_not_exported(run, capsys):

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from datasets import DATASETS, TableOptions, TableTransform, find_root, read_table, table_reader
+from datasets import (
+    DATASETS,
+    TableOptions,
+    TableTransform,
+    find_root,
+    read_table,
+    read_whole_table,
+    table_reader,
+)
 from datasets.table import Categorical, Numeric
 from errors import DataError, UsageError
 
@@ -133,6 +141,88 @@ def test_no_file(tmp_path):
 def test_names_are_those_of_the_file(tmp_path):
     (tmp_path / "t.csv").write_text("\ufeffNA, size \n1,2\n")
     assert list(read_table(tmp_path / "t.csv").columns) == ["NA", "size"]
+
+
+def test_cells_stay_as_they_stand_in_the_file(tmp_path):
+    content = 'a, size ,c\n1e-8,007,"x, y"\nNA, +1 ,\n'
+    (tmp_path / "t.csv").write_text(content)
+    table = read_whole_table(tmp_path / "t.csv")
+    assert table.cells.to_csv(index=False) == content
+    assert table.frame["a"].isna().tolist() == [False, True]
+    assert list(table.frame.columns) == ["a", "size", "c"]
+
+
+def test_arrays_keep_their_types(tmp_path):
+    for kind, shown in ((np.int64, "9007199254740993"), (np.uint8, "1"), (np.float64, "1e-08"), (np.float32, "0.1")):
+        values = np.array([[kind(shown)], [kind(2)]])
+        np.savez(tmp_path / "t.npz", X=values, y=np.array([0, 1], np.int8))
+        savemat(tmp_path / "t.mat", {"X": values, "y": np.array([0, 1], np.int8)})
+        for name in ("t.npz", "t.mat"):
+            lines = read_whole_table(tmp_path / name).cells.to_csv(index=False).splitlines()
+            assert lines[:2] == ["x1,y", f"{shown},0"]
+    big = np.array([[1.5]]).astype(">f8")
+    np.savez(tmp_path / "t.npz", X=big)
+    assert read_table(tmp_path / "t.npz")["x1"].tolist() == [1.5]
+
+
+def test_parquet_keeps_whole_numbers(tmp_path, monkeypatch):
+    """Of which pandas makes floating-point numbers where some are missing; models see those."""
+    whole = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [1e-8, 0.1]})
+    plain = whole.astype({"a": float})
+    monkeypatch.setattr(pd, "read_parquet", lambda path, dtype_backend=None: whole if dtype_backend else plain)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    table = read_whole_table(tmp_path / "t.parquet")
+    assert table.cells.to_csv(index=False) == "a,b\n1,1e-08\n,0.1\n"
+    assert table.frame["a"].dtype == float
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_separators(tmp_path, separator):
+    (tmp_path / "t.csv").write_text("a,b,c\n1,2,x\n3,4,y\n".replace(",", separator))
+    table = read_whole_table(tmp_path / "t.csv")
+    assert table.frame.to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"], "c": ["x", "y"]}
+    assert (table.dialect.separator, table.dialect.decimal) == (separator, ".")
+    assert ("';' between columns" in table.said) == (separator == ";")
+
+
+def test_decimal_commas(tmp_path):
+    content = "a;b;c;d\n0,5;-1,25e-3;x,y;1\n;,5;1,2,3;2\n 2 ;3,;z;3\n"
+    (tmp_path / "t.csv").write_text(content)
+    table = read_whole_table(tmp_path / "t.csv")
+    numbers = table.frame[["a", "b"]].apply(pd.to_numeric)
+    np.testing.assert_array_equal(numbers, [[0.5, -0.00125], [np.nan, 0.5], [2, 3]])
+    assert table.frame["c"].tolist() == ["x,y", "1,2,3", "z"]
+    assert table.dialect.decimal == ","
+    assert table.cells.to_csv(index=False, sep=";") == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "a;b\n1,5;1\n1.5;2\n",
+            r"row 2, column 'a': '1.5' has a point, and other numbers of the column",
+        ),
+        ("a;b\n1.234,5;1\n0,5;2\n", r"row 1, column 'a': '1.234,5' has a point"),
+        ("a;b\n1.234.567;1\n0,5;2\n", r"row 1, column 'a': '1.234.567' has a point"),
+        ("Size, mm;Weight, g\n1,5;2,5\n", r"has ',' and ';' in every line: put names and cells"),
+        ("a;b\n1;2;3\n", "Expected 2 fields in line 2, saw 3"),
+    ],
+)
+def test_numbers_and_separators_that_are_not_clear(tmp_path, content, message):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_run_reads_decimal_commas(tmp_path, capsys):
+    frame = rows()
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";", decimal=",")
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    np.testing.assert_array_equal(
+        values_of(read(tmp_path / "t.csv").test), values_of(read(tmp_path / "plain.csv").test)
+    )
+    assert capsys.readouterr().err == f"Reading '{tmp_path / 't.csv'}' (';' between columns, decimal ',')\n"
 
 
 # The split

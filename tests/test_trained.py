@@ -197,7 +197,7 @@ def test_segmentation_images(mvtec, tmp_path):
     assert (drawn[:22] == 255).any()
 
 
-def test_load_and_predict_from_python(mvtec, trained):
+def test_load_and_predict_from_python(mvtec, trained, tmp_path):
     folder = trained / "models" / "0" / "mvtec_bolt"
     model = simplenet.load(str(folder))
     samples = DATASETS["mvtec"].read_class(mvtec, "bolt").test
@@ -211,9 +211,49 @@ def test_load_and_predict_from_python(mvtec, trained):
         np.testing.assert_allclose(scores, expected, atol=1e-5)
     for image in (paths[0], str(paths[0]), pixels[0]):
         np.testing.assert_allclose(model.predict(image).scores, expected[:1], atol=1e-5)
-    for bad in (pixels.astype(float), pixels[..., 0], []):
-        with pytest.raises(ValueError, match=r"expected uint8|no images"):
+    several = [pixels[0], paths[1], np.ascontiguousarray(pixels[2]), str(paths[3])]
+    np.testing.assert_allclose(model.predict(several).scores, expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(list(pixels)).scores, expected, atol=1e-5)
+    for bad in (pixels.astype(float), pixels[..., 0], [], [pixels], [pixels[0, :, :, 0]], [1], 3, pixels[:, :0], {}):
+        with pytest.raises(ValueError, match=r"expected uint8|no images|expected images"):
             model.predict(bad)
+    np.testing.assert_allclose(model.predict(iter(paths)).scores, expected, atol=1e-5)
+    with pytest.raises(ValueError, match=re.escape("not uint8 [48, 48]")):
+        model.predict(pixels[0, :, :, 0])
+    with pytest.raises(DataError, match="is a video"):
+        model.predict([tmp_path / "a.mp4"])
+
+
+def test_arrays_of_several_sizes(trained, tmp_path):
+    """As the files would be."""
+    model, rng = simplenet.load(trained / "models" / "0" / "mvtec_bolt"), np.random.default_rng(0)
+    arrays = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((48, 48), (40, 90), (200, 33))]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    found = model.predict(arrays)
+    expected = model.predict([tmp_path / f"{i}.png" for i in range(3)])
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0)
+    torch.testing.assert_close(found.maps, expected.maps, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("net", [[], ["--train_backbone"]])
+def test_tensors_of_another_kind_are_refused_and_change_nothing(mvtec, trained, tmp_path, net):
+    """The weights of a trained backbone above all: those of another size would be made anew, at random."""
+    where = run(tmp_path, ["-d", "bolt", "mvtec", mvtec], net=net) if net else trained
+    model = simplenet.load(where / "models" / "0" / "mvtec_bolt")
+    images = torch.randn(2, 3, 32, 32)
+    before = model.predict(images)
+    weights = {name: tensor.clone() for name, tensor in model.detector.backbone.state_dict().items()}
+    others = [torch.randn(2, 3, 128, 128), images.double(), images.half(), images[:, :1], images[0], images[:0]]
+    others += [(images * 255).to(torch.uint8), torch.randn(2, 3, 32, 33)]
+    for bad in others:
+        for predict in (model.predict, model.detector.predict, model.detector.embed):
+            with pytest.raises(ValueError, match=r"^expected float32 \[B, 3, 32, 32\] with B of 1 or more, not \w+ \["):
+                predict(bad)
+    after = model.predict(images)
+    torch.testing.assert_close(after.scores, before.scores, rtol=0, atol=0)
+    for name, tensor in model.detector.backbone.state_dict().items():
+        assert torch.equal(tensor, weights[name])
 
 
 def edit(change):

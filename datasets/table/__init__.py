@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.sample import ClassSamples, DatasetReader, Sample
-from datasets.table.formats import FORMATS, read_table
+from datasets.table.formats import FORMATS, Table, read_table, read_whole_table
 from datasets.table.transform import Categorical, Column, Numeric, TableTransform, as_text, name_list, quoted
 from errors import DataError, UsageError
 from late import pandas as pd
@@ -23,9 +24,11 @@ __all__ = [
     "Categorical",
     "Column",
     "Numeric",
+    "Table",
     "TableOptions",
     "TableTransform",
     "read_table",
+    "read_whole_table",
     "table_reader",
 ]
 
@@ -120,7 +123,10 @@ class _Rows:
 
 def _read_rows(path: Path, label: str, labelled: bool = True) -> _Rows:
     """The rows of a file; where they need not be labelled and no column is called so, all are normal."""
-    frame = read_table(path)
+    table = read_whole_table(path)
+    if table.said:
+        click.echo(f"Reading '{path}'{table.said}", err=True)
+    frame = table.frame
     label = label or ("y" if path.suffix.lower() in (".npz", ".mat") else "")
     if label in frame:
         return _Rows(path, frame.drop(columns=label), _anomalous(frame[label], path))
