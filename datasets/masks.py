@@ -30,6 +30,7 @@ FAINT = 16  # of 255: lower values in a lossy file may be its noise
 EVERYWHERE = "are defective everywhere"
 INVERTED = "have black in their palette, but not as index 0, which is background whatever its colour"
 HIDDEN = "have colours only where they are transparent, which is background"
+DIM = "are lossy and have regions below half of their range, which are left out as noise"
 NOISY = "have faint values around their defects, as JPEG leaves them, all of which count"
 AROUND, NEAR = np.ones((3, 3), np.uint8), np.ones((17, 17), np.uint8)  # NEAR: a block of JPEG on all sides
 GREYS = ("1", "L", "I", "F")
@@ -70,7 +71,7 @@ def read_mask(path: Path) -> Mask:
     except UnknownKindError:
         stored = _of_opencv(path)
     values = _checked(path, _shown(stored))
-    values, doubt = Mask(_cut_lossy(path, values), None) if stored.is_lossy else _cut_smoothed(values)
+    values, doubt = _cut_lossy(path, values) if stored.is_lossy else _cut_smoothed(values)
     if values.dtype.kind == "f":
         values = np.ceil(np.minimum(values, 65535)).astype(np.uint16)
     if values.all():
@@ -99,8 +100,8 @@ def _of_palette(image: Image.Image) -> Mask:
     values = pixels if pixels.ndim == 2 else pixels[..., 0]
     colours = _palette(image)
     used = np.unique(values)
-    has_black = not colours[used[(used > 0) & (used < len(colours))]].any(axis=1).all()
-    if has_black and len(colours) and colours[0].any():
+    is_black = (colours == 0).all(axis=1)
+    if is_black[used[used < len(colours)]].any() and not is_black[0]:
         return Mask(values, INVERTED)
     return Mask(values, EVERYWHERE if values.all() else None)
 
@@ -161,7 +162,7 @@ def _split(pixels: NDArray[np.generic], is_lossy: bool = False) -> _Stored:
 def _shown(stored: _Stored) -> NDArray[np.generic]:
     """The value of every pixel [H, W]: its highest channel, or its alpha."""
     colours, alpha = stored.colours, stored.alpha
-    values = colours.max(axis=2)
+    values = colours[..., 0] if colours.shape[2] == 1 else colours.max(axis=2)
     if alpha is None or not np.ptp(alpha):
         return values
     return alpha if (colours == colours[0, 0]).all() else np.where(alpha > 0, values, 0)
@@ -179,23 +180,26 @@ def _checked(path: Path, values: NDArray[np.generic]) -> NDArray[np.generic]:
     return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.uint16, copy=False)
 
 
-def _cut_lossy(path: Path, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _cut_lossy(path: Path, values: NDArray[np.generic]) -> Mask:
     """Values of 8 bits with 0 up to half of their range."""
     highest = int(values.max())
     if not np.ptp(values):
-        return values if 2 * highest > 255 else np.zeros_like(values)  # black may be stored as 1 or 2
+        return Mask(values if 2 * highest > 255 else np.zeros_like(values), None)  # black may be stored as 1 or 2
     if highest < FAINT:
         raise DataError(
             f"mask '{path}' is a lossy file of values up to {highest}, which cannot be told from the noise of its "
             "compression: save masks as PNG"
         )
-    return np.where(values > highest / 2, values, 0)
+    kept = values > highest / 2
+    regions, labels = cv2.connectedComponents((values > highest / 3).view(np.uint8), connectivity=8)
+    is_kept = len(np.unique(labels[kept])) == regions - 1  # noise stays below a third but in the poorest qualities
+    return Mask(np.where(kept, values, 0), None if is_kept else DIM)
 
 
 def _cut_smoothed(values: NDArray[np.generic]) -> Mask:
     """Values as they are or, where they are smoothed, with 0 up to half of every region's peak."""
     highest = values.max()
-    low = (values > 0) & (values <= highest / 2)
+    low = (values > 0) & (values <= values.dtype.type(highest / 2))
     if not 0 < np.count_nonzero(low) <= np.count_nonzero(values == 0):  # so much is no edge
         return Mask(values, None)
     least, most = cv2.erode(values, AROUND), cv2.dilate(values, AROUND)

@@ -20,13 +20,15 @@ def masks_by_folder(image_paths: Sequence[Path], mask_folder: Path) -> list[tupl
     """The masks of every image: all images in a folder that is named as it is.
 
     Raises:
-        DataError: an image without a mask, or two images of one.
+        DataError: an image without a mask, two images of one, or two masks of one name.
     """
     one_of_each(image_paths, lambda path: path.stem, TWO_IMAGES)
     masks = [tuple(images(mask_folder / path.stem)) for path in image_paths]
     missing = [path for path, found in zip(image_paths, masks, strict=True) if not found]
     if missing:
         raise missing_masks(missing, f"'{mask_folder / missing[0].stem / '000.png'}'")
+    for found in masks:
+        one_of_each(found, lambda path: path.stem, "are both the mask of one defect")
     return masks
 
 

@@ -25,14 +25,7 @@ class Defect(NamedTuple):
 
 
 def read_regions(sample: Sample, transform: ImageTransform) -> NDArray[np.int32]:
-    """The regions of a sample as its anomaly map shows them.
-
-    A region is an 8-connected component of the sample's masks together, at their full size. The network's geometry
-    brings it to the map's size by nearest neighbour; one that falls between the pixels keeps a single one. What is
-    cropped away is gone.
-
-    Returns:
-        int32 [imagesize, imagesize], 0 where nothing is defective, else the region's number.
+    """The regions of a sample's masks together, as regions_seen gives them.
 
     Raises:
         DataError: a mask that cannot be read.
@@ -44,7 +37,19 @@ def read_regions(sample: Sample, transform: ImageTransform) -> NDArray[np.int32]
     united = np.zeros((height, width), np.uint8)
     for mask in masks:
         united |= cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-    return _reduced(cv2.connectedComponents(united, connectivity=8)[1], transform)
+    return regions_seen(united, transform)
+
+
+def regions_seen(mask: NDArray[np.uint8], transform: ImageTransform) -> NDArray[np.int32]:
+    """The regions of a mask [h, w], non-zero where defective, as an anomaly map shows them.
+
+    A region is an 8-connected component at full size. The network's geometry brings it to the map's size by nearest
+    neighbour; one that falls between the pixels keeps a single one. What is cropped away is gone.
+
+    Returns:
+        int32 [imagesize, imagesize], 0 where nothing is defective, else the region's number.
+    """
+    return _reduced(cv2.connectedComponents(mask, connectivity=8)[1], transform)
 
 
 def region_labels(samples: Sequence[Sample], transform: ImageTransform) -> NDArray[np.int32]:

@@ -29,6 +29,7 @@ from datasets import (
     region_labels,
     remarks_on_masks,
 )
+from datasets.masks import read_mask
 from datasets.regions import read_regions
 from errors import DataError, UsageError
 
@@ -110,7 +111,7 @@ RED = Image.fromarray((DEFECT * [255, 0, 0]).astype(np.uint8))
         ("red.jpg", RED, {}),
         ("m.webp", GREY, {"quality": 60}),
         ("m.tif", GREY, {"compression": "jpeg", "quality": 50}),
-        ("m.avif", GREY, {"quality": 40}),
+        ("m.avif", GREY, {"quality": 5}),
         ("blurred.png", GREY.filter(ImageFilter.GaussianBlur(0.7)), {}),
         ("blurred.gif", GREY.filter(ImageFilter.GaussianBlur(0.7)), {}),
         ("bilinear.png", GREY.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BILINEAR), {}),
@@ -127,6 +128,7 @@ def test_lossy_and_smoothed_masks_do_not_grow(tmp_path, name, image, options):
     scale = (image.width / SIDE) ** 2
     assert found.sum() == pytest.approx(256 * scale, rel=0.05 if scale > 1 else 0.04)
     assert label(found, connectivity=2).max() == 2
+    assert read_mask(tmp_path / name).doubt is None
 
 
 @pytest.mark.parametrize("values", [(1, 1), (254, 255), (1, 255), (3, 12), (1, 2), (100, 255), (2, 60000)])
@@ -141,6 +143,17 @@ def test_labels_of_any_values_all_count(tmp_path, values):
     assert as_read(tmp_path / "m.png").all()
 
 
+def test_noise_that_cannot_be_told_from_labels_is_named(tmp_path):
+    """A JPEG file that was saved again as PNG, and colours that nobody sees."""
+    GREY.save(tmp_path / "m.jpg", quality=75)
+    Image.open(tmp_path / "m.jpg").save(tmp_path / "m.png")
+    assert "faint values around their defects" in read_mask(tmp_path / "m.png").doubt
+    alpha(tmp_path / "m.png", DEFECT * [9, 0, 0], ~SHAPE * 255)
+    found = read_mask(tmp_path / "m.png")
+    assert not found.values.any()
+    assert "only where they are transparent" in found.doubt
+
+
 def test_what_a_smoothed_mask_shows_weakly_is_kept(tmp_path):
     """A thin scratch of a mask that was made smaller is never white."""
     large = np.zeros((256, 256), np.uint8)
@@ -153,6 +166,10 @@ def test_lossy_masks_without_contrast(tmp_path):
     """Black may be stored as 1 or 2; labels as small are refused, for they cannot be told from noise."""
     Image.new("L", (SIDE, SIDE), 2).save(tmp_path / "m.jpg")
     assert not as_read(tmp_path / "m.jpg").any()
+    levels = np.zeros((SIDE, SIDE), np.uint8)
+    levels[8:24, 10:18], levels[40:56, 30:38] = 255, 110
+    Image.fromarray(levels).save(tmp_path / "m.jpg")
+    assert read_mask(tmp_path / "m.jpg").doubt.endswith("below half of their range, which are left out as noise")
     Image.fromarray(SHAPE.astype(np.uint8) * 2).save(tmp_path / "m.jpg", quality=100)
     with pytest.raises(DataError, match=r"m\.jpg' is a lossy file of values up to .*: save masks as PNG"):
         as_read(tmp_path / "m.jpg")
@@ -500,6 +517,7 @@ CRACK = "bolt/{}/crack/"
         ("folder", CRACK.format("test") + "000.png", "000_GT.png", "are both the mask of one image: remove one"),
         ("folder", CRACK.format("test") + "000.png", "000.jpg", r"000\.png': rename one of them"),
         ("mvtec_loco", "breakfast_box/test/logical_anomalies/000.png", "000.bmp", IMAGES),
+        ("mvtec_loco", "breakfast_box/ground_truth/logical_anomalies/000/000.png", "000.tif", "the mask of one defect"),
         ("sdd", "kos03/Part1_label.bmp", "Part1_label.png", MASKS),
         ("sdd", "kos03/Part1.jpg", "Part1.png", IMAGES),
         ("sdd2", "test/20001_GT.png", "20001_GT.bmp", "have one name: remove or rename one"),
