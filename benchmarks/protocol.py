@@ -4,8 +4,8 @@
 
 A SimpleNet on EfficientNet-Lite0 features is trained on crops of a photographed wall and scores crops with drawn
 scratches and stains. The original resizes masks bilinearly and cuts the result off to 0 or 1, which thins every defect;
-its PRO dilates predictions by 5 x 5 when it looks for defects, and samples 200 thresholds. Regions are those of the masks
-at full size here, and those of the resized masks there.
+its PRO dilates predictions by 5 x 5 when it looks for defects, and samples 200 thresholds. Its regions are those of the
+resized masks, ours those of the masks at full size.
 """
 
 import sys

@@ -29,6 +29,7 @@ JPEG_IN_TIFF = frozenset({"jpeg", "tiff_jpeg"})
 FAINT = 16  # of 255: lower values in a lossy file may be its noise
 EVERYWHERE = "are defective everywhere"
 INVERTED = "have black in their palette, but not as index 0, which is background whatever its colour"
+PAGES = "have several pages, of which the first counts"
 HIDDEN = "have colours only where they are transparent, which is background"
 DIM = "are lossy and have regions below half of their range, which are left out as noise"
 NOISY = "have faint values around their defects, as JPEG leaves them, all of which count"
@@ -65,11 +66,13 @@ def read_mask(path: Path) -> Mask:
     """
     try:
         with opened(path) as image:
+            pages = getattr(image, "n_frames", 1)
             if image.mode in ("P", "PA") and not _is_grey_ramp(image):
-                return _of_palette(image)
+                values, doubt = _of_palette(image)
+                return Mask(values, doubt if pages == 1 else PAGES)
             stored = _of_image(path, image)
     except UnknownKindError:
-        stored = _of_opencv(path)
+        stored, pages = _of_opencv(path), 1
     values = _checked(path, _shown(stored))
     values, doubt = _cut_lossy(path, values) if stored.is_lossy else _cut_smoothed(values)
     if values.dtype.kind == "f":
@@ -78,7 +81,7 @@ def read_mask(path: Path) -> Mask:
         doubt = EVERYWHERE
     elif stored.alpha is not None and not values.any() and stored.colours.any() and np.ptp(stored.alpha):
         doubt = HIDDEN
-    return Mask(values, doubt)
+    return Mask(values, doubt if pages == 1 else PAGES)
 
 
 def mask_size(path: Path) -> tuple[int, int]:
