@@ -1,4 +1,4 @@
-"""Image files to pixels: images as RGB of 8 bits, masks as the values that are stored."""
+"""Image files to pixels: images as RGB of 8 bits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +18,8 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: a file that cannot be read, or values of more than 16 bits.
     """
-    pixels = _pixels(path, "RGB")
+    pixels = _pixels(path)
     return pixels if isinstance(pixels, Image.Image) else Image.fromarray(_to_8_bits(pixels)).convert("RGB")
-
-
-def read_mask(path: Path) -> NDArray[np.integer]:
-    """A mask's values [H, W] as stored; of colours their luminance.
-
-    Raises:
-        DataError: as read_image.
-    """
-    pixels = np.asarray(_pixels(path, "L"))
-    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -39,55 +29,65 @@ def image_size(path: Path) -> tuple[int, int]:
         DataError: a file whose header says that it cannot be read.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
+            _check_depth(path, image)
             return image.size
-    except _UnknownKindError:
-        height, width = _decoded_by_opencv(path).shape[:2]
+    except UnknownKindError:
+        height, width = _colours_by_opencv(path).shape[:2]
         return width, height
 
 
-class _UnknownKindError(DataError):
+class UnknownKindError(DataError):
     """A file that Pillow does not know the kind of."""
 
 
-def _pixels(path: Path, mode: str) -> Image.Image | NDArray[np.integer]:
-    """8-bit pixels in a mode of Pillow's, or the deeper integers as stored: [H, W] or [H, W, 3]."""
+def _pixels(path: Path) -> Image.Image | NDArray[np.integer]:
+    """8-bit pixels as RGB, or the deeper integers as stored: [H, W] or [H, W, 3]."""
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
+            _check_depth(path, image)
             if not image.mode.startswith("I"):
-                return image.convert(mode)
+                return image.convert("RGB")
             values = np.asarray(image)
-    except _UnknownKindError:
-        return _decoded_by_opencv(path)
+    except UnknownKindError:
+        return _colours_by_opencv(path)
     if values.min() < 0 or values.max() > 65535:
         raise _too_deep(path, "32-bit")
     return values
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """The image in a file; what Pillow may raise there becomes a DataError."""
     try:
         with Image.open(path) as image:
-            if image.mode == "F":
-                raise _too_deep(path, "floating-point")
             yield image
     except UnidentifiedImageError as error:
-        raise _UnknownKindError(f"'{path}' is not an image that Pillow can read") from error
+        raise UnknownKindError(f"'{path}' is not an image that Pillow can read") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
 
 
-def _decoded_by_opencv(path: Path) -> NDArray[np.uint8 | np.uint16]:
-    """[H, W] or, as RGB, [H, W, 3] of a file that Pillow does not know, such as a TIFF of 16-bit colours."""
+def _check_depth(path: Path, image: Image.Image) -> None:
+    if image.mode == "F":
+        raise _too_deep(path, "floating-point")
+
+
+def decoded_by_opencv(path: Path) -> NDArray[np.generic] | None:
+    """A file's values as stored, [H, W] or [H, W, channels] with blue before red; None where OpenCV cannot read it."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
-        pixels = None
+        return None
     finally:
         cv2.utils.logging.setLogLevel(level)
+
+
+def _colours_by_opencv(path: Path) -> NDArray[np.uint8 | np.uint16]:
+    """[H, W] or, as RGB, [H, W, 3] of a file that Pillow does not know, such as a TIFF of 16-bit colours."""
+    pixels = decoded_by_opencv(path)
     if pixels is None:
         raise DataError(f"'{path}' is not an image that Pillow or OpenCV can read")
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -31,7 +31,7 @@ from experiment.predict_table import predict_tables
 from experiment.progress import progress
 from experiment.resolve import choose_device, choose_precision
 from experiment.results import BOM, quote_formula
-from files import cannot_write, partial, readable, write_bytes
+from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
 ADVICE = "free some memory, or choose another --gpu"
@@ -133,7 +133,7 @@ def _predict_one(
     for column, name, content in drawn:
         row[column] = name
         try:
-            write_bytes(config.out / name, content)
+            write_bytes(config.out / name, content, flush=False)
         except BaseException:
             row[column] = name if (config.out / name).exists() else ""
             raise
@@ -225,7 +225,7 @@ def _table(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
             file.truncate(complete)
             if not is_ascii:
                 _mark(file, temporary)
-            os.replace(temporary, path)
+            move(temporary, path)
 
 
 def _mark(file: io.FileIO, path: Path) -> None:

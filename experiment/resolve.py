@@ -3,13 +3,14 @@
 import difflib
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import click
 import torch
 
 import backbones
-from datasets import DATASETS, ClassSamples, check_headers, find_root
+from datasets import DATASETS, ClassSamples, Sample, check_headers, find_root, remarks_on_masks
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
 from methods import DETECTORS
@@ -50,16 +51,25 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
 def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
     """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
+    How masks are read is said where it could have been meant otherwise.
+
     Raises:
-        DataError: what the dataset's reader raises, a file that is no image, a mask of another size than its image, or
+        DataError: what the dataset's reader raises, a file that is no image, a mask of another shape than its image, or
             no image left to train on.
     """
     samples = data.reader.read_class(root, class_name)
     check_headers(samples.train + samples.validation + samples.test)
+    _say_of_masks(class_name, tuple(samples.test), tuple(samples.doubts.items()))
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
     return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+
+
+@cache  # a grid reads a class for every choice
+def _say_of_masks(class_name: str, test: tuple[Sample, ...], doubts: tuple[tuple[Path, str], ...]) -> None:
+    for remark in remarks_on_masks(test, dict(doubts)):
+        click.echo(f"{class_name}: {remark}", err=True)
 
 
 def load_backbone(
