@@ -55,7 +55,7 @@ def folder_reader(names: FolderNames) -> DatasetReader:
         folder = root if (root / names.normal_dir).is_dir() else root / class_name
         return _read(folder, class_name, names)
 
-    return DatasetReader("folder", layout, find_classes, read_class)
+    return DatasetReader("folder", layout, find_classes, read_class, resize_mode=None)
 
 
 def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
@@ -80,7 +80,7 @@ def _others(folder: Path, names: FolderNames) -> list[Path]:
 def _abnormal_folders(folder: Path, names: FolderNames) -> list[Path]:
     taken = {(folder / names.normal_dir).resolve()} | {path.resolve() for path in _others(folder, names)}
     if not names.abnormal_dir:
-        return [path for path in folders(folder / "test") if path.resolve() not in taken]
+        return [path for path in folders(folder / "test", complete=True) if path.resolve() not in taken]
     asked_for = [_existing(folder / name, "--abnormal_dir") for name in names.abnormal_dir]
     for path in asked_for:
         _images(path)

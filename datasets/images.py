@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -14,10 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.decode import image_size, read_image, read_mask
+from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image, read_mask
 from datasets.sample import Sample, Saturation
+from datasets.seen import Seen, seen_of_defect, seen_of_image
 from datasets.transforms import ImageTransform
 from errors import DataError
+
+SHOWN = 20  # files that cannot be used
 
 
 class Batch(NamedTuple):
@@ -49,6 +53,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform) -> None:
         self.samples = list(samples)
         self.transform = transform
+        self.seen: dict[int, Seen] = {}  # of what this process read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,41 +67,71 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.samples[index]
         if sample.values is not None:
             return torch.from_numpy(sample.values), torch.zeros(0, 0, dtype=torch.bool)
-        image = read_image(sample.image_path) if sample.pixels is None else Image.fromarray(sample.pixels)
+        if sample.pixels is None:
+            image = read_image(sample.image_path, self.transform.reading)
+        else:
+            image = Image.fromarray(sample.pixels)
         pixels = self.transform.image(image)
+        seen = seen_of_image(self.transform, *image.size)
         defective = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
         for path in sample.mask_paths:
-            defective |= self.transform.mask(_binary(read_mask(path)))
+            values = read_mask(path)
+            defective |= self.transform.mask(_binary(values))
+            seen += seen_of_defect(self.transform, values > 0)
+        self.seen[index] = seen
         return pixels, defective
 
 
-def check_headers(samples: Sequence[Sample]) -> None:
+def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
     """Look into every file as far as its header, so that a bad one is known before hours of training.
 
+    Returns:
+        Of every image its header, in order; none of rows.
+
     Raises:
-        DataError: files that are no images, or masks of another size than their image; all of them.
+        DataError: files that are not there, are no images or too large, or masks of another size than their image;
+            all of them.
     """
-    problems = [problem for sample in samples if (problem := _header_problem(sample))]
+    headers: list[Header] = []
+    problems: list[str] = []
+    for sample in samples:
+        if sample.values is not None:
+            continue
+        try:
+            headers.append(_header(sample, reading))
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
-        raise DataError(count + "; ".join(problems))
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(count + "; ".join(problems[:SHOWN]) + more)
+    return headers
 
 
-def _header_problem(sample: Sample) -> str | None:
-    if sample.values is not None:
-        return None
-    try:
-        width, height = image_size(sample.image_path) if sample.pixels is None else sample.pixels.shape[1::-1]
-        for path in sample.mask_paths:
-            mask_width, mask_height = image_size(path)
-            if (mask_width, mask_height) != (width, height):
-                return (
-                    f"mask '{path}' is {mask_width} x {mask_height} pixels, "
-                    f"but its image '{sample.image_path}' is {width} x {height}"
-                )
-    except DataError as error:
-        return str(error)
-    return None
+def _header(sample: Sample, reading: Reading) -> Header:
+    """An image's header, whose masks have its size.
+
+    Raises:
+        DataError: as check_headers, of this sample.
+    """
+    if sample.pixels is not None:
+        return Header(*sample.pixels.shape[1::-1])
+    header = read_header(sample.image_path, reading)
+    for path in sample.mask_paths:
+        mask = read_header(path, replace(reading, oriented=True))
+        if mask[:2] == header[:2]:
+            continue
+        turned = ""
+        if header.orientation in SIDEWAYS and mask[:2] == header[1::-1]:
+            turned = (
+                f", turned as its EXIF orientation ({header.orientation}) says: turn the mask too or, where it fits "
+                "the image as stored, remove the orientation from the image"
+            )
+        raise DataError(
+            f"mask '{path}' is {mask.width} x {mask.height} pixels, "
+            f"but its image '{sample.image_path}' is {header.width} x {header.height}{turned}"
+        )
+    return header
 
 
 def read_defects(
@@ -144,6 +179,9 @@ def _binary(values: NDArray[np.integer]) -> Image.Image:
 class BatchLoader:
     """Batches of a dataset, read by worker processes; may be iterated any number of times.
 
+    Attributes:
+        seen: how much of the images and defects is seen, once a pass is over.
+
     Args:
         dataset: where images come from.
         batch_size: images per batch; the last one may be smaller.
@@ -167,6 +205,7 @@ class BatchLoader:
             worker_init_fn=_leave_quietly,
             generator=torch.Generator(),  # it would draw a seed of the global one at every pass
         )
+        self.seen = Seen()
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -177,10 +216,14 @@ class BatchLoader:
         Raises:
             DataError: an image or mask that cannot be used.
         """
+        total = Seen()
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
+            tensors, seen = batch
+            total += seen
+            yield tensors
+        self.seen = total
 
 
 def _leave_quietly(_: int) -> None:
@@ -235,8 +278,14 @@ class _Draws(Sampler[tuple[int, int]]):
         return zip(self.order, seeds, strict=True)
 
 
-class _Items(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """A dataset for the loader. DataErrors are items: raised in a worker they would reach the user as a traceback."""
+_Item = tuple[Tensor, Tensor, Seen]
+
+
+class _Items(Dataset[_Item | DataError]):
+    """A dataset for the loader, with what is seen of every image.
+
+    DataErrors are items: raised in a worker they would reach the user as a traceback.
+    """
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -244,19 +293,19 @@ class _Items(Dataset[tuple[Tensor, Tensor] | DataError]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, item: int | tuple[int, int]) -> _Item | DataError:
         if isinstance(item, tuple):
             item, seed = item
             torch.default_generator.manual_seed(seed)  # which random transforms draw from
         try:
-            return self.dataset[item]
+            return *self.dataset[item], self.dataset.seen.pop(item, Seen())
         except DataError as error:
             return error
 
 
-def _collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataError:
+def _collate(items: list[_Item | DataError]) -> tuple[Batch, Seen] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    images, masks = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.stack(masks))
+    images, masks, seen = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(masks)), sum(seen, Seen())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folders import folders, images, missing_masks, normal_samples
+from datasets.folders import by_name, folders, images, missing_masks, normal_samples
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
@@ -34,19 +34,19 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     tested = set(np.random.default_rng(0).permutation(len(normal))[: len(normal) // 5].tolist())
     train = [sample for i, sample in enumerate(normal) if i not in tested]
     test = [sample for i, sample in enumerate(normal) if i in tested]
-    for folder in folders(root):
+    for folder in folders(root, complete=True):
         if folder.name.startswith("MT_") and folder.name != NORMAL:
             test += _defects(folder, class_name)
     return ClassSamples(train, test)
 
 
 def _photographs(folder: Path) -> list[Path]:
-    return [path for path in images(folder / "Imgs") if path.suffix.lower() == ".jpg"]
+    return list(by_name([path for path in images(folder / "Imgs") if path.suffix.lower() == ".jpg"]).values())
 
 
 def _defects(folder: Path, class_name: str) -> list[Sample]:
     image_paths = _photographs(folder)
-    masks = {path.stem: path for path in images(folder / "Imgs") if path.suffix.lower() == ".png"}
+    masks = by_name([path for path in images(folder / "Imgs") if path.suffix.lower() == ".png"])
     missing = [path for path in image_paths if path.stem not in masks]
     if missing:
         raise missing_masks(missing, f"'{missing[0].with_suffix('.png')}'")
@@ -54,4 +54,4 @@ def _defects(folder: Path, class_name: str) -> list[Sample]:
     return [Sample(path, (masks[path.stem],), True, class_name, defect_type) for path in image_paths]
 
 
-MTD = DatasetReader("mtd", LAYOUT, find_classes, read_class)
+MTD = DatasetReader("mtd", LAYOUT, find_classes, read_class, resize_mode="square")

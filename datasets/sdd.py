@@ -6,7 +6,7 @@ all anomalous images are tested on. An image is anomalous where its label has no
 
 from pathlib import Path
 
-from datasets.folders import folders, images, labelled_sample, missing_masks
+from datasets.folders import by_name, folders, images, labelled_sample, missing_masks
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
@@ -27,7 +27,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     """
     train: list[Sample] = []
     test: list[Sample] = []
-    for i, item in enumerate(_items(root)):
+    for i, item in enumerate(_items(root, complete=True)):
         samples = _item_samples(item, class_name)
         tested = [sample for sample in samples if sample.anomalous or i % 5 == 0]
         test += tested
@@ -37,8 +37,8 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     return ClassSamples(train, test)
 
 
-def _items(root: Path) -> list[Path]:
-    return [path for path in folders(root) if path.name.startswith("kos")]
+def _items(root: Path, complete: bool = False) -> list[Path]:
+    return [path for path in folders(root, complete) if path.name.startswith("kos")]
 
 
 def _is_label(path: Path) -> bool:
@@ -46,12 +46,12 @@ def _is_label(path: Path) -> bool:
 
 
 def _item_samples(item: Path, class_name: str) -> list[Sample]:
-    image_paths = [path for path in images(item) if not _is_label(path)]
-    labels = {path.stem.removesuffix("_label"): path for path in images(item) if _is_label(path)}
+    image_paths = list(by_name([path for path in images(item) if not _is_label(path)]).values())
+    labels = by_name([path for path in images(item) if _is_label(path)], "_label")
     missing = [path for path in image_paths if path.stem not in labels]
     if missing:
         raise missing_masks(missing, f"'{item / f'{missing[0].stem}_label.bmp'}'")
     return [labelled_sample(path, labels[path.stem], class_name) for path in image_paths]
 
 
-SDD = DatasetReader("sdd", LAYOUT, find_classes, read_class)
+SDD = DatasetReader("sdd", LAYOUT, find_classes, read_class, resize_mode="square")

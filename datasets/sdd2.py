@@ -5,7 +5,7 @@ An image is anomalous where its mask has non-zero pixels; anomalous training ima
 
 from pathlib import Path
 
-from datasets.folders import images, labelled_sample, missing_masks, require_images
+from datasets.folders import by_name, images, labelled_sample, missing_masks, require_images
 from datasets.sample import ClassSamples, DatasetReader, Sample
 
 CLASS = "surface"
@@ -31,7 +31,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
 
 
 def _samples(folder: Path, class_name: str) -> list[Sample]:
-    found = {path.stem: path for path in images(folder)}
+    found = by_name(images(folder))
     image_paths = [path for path in found.values() if "_GT" not in path.stem]  # nor is "10301_GT(copy)" an image
     missing = [path for path in image_paths if f"{path.stem}_GT" not in found]
     if missing:
@@ -39,4 +39,4 @@ def _samples(folder: Path, class_name: str) -> list[Sample]:
     return [labelled_sample(path, found[f"{path.stem}_GT"], class_name) for path in image_paths]
 
 
-SDD2 = DatasetReader("sdd2", LAYOUT, find_classes, read_class)
+SDD2 = DatasetReader("sdd2", LAYOUT, find_classes, read_class, resize_mode="square")

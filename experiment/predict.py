@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def predict(config: PredictConfig) -> int:
         return predict_tables(model, [(Path(item.path), item.name) for item in items], threshold, config.out)
     counts = {"anomalous": 0, "normal": 0, "broken": 0}
     with _rows(config.out / "predictions.csv") as write, progress("predict", total=total, unit="image") as bar:
-        stream = _read_ahead(items, model.transform, config)
+        reading = replace(model.transform.reading, max_pixels=config.max_pixels)
+        stream = _read_ahead(items, replace(model.transform, reading=reading), config)
         while batch := list(islice(stream, config.batch_size)):
             good = [item for item in batch if not item.error]
             results = iter(_predict_batch(model, good))
@@ -150,7 +151,7 @@ def _read_ahead(items: Iterator[Item], transform: ImageTransform, config: Predic
 
     def read(item: Item) -> Item:
         try:
-            image = read_image(Path(item.path))
+            image = read_image(Path(item.path), transform.reading)
         except DataError as error:
             return Item(item.path, item.name, error=str(error))
         original = np.asarray(image) if draws_originals else None

@@ -9,9 +9,10 @@ import click
 import torch
 
 import backbones
-from datasets import DATASETS, ClassSamples, check_headers, find_root
+from datasets import DATASETS, find_root, folders_in
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
+from experiment.reading import ClassFound, look_at
 from methods import DETECTORS
 
 
@@ -40,6 +41,8 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     for name in known:
         if Path(name).name != name:
             raise DataError(f"dataset '{data.name}' in '{root}' names class '{name}', which is no folder's name")
+    if not data.subdatasets and not reader.is_file:
+        folders_in(root, complete=True)  # no class may be left out for a link to nothing
     classes = list(dict.fromkeys(data.subdatasets)) or known
     for name in classes:
         if name not in known:
@@ -47,19 +50,19 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     return root, classes
 
 
-def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
+def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassFound:
     """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
     Raises:
-        DataError: what the dataset's reader raises, a file that is no image, a mask of another size than its image, or
-            no image left to train on.
+        DataError: what the dataset's reader and look_at raise, or no image left to train on.
     """
-    samples = data.reader.read_class(root, class_name)
-    check_headers(samples.train + samples.validation + samples.test)
+    found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
+    samples = found.samples
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
-    return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+    held_out = samples.validation + samples.train[kept:]
+    return replace(found, samples=replace(samples, train=samples.train[:kept], validation=held_out))
 
 
 def load_backbone(
