@@ -63,6 +63,7 @@ def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
     _check_apart([folder / names.normal_dir, *_others(folder, names), *abnormal])
     train, tested = _normal_images(folder, names)
     image_paths = [(path, defect) for defect in abnormal for path in images(defect, recursive=True)]
+    _check_links_apart(train, tested + [path for path, _ in image_paths])
     masks = _find_masks(image_paths, folder, names.mask_dir)
     anomalous = [
         Sample(path, found, True, class_name, defect.name)
@@ -91,6 +92,18 @@ def _check_apart(parts: list[Path]) -> None:
     for inner, outer in permutations(parts, 2):
         if inner.resolve().is_relative_to(outer.resolve()):
             raise UsageError(f"'{inner}' is or lies in '{outer}', so that images would be read twice: keep them apart")
+
+
+def _check_links_apart(train: list[Path], tested: list[Path]) -> None:
+    """Refuse links to folders that lead from images to train on to those to test on, or the other way round."""
+    real = {folder: folder.resolve() for folder in {path.parent for path in train + tested}}
+    trained_on = {real[path.parent]: path.parent for path in train}
+    for path in tested:
+        other = trained_on.get(real[path.parent])
+        if other and other != path.parent:
+            raise UsageError(
+                f"'{other}' and '{path.parent}' are one folder, so that images would be trained and tested on"
+            )
 
 
 def _normal_images(folder: Path, names: FolderNames) -> tuple[list[Path], list[Path]]:

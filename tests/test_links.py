@@ -10,7 +10,7 @@ from trees import save, texture
 
 import main
 from datasets import DATASETS, check_headers, images_in
-from errors import DataError
+from errors import DataError, UsageError
 
 
 def names(folder):
@@ -54,6 +54,20 @@ def test_loops_are_not_followed(part):
     assert names(good) == expected
     (good / "shift2").symlink_to(part.parent / "shift2")
     assert len(names(good)) == 6
+
+
+def test_no_link_leads_from_training_to_test_images(part):
+    read = DATASETS["folder"].read_class
+    (part / "train" / "good" / "more").symlink_to(part / "test" / "hole")
+    words = (
+        f"'{part}/train/good/more' and '{part}/test/hole' are one folder, so that images would be trained and tested"
+    )
+    with pytest.raises(UsageError, match=words):
+        read(part, "data")
+    (part / "train" / "good" / "more").unlink()
+    (part / "test" / "hole" / "more").symlink_to(part / "train" / "good")
+    with pytest.raises(UsageError, match="are one folder"):
+        read(part, "data")
 
 
 def test_a_run_and_predict_read_linked_folders(part, tmp_path, capsys):

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -237,6 +239,20 @@ def test_every_level_of_a_depth(tmp_path, ending, channels):
     np.testing.assert_array_equal(found, np.round(values / 4095 * 255).astype(np.uint8)[..., None].repeat(3, axis=2))
     with pytest.raises(DataError, match=r"holds values up to 4095, and images of 10 bits \(--bit_depth\) hold 1023"):
         read_image(path, Reading(bit_depth=10))
+
+
+def test_deep_colours_are_turned_too(tmp_path):
+    """Which OpenCV reads, that leaves PNGs as they are stored."""
+    values = np.arange(24, dtype=np.uint16).reshape(4, 6, 1).repeat(3, axis=2) * 100
+    cv2.imwrite(str(tmp_path / "a.png"), np.rot90(values))
+    content = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # behind IHDR
+    found = np.asarray(read_image(tmp_path / "a.png", Reading(bit_depth=12)))
+    np.testing.assert_array_equal(found, np.round(values / 4095 * 255))
 
 
 @pytest.mark.parametrize(("part", "words"), [("test", "the training images'"), ("train", "--bit_depth")])
