@@ -100,7 +100,7 @@ def read_header(path: Path, reading: Reading = Reading()) -> Header:
             _check_pixels(path, image.size, reading.max_pixels)
             orientation = _orientation(image) if reading.oriented else 1
             width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
-            return Header(width, height, orientation, _is_deep(image), image.has_transparency_data)
+            return Header(width, height, orientation, _is_deep(image), _has_alpha(image))
     except _UnknownKindError:
         values = _decoded_by_opencv(path, with_alpha=True)
         height, width = values.shape[:2]
@@ -225,9 +225,16 @@ def _is_deep(image: Image.Image) -> bool:
     return _is_grey(image) or any(DEEP_COLOURS.search(str(tile[3])) for tile in image.tile)
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    """Whether an image has transparency that Pillow can lay on a colour; of 16-bit grey it cannot."""
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
+        return True
+    return image.mode in ("LA", "PA", "RGBA") or ("transparency" in image.info and not _is_grey(image))
+
+
 def _opaque(image: Image.Image, background: str | None) -> Image.Image:
     """An image as RGB, on a colour where it is transparent."""
-    if background is None or not image.has_transparency_data:
+    if background is None or not _has_alpha(image):
         return image.convert("RGB")
     layer = image.convert("RGBA")
     below = Image.new("RGB", image.size, background)

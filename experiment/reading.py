@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import ClassSamples, Reading, Sample, bit_depth_of, check_headers, largest_value
 from errors import DataError
 from experiment.config import DatasetConfig
+from experiment.progress import progress
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ def _deep(samples: Sequence[Sample], deep: Iterable[bool]) -> list[Path]:
     return [sample.image_path for sample, is_deep in zip(samples, deep, strict=True) if is_deep]
 
 
+def _shown(title: str, values: Iterable[int], count: int) -> Iterable[int]:
+    return progress(f"{title} bit depth", values, total=count, unit="image")
+
+
 def _with_depth(
     data: DatasetConfig, title: str, train: Sequence[Path], rest: Sequence[Path]
 ) -> tuple[Reading, tuple[str, ...]]:
@@ -66,10 +71,10 @@ def _with_depth(
     if asked == 16 or not (train or rest):
         return replace(data.reading, bit_depth=asked or 16), ()
     with ThreadPoolExecutor(max(data.num_workers, 1)) as threads:
-        largest = list(threads.map(largest_value, train))
+        largest = list(_shown(title, threads.map(largest_value, train), len(train)))
         depth = asked or bit_depth_of(max(largest, default=65535))
         if depth < 16:
-            largest += threads.map(largest_value, rest)
+            largest += _shown(title, threads.map(largest_value, rest), len(rest))
     for path, value in zip([*train, *rest], largest, strict=False):
         if value >= 2**depth:
             whose = "--bit_depth" if asked else "the training images'"

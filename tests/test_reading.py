@@ -163,6 +163,16 @@ def test_what_is_transparent_is_black(tmp_path, mode, ending):
     assert (np.asarray(read_image(path, Reading(background=None))) == 255).all()
 
 
+def test_a_palette_with_alpha_is_laid_on_black(tmp_path):
+    image = transparent("P")
+    image.info.clear()
+    image.putpalette([255, 255, 255, 255, 255, 255, 255, 0], "RGBA")
+    image.save(tmp_path / "a.png")
+    found = np.asarray(read_image(tmp_path / "a.png"))
+    assert (found[:, :4] == 255).all()
+    assert (found[:, 4:] == 0).all()
+
+
 def test_a_colour_that_is_declared_transparent_is_black(tmp_path):
     image = Image.new("RGB", (8, 4), (200, 10, 10))
     image.paste((1, 2, 3), (4, 0, 8, 4))
