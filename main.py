@@ -457,7 +457,7 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 @click.option("--normal_dir", show_default="train/good", help="Dataset folder: normal images to train on.")
 @click.option(
     "--normal_test_dir",
-    show_default="test/good, or every fifth image of --normal_dir",
+    show_default="test/good, the folder in test of --normal_dir's name, or every fifth image of --normal_dir",
     help="Dataset folder: normal images to test on.",
 )
 @click.option(
@@ -468,7 +468,7 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 )
 @click.option(
     "--mask_dir",
-    show_default="ground_truth, if there is one",
+    show_default="ground_truth, or beside the images, if there are any",
     help='Dataset folder: masks of the anomalous images, NAME or NAME_mask; "" for none.',
 )
 @click.option(

@@ -34,15 +34,17 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import click
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 import main
 import metrics
 from backbones import FeatureBank, FeatureExtractor
-from datasets import ClassSamples, Defect, Sample, read_defects
+from datasets import ClassSamples, Defect, Sample, read_defects, region_labels
 from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
@@ -98,10 +100,11 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
 
 
 class Labelled(NamedTuple):
-    """Test images, and their defects where a dataset says at which areas they saturate."""
+    """Test images, their defects where a dataset says at which areas they saturate, and the regions of their masks."""
 
     samples: list[Sample]
     defects: list[Defect]
+    regions: NDArray[np.int32]
 
 
 def measure(name: str, labelled: Labelled, detector: Any, train: TrainingEmbeddings, test: Predictions) -> dict:
@@ -132,7 +135,7 @@ def predict(name: str, labelled: Labelled, test: Predictions) -> dict:
     """The metrics, and the time of an image's score and map, metrics included."""
     start = time.perf_counter()
     with progress(name, total=len(test)) as bar:
-        values = evaluate(test, labelled.samples, labelled.defects, bar).metrics
+        values = evaluate(test, labelled.samples, labelled.defects, bar, regions=labelled.regions).metrics
     return {**values, "ms": 1000 * (time.perf_counter() - start) / len(labelled.samples)}
 
 
@@ -249,7 +252,7 @@ def measure_class(
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size = (data.imagesize, data.imagesize)
     defects = read_defects(samples.test, samples.saturation, data.test_transform)
-    test_set = Labelled(samples.test, defects)
+    test_set = Labelled(samples.test, defects, region_labels(samples.test, data.test_transform))
     by_command: dict[str, list[str]] = {}
     for setting, config in configs.items():
         by_command.setdefault(config.command, []).append(setting)

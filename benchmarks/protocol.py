@@ -4,7 +4,8 @@
 
 A SimpleNet on EfficientNet-Lite0 features is trained on crops of a photographed wall and scores crops with drawn
 scratches and stains. The original resizes masks bilinearly and cuts the result off to 0 or 1, which thins every defect;
-its PRO dilates predictions by 5 x 5 when it looks for defects, and samples 200 thresholds.
+its PRO dilates predictions by 5 x 5 when it looks for defects, and samples 200 thresholds. Its regions are those of the
+resized masks, ours those of the masks at full size.
 """
 
 import sys
@@ -26,6 +27,7 @@ import backbones
 import metrics
 from benchmarks import reference
 from datasets import ImageTransform
+from datasets.regions import regions_seen
 from simplenet import SimpleNet
 
 TRAIN, NORMAL, ANOMALOUS, SIDE = 48, 12, 24, 700
@@ -83,14 +85,15 @@ def main() -> None:
     )
     detector.fit(train.split(BATCH))
     maps = torch.cat([detector.predict(batch).maps for batch in test.split(BATCH)]).numpy()
-    nearest = np.stack([transform.mask(Image.fromarray(mask)).numpy() for mask in masks])
+    seen = np.stack([regions_seen(mask, transform) for mask in masks])
+    labels = (seen + np.arange(len(seen))[:, None, None] * (seen.max() + 1))[seen > 0]
     truncated = np.stack([truncated_mask(Image.fromarray(mask)) for mask in masks])
     print(f"{TRAIN} training images, {len(images)} test images, {SIZE} x {SIZE}, torch {torch.__version__}\n")
     print(f"{'masks':<22}{'defective pixels':>17}{'pixel AUROC':>13}{'exact PRO':>11}{'dilated PRO':>13}")
     seconds = [0.0, 0.0]
-    for name, own in (("nearest, binary", nearest), ("bilinear, truncated", truncated)):
+    for name, own, regions in (("nearest, binary", seen > 0, labels), ("bilinear, truncated", truncated, None)):
         start = time.perf_counter()
-        exact = metrics.pixel_metrics(own, maps)
+        exact = metrics.pixel_metrics(own, maps, regions=regions)
         middle = time.perf_counter()
         dilated = reference.pro(own, maps)
         seconds = [seconds[0] + middle - start, seconds[1] + time.perf_counter() - middle]

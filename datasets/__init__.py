@@ -9,11 +9,12 @@ from datasets.folder import FolderNames, folder_reader
 from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
-from datasets.images import Batch, BatchLoader, Defect, ImageDataset, Shuffled, check_headers, read_defects
+from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, remarks_on_masks
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
 from datasets.mvtec import MVTEC
 from datasets.mvtec_loco import MVTEC_LOCO
+from datasets.regions import Defect, read_defects, region_labels
 from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
 from datasets.sdd import SDD
@@ -59,6 +60,8 @@ __all__ = [
     "read_defects",
     "read_image",
     "read_table",
+    "region_labels",
+    "remarks_on_masks",
     "require_images",
     "table_reader",
     "to_pixels",

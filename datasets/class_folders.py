@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.folders import folders, images, masks_by_stem, normal_samples, require_images
+from datasets.folders import apart_from_masks, folders, images, masks_by_stem, normal_samples, require_images
 from datasets.sample import ClassSamples, Sample
 from errors import DataError
 
@@ -48,7 +48,7 @@ class ClassFolders:
             DataError: it is missing or empty.
         """
         self._require_folder(folder, part)
-        samples = normal_samples(images(folder / part), folder.name)
+        samples = normal_samples(_images(folder / part), folder.name)
         require_images(samples, folder / part)
         return samples
 
@@ -57,10 +57,17 @@ class ClassFolders:
             raise DataError(f"class '{folder.name}' has no folder '{folder / part}': expected {self.layout}")
 
     def _test_samples(self, folder: Path, defect_type: str) -> list[Sample]:
-        image_paths = images(folder / "test" / defect_type)
+        image_paths = _images(folder / "test" / defect_type)
         if defect_type == self.normal:
             return normal_samples(image_paths, folder.name)
         masks = self.masks(image_paths, folder / "ground_truth" / defect_type)
         return [
             Sample(path, found, True, folder.name, defect_type) for path, found in zip(image_paths, masks, strict=True)
         ]
+
+
+def _images(folder: Path) -> list[Path]:
+    found, beside = apart_from_masks(images(folder))
+    for image, mask in beside.items():
+        raise DataError(f"'{mask}' is named as the mask of '{image.name}': expected in ground_truth, not among images")
+    return found

@@ -1,4 +1,4 @@
-"""Image files to pixels: images as RGB of 8 bits, masks as the values that are stored."""
+"""Image files to pixels: images as RGB of 8 bits."""
 
 import re
 from collections.abc import Iterator
@@ -77,16 +77,17 @@ def read_image(path: Path, reading: Reading = Reading()) -> Image.Image:
     """
     orientation = 1
     try:
-        with _opened(path) as image:
-            _check_pixels(path, image.size, reading.max_pixels)
-            orientation = _orientation(image) if reading.oriented else 1
+        with opened(path) as image:
+            _check_depth(path, image)
+            check_pixels(path, image.size, reading.max_pixels)
+            orientation = orientation_of(image) if reading.oriented else 1
             if not _is_deep(image) or (not _is_grey(image) and reading.bit_depth in (None, 16)):
-                return _turned(_opaque(image, reading.background), orientation)
+                return turned(_opaque(image, reading.background), orientation)
             values = _deep_values(path, image)
-    except _UnknownKindError:
-        values = _decoded_by_opencv(path, with_alpha=True)
-        _check_pixels(path, values.shape[1::-1], reading.max_pixels)
-    return _turned(Image.fromarray(_to_8_bits(path, values, reading)).convert("RGB"), orientation)
+    except UnknownKindError:
+        values = _colours_by_opencv(path, with_alpha=True)
+        check_pixels(path, values.shape[1::-1], reading.max_pixels)
+    return turned(Image.fromarray(_to_8_bits(path, values, reading)).convert("RGB"), orientation)
 
 
 def read_header(path: Path, reading: Reading = Reading()) -> Header:
@@ -96,15 +97,16 @@ def read_header(path: Path, reading: Reading = Reading()) -> Header:
         DataError: a file that cannot be read, or too many pixels.
     """
     try:
-        with _opened(path) as image:
-            _check_pixels(path, image.size, reading.max_pixels)
-            orientation = _orientation(image) if reading.oriented else 1
+        with opened(path) as image:
+            _check_depth(path, image)
+            check_pixels(path, image.size, reading.max_pixels)
+            orientation = orientation_of(image) if reading.oriented else 1
             width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
             return Header(width, height, orientation, _is_deep(image), _has_alpha(image))
-    except _UnknownKindError:
-        values = _decoded_by_opencv(path, with_alpha=True)
+    except UnknownKindError:
+        values = _colours_by_opencv(path, with_alpha=True)
         height, width = values.shape[:2]
-        _check_pixels(path, (width, height), reading.max_pixels)
+        check_pixels(path, (width, height), reading.max_pixels)
         return Header(width, height, 1, values.dtype != np.uint8, values.shape[2:] == (4,))
 
 
@@ -121,10 +123,10 @@ def largest_value(path: Path) -> int:
 @cache  # numbers; a grid asks for every choice
 def _largest_value(path: Path, *_: int) -> int:
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             values = _deep_values(path, image)
-    except _UnknownKindError:
-        values = _decoded_by_opencv(path)
+    except UnknownKindError:
+        values = _colours_by_opencv(path)
     return int(values[..., :3].max() if values.ndim == 3 else values.max())
 
 
@@ -133,52 +135,27 @@ def bit_depth_of(value: int) -> int:
     return next(depth for depth in DEPTHS if value < 2**depth)
 
 
-def read_mask(path: Path, max_pixels: int | None = None) -> NDArray[np.integer]:
-    """A mask's values [H, W] as stored; of colours their luminance.
-
-    Args:
-        path: the file.
-        max_pixels: of the largest mask that is read; None where its size is known.
-
-    Raises:
-        DataError: as read_image.
-    """
-    pixels = np.asarray(_pixels(path, "L", max_pixels))
-    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
-
-
-class _UnknownKindError(DataError):
+class UnknownKindError(DataError):
     """A file that Pillow does not know the kind of."""
 
 
-def _pixels(path: Path, mode: str, max_pixels: int | None) -> Image.Image | NDArray[np.integer]:
-    """8-bit pixels in a mode of Pillow's, or the deeper integers as stored: [H, W] or [H, W, 3]."""
-    try:
-        with _opened(path) as image:
-            if max_pixels is not None:
-                _check_pixels(path, image.size, max_pixels)
-            orientation = _orientation(image)
-            if not _is_grey(image):
-                return _turned(image.convert(mode), orientation)
-            return _integers(path, _turned(image, orientation))
-    except _UnknownKindError:
-        return _decoded_by_opencv(path)
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """The image in a file; what Pillow may raise there becomes a DataError."""
     try:
         with Image.open(path) as image:
-            if image.mode == "F":
-                raise _too_deep(path, "floating-point")
             yield image
     except UnidentifiedImageError as error:
-        raise _UnknownKindError(f"'{path}' is not an image that Pillow can read") from error
+        raise UnknownKindError(f"'{path}' is not an image that Pillow can read") from error
     except FileNotFoundError as error:
         raise DataError(_why_absent(path) or f"'{path}' cannot be read: {error}") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
+
+
+def _check_depth(path: Path, image: Image.Image) -> None:
+    if image.mode == "F":
+        raise _too_deep(path, "floating-point")
 
 
 def _why_absent(path: Path) -> str | None:
@@ -190,7 +167,7 @@ def _why_absent(path: Path) -> str | None:
     return f"'{path}' is not there, only '{pointer}' of DVC: {fetch}" if pointer.is_file() else None
 
 
-def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
+def check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
     """Refuse an image with more pixels than are read."""
     width, height = size
     if width * height > limit:
@@ -201,7 +178,7 @@ def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """How an image that was opened is still to be turned, as EXIF counts; 1 where its file does not say."""
     if image.format == "TIFF" or not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
         return 1  # TIFFs are turned by Pillow
@@ -212,7 +189,17 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in TURNS else 1
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def turned_as_said(path: Path, values: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+    """A mask's values [H, W] as stored, turned as the EXIF orientation of its file says."""
+    try:
+        with opened(path) as image:
+            orientation = orientation_of(image)
+    except UnknownKindError:
+        return values
+    return values if orientation == 1 else np.asarray(turned(Image.fromarray(values), orientation))
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(TURNS[orientation])
 
 
@@ -244,7 +231,7 @@ def _opaque(image: Image.Image, background: str | None) -> Image.Image:
 
 def _deep_values(path: Path, image: Image.Image) -> NDArray[np.integer]:
     """All bits of a 16-bit image: [H, W], [H, W, 3] or, with transparency, [H, W, 4]."""
-    return _integers(path, image) if _is_grey(image) else _decoded_by_opencv(path, with_alpha=True)
+    return _integers(path, image) if _is_grey(image) else _colours_by_opencv(path, with_alpha=True)
 
 
 def _integers(path: Path, image: Image.Image) -> NDArray[np.integer]:
@@ -254,17 +241,22 @@ def _integers(path: Path, image: Image.Image) -> NDArray[np.integer]:
     return values
 
 
-def _decoded_by_opencv(path: Path, with_alpha: bool = False) -> NDArray[np.uint8 | np.uint16]:
-    """[H, W] or, as RGB, [H, W, 3] of a file that Pillow does not know, such as a TIFF of 16-bit colours; [H, W, 4]
-    where it has transparency that is asked for."""
+def decoded_by_opencv(path: Path) -> NDArray[np.generic] | None:
+    """A file's values as stored, [H, W] or [H, W, channels] with blue before red; None where OpenCV cannot read it."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
-        pixels = None
+        return None
     finally:
         cv2.utils.logging.setLogLevel(level)
+
+
+def _colours_by_opencv(path: Path, with_alpha: bool = False) -> NDArray[np.uint8 | np.uint16]:
+    """[H, W] or, as RGB, [H, W, 3] of a file that Pillow does not know, such as a TIFF of 16-bit colours; [H, W, 4]
+    where it has transparency that is asked for."""
+    pixels = decoded_by_opencv(path)
     if pixels is None:
         raise DataError(_why_unknown(path))
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -1,13 +1,25 @@
 """One's own images: folders of normal and anomalous images, and of masks if there are any."""
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from pathlib import Path
 
-from datasets.folders import folders, images, missing_masks, normal_samples, require_images
+from datasets.folders import (
+    TWO_MASKS,
+    apart_from_masks,
+    folders,
+    images,
+    missing_masks,
+    normal_samples,
+    one_of_each,
+    require_images,
+)
+from datasets.masks import read_mask
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError, UsageError
+
+NORMAL_NAMES = frozenset({"good", "ok", "normal"})
 
 
 @dataclass(frozen=True)
@@ -16,10 +28,11 @@ class FolderNames:
 
     Attributes:
         normal_dir: normal images to train on.
-        normal_test_dir: normal images to test on. Where the default does not exist, every fifth image of normal_dir is
-            tested on and not trained on.
+        normal_test_dir: normal images to test on. By default also the folder in `test` that has normal_dir's name;
+            where neither exists, every fifth image of normal_dir is tested on and not trained on.
         abnormal_dir: a folder per defect type; empty: every folder in `test` that is none of the others.
-        mask_dir: masks by defect type or for all; empty: there are none. The default need not exist.
+        mask_dir: masks by defect type or for all; empty: there are none. The default need not exist, and where it does
+            not, masks may lie beside their images.
     """
 
     normal_dir: str = "train/good"
@@ -59,17 +72,57 @@ def folder_reader(names: FolderNames) -> DatasetReader:
 
 
 def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
+    names = _with_normal_test(folder, names)
     abnormal = _abnormal_folders(folder, names)
     _check_apart([folder / names.normal_dir, *_others(folder, names), *abnormal])
     train, tested = _normal_images(folder, names)
-    image_paths = [(path, defect) for defect in abnormal for path in images(defect, recursive=True)]
+    image_paths: list[tuple[Path, Path]] = []
+    beside: dict[Path, Path] = {}
+    for defect in abnormal:
+        found, masks = _apart(images(defect, recursive=True))
+        image_paths += [(path, defect) for path in found]
+        beside |= masks
     _check_links_apart(train, tested + [path for path, _ in image_paths])
-    masks = _find_masks(image_paths, folder, names.mask_dir)
+    masks_of = _find_masks(image_paths, beside, folder, names.mask_dir)
     anomalous = [
         Sample(path, found, True, class_name, defect.name)
-        for (path, defect), found in zip(image_paths, masks, strict=True)
+        for (path, defect), found in zip(image_paths, masks_of, strict=True)
     ]
     return ClassSamples(normal_samples(train, class_name), normal_samples(tested, class_name) + anomalous)
+
+
+def _with_normal_test(folder: Path, names: FolderNames) -> FolderNames:
+    """The names, with the folder in `test` that is called as normal_dir is where no other was asked for.
+
+    Raises:
+        UsageError: the default exists beside it, or another folder of defects is called as normal images are.
+    """
+    alike, default = Path(names.normal_dir).name.casefold(), folder / FolderNames.normal_test_dir
+    others = [path for path in folders(folder / "test") if path.resolve() != (folder / names.normal_dir).resolve()]
+    same = [path for path in others if path.name.casefold() == alike and path != default]
+    if names.normal_test_dir == FolderNames.normal_test_dir and same:
+        if not default.is_dir():
+            names = replace(names, normal_test_dir=same[0].relative_to(folder).as_posix())
+        elif not names.abnormal_dir:
+            raise UsageError(
+                f"'{default}' and '{same[0]}' may both be normal: give --normal_test_dir and --abnormal_dir"
+            )
+    for path in [] if names.abnormal_dir else others:
+        if path.name.casefold() in NORMAL_NAMES and path.resolve() != (folder / names.normal_test_dir).resolve():
+            raise UsageError(
+                f"'{path}' is called as normal images are, but would be tested on as a defect: give --normal_test_dir "
+                f"{path.relative_to(folder).as_posix()}, or --abnormal_dir for every folder of defects"
+            )
+    return names
+
+
+def _apart(paths: list[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Images, and the masks beside them; of a mask whose image is not there, a DataError."""
+    found, beside = apart_from_masks(paths)
+    for path in found:
+        if path.stem.lower().endswith(("_gt", "_mask")):
+            raise DataError(f"'{path}' is called as the mask of an image that is not beside it: remove or rename it")
+    return found, beside
 
 
 def _others(folder: Path, names: FolderNames) -> list[Path]:
@@ -120,8 +173,14 @@ def _normal_images(folder: Path, names: FolderNames) -> tuple[list[Path], list[P
 
 
 def _images(folder: Path) -> list[Path]:
-    found = images(folder, recursive=True)
+    """Normal images, which masks beside them have to agree with."""
+    found, beside = _apart(images(folder, recursive=True))
     require_images(found, folder)
+    for image, mask in beside.items():
+        if read_mask(mask).values.any():
+            raise DataError(
+                f"'{image}' lies among normal images, but its mask '{mask}' has defective pixels: move both"
+            )
     return found
 
 
@@ -131,15 +190,22 @@ def _existing(folder: Path, flag: str) -> Path:
     return folder
 
 
-def _find_masks(image_paths: list[tuple[Path, Path]], folder: Path, mask_dir: str) -> list[tuple[Path, ...]]:
-    """The mask of every (image, its defect folder), or none of any where there is no folder of masks."""
-    if not mask_dir or (mask_dir == FolderNames.mask_dir and not (folder / mask_dir).is_dir()):
+def _find_masks(
+    image_paths: list[tuple[Path, Path]], beside: dict[Path, Path], folder: Path, mask_dir: str
+) -> list[tuple[Path, ...]]:
+    """The mask of every (image, its defect folder), or none of any where there are no masks at all."""
+    has_folder = bool(mask_dir) and (mask_dir != FolderNames.mask_dir or (folder / mask_dir).is_dir())
+    if not has_folder and not (mask_dir and beside):
         return [()] * len(image_paths)
-    mask_folder = _existing(folder / mask_dir, "--mask_dir")
-    masks = {path.relative_to(mask_folder).with_suffix(""): path for path in images(mask_folder, recursive=True)}
-    found = [
-        next((masks[name] for name in _mask_names(path, defect) if name in masks), None) for path, defect in image_paths
-    ]
+    mask_folder = _existing(folder / mask_dir, "--mask_dir") if has_folder else folder / mask_dir
+    masks = one_of_each(images(mask_folder, recursive=True), lambda path: _unmarked(path, mask_folder), TWO_MASKS)
+    found = []
+    for path, defect in image_paths:
+        own = [beside[path]] if path in beside else []
+        own += [masks[name] for name in _mask_names(path, defect) if name in masks][:1]
+        if len(own) > 1:
+            raise DataError(f"'{own[0]}' and '{own[1]}' {TWO_MASKS}: remove one of them")
+        found.append(own[0] if own else None)
     missing = [pair for pair, mask in zip(image_paths, found, strict=True) if mask is None]
     if missing:
         expected = mask_folder / _mask_names(*missing[0])[0]
@@ -147,17 +213,20 @@ def _find_masks(image_paths: list[tuple[Path, Path]], folder: Path, mask_dir: st
     shared = [mask for mask, count in Counter(found).items() if count > 1]
     if shared:
         first, second = [path for (path, _), mask in zip(image_paths, found, strict=True) if mask == shared[0]][:2]
-        raise DataError(
-            f"mask '{shared[0]}' is that of '{first}' and of '{second}': expected a folder of masks per defect folder"
+        advice = (
+            "rename one of them" if first.parent == second.parent else "expected a folder of masks per defect folder"
         )
+        raise DataError(f"mask '{shared[0]}' is that of '{first}' and of '{second}': {advice}")
     return [(mask,) for mask in found]
 
 
+def _unmarked(mask: Path, mask_folder: Path) -> Path:
+    """What a mask is the mask of: its path below the folder of masks, without _mask and ending."""
+    path = mask.relative_to(mask_folder)
+    return path.with_name(path.stem.removesuffix("_mask"))
+
+
 def _mask_names(image_path: Path, defect: Path) -> list[Path]:
-    """Where a mask may lie below the folder of masks, without its ending."""
+    """Where a mask may lie below the folder of masks, without _mask and ending."""
     stem = image_path.relative_to(defect).with_suffix("")
-    return [
-        parent / stem.with_name(name)
-        for parent in (Path(defect.name), Path())
-        for name in (stem.name, f"{stem.name}_mask")
-    ]
+    return [Path(defect.name) / stem, stem]

@@ -2,26 +2,26 @@
 
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image, read_mask
-from datasets.sample import Sample, Saturation
+from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
+from datasets.masks import mask_size, read_mask
+from datasets.regions import read_masks, regions_of
+from datasets.sample import Sample
 from datasets.seen import Seen, seen_of_defect, seen_of_image
 from datasets.transforms import ImageTransform
 from errors import DataError
 
-SHOWN = 20  # files that cannot be used
+NAMED, SHOWN = 3, 20  # files that a remark names, and an error
 
 
 class Batch(NamedTuple):
@@ -32,14 +32,6 @@ class Batch(NamedTuple):
 
     images: Tensor
     masks: Tensor
-
-
-class Defect(NamedTuple):
-    """One defect: the index of its image, its mask bool [H, W], and the area in pixels that it saturates at."""
-
-    image_index: int
-    mask: NDArray[np.bool_]
-    saturation_area: float
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -71,15 +63,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             image = read_image(sample.image_path, self.transform.reading)
         else:
             image = Image.fromarray(sample.pixels)
-        pixels = self.transform.image(image)
-        seen = seen_of_image(self.transform, *image.size)
-        defective = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
-        for path in sample.mask_paths:
-            values = read_mask(path)
-            defective |= self.transform.mask(_binary(values))
-            seen += seen_of_defect(self.transform, values > 0)
-        self.seen[index] = seen
-        return pixels, defective
+        masks = read_masks(sample)
+        seen = (seen_of_defect(self.transform, mask) for mask in masks)
+        self.seen[index] = sum(seen, seen_of_image(self.transform, *image.size))
+        return self.transform.image(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
 
 
 def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
@@ -89,7 +76,7 @@ def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> li
         Of every image its header, in order; none of rows.
 
     Raises:
-        DataError: files that are not there, are no images or too large, or masks of another size than their image;
+        DataError: files that are not there, are no images or too large, or masks of another shape than their image;
             all of them.
     """
     headers: list[Header] = []
@@ -101,15 +88,12 @@ def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> li
             headers.append(_header(sample, reading))
         except DataError as error:
             problems.append(str(error))
-    if problems:
-        count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError(count + "; ".join(problems[:SHOWN]) + more)
+    _raise_all(problems)
     return headers
 
 
 def _header(sample: Sample, reading: Reading) -> Header:
-    """An image's header, whose masks have its size.
+    """An image's header, whose masks have its shape.
 
     Raises:
         DataError: as check_headers, of this sample.
@@ -117,63 +101,80 @@ def _header(sample: Sample, reading: Reading) -> Header:
     if sample.pixels is not None:
         return Header(*sample.pixels.shape[1::-1])
     header = read_header(sample.image_path, reading)
+    width, height = header[:2]
     for path in sample.mask_paths:
-        mask = read_header(path, replace(reading, oriented=True))
-        if mask[:2] == header[:2]:
+        mask_width, mask_height = mask_size(path)
+        if have_one_shape((width, height), (mask_width, mask_height)):
             continue
         turned = ""
-        if header.orientation in SIDEWAYS and mask[:2] == header[1::-1]:
+        if header.orientation in SIDEWAYS and have_one_shape((height, width), (mask_width, mask_height)):
             turned = (
                 f", turned as its EXIF orientation ({header.orientation}) says: turn the mask too or, where it fits "
                 "the image as stored, remove the orientation from the image"
             )
         raise DataError(
-            f"mask '{path}' is {mask.width} x {mask.height} pixels, "
-            f"but its image '{sample.image_path}' is {header.width} x {header.height}{turned}"
+            f"mask '{path}' is {mask_width} x {mask_height} pixels, "
+            f"but its image '{sample.image_path}' is {width} x {height}{turned}"
         )
     return header
 
 
-def read_defects(
-    samples: Sequence[Sample], saturation: Mapping[int, Saturation], transform: ImageTransform
-) -> list[Defect]:
-    """Every defect for metrics.spro, but those that were cropped out.
+def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str], reading: Reading) -> list[str]:
+    """What a user should know of how a class's masks are read, a line each; all of them are read for it.
 
     Args:
-        samples: images whose masks hold a defect each.
-        saturation: by the pixel value of a mask; empty where a dataset defines none, and then there are no defects.
-        transform: what brings the images to the size of their maps.
-
-    Returns:
-        A defect per mask file, its area in pixels of its mask.
+        samples: those with masks.
+        doubts: those that the class's reader had of further masks.
+        reading: of their images.
 
     Raises:
-        DataError: a mask that cannot be read or has a pixel value that `saturation` lacks.
+        DataError: masks that cannot be read; all of them.
     """
-    defects: list[Defect] = []
-    for index, sample in enumerate(samples if saturation else []):
+    said: dict[str, dict[Path, None]] = defaultdict(dict)
+    for path, doubt in doubts.items():
+        said[doubt][path] = None
+    problems = []
+    for sample in samples:
         for path in sample.mask_paths:
-            values = read_mask(path)
-            rule = _saturation_of(path, values, saturation)
-            mask = transform.mask(_binary(values)).numpy()
-            area = float(mask.sum())
-            if area:
-                height, width = values.shape
-                unit = area if rule.relative else transform.area_scale(width, height)
-                defects.append(Defect(index, mask, min(rule.threshold * unit, area)))
-    return defects
+            try:
+                mask = read_mask(path)
+                if mask.values.shape[::-1] != _size(sample, reading):
+                    said["have another size than their images, and are resized"][path] = None
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            if mask.doubt is not None:
+                said[mask.doubt][path] = None
+            elif not mask.values.any():
+                said["have no defective pixel, though their images are anomalous"][path] = None
+    _raise_all(problems)
+    return [f"masks that {what}: {_first(list(paths))}" for what, paths in said.items()]
 
 
-def _saturation_of(path: Path, values: NDArray[np.integer], saturation: Mapping[int, Saturation]) -> Saturation:
-    found = np.unique(values[values > 0]).tolist()
-    if len(found) != 1 or found[0] not in saturation:
-        shown = ", ".join(map(str, found)) or "none but 0"
-        raise DataError(f"mask '{path}' has pixel values {shown}: expected one that defects_config.json defines")
-    return saturation[found[0]]
+def _first(paths: list[Path]) -> str:
+    """How many files there are, and the first of them."""
+    names = ", ".join(f"'{path}'" for path in paths[:NAMED])
+    return f"{len(paths)} ({names}{', ...' if len(paths) > NAMED else ''})"
 
 
-def _binary(values: NDArray[np.integer]) -> Image.Image:
-    return Image.fromarray((values > 0).view(np.uint8))
+def _size(sample: Sample, reading: Reading) -> tuple[int, int]:
+    """Width and height of an image."""
+    return read_header(sample.image_path, reading)[:2] if sample.pixels is None else sample.pixels.shape[1::-1]
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(count + "; ".join(problems[:SHOWN]) + more)
+
+
+def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are equal, or one is that of an image resized from the other's, to whole pixels."""
+    (width, height), (other_width, other_height) = size, other
+    if (other_width - width) * (other_height - height) <= 0:  # both sides grow, or both shrink
+        return size == other
+    return abs(other_width * height - other_height * width) < max(width, height)
 
 
 class BatchLoader:

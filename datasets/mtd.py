@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folders import by_name, folders, images, missing_masks, normal_samples
+from datasets.folders import TWO_IMAGES, TWO_MASKS, folders, images, missing_masks, normal_samples, one_of_each
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
@@ -41,12 +41,14 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
 
 
 def _photographs(folder: Path) -> list[Path]:
-    return list(by_name([path for path in images(folder / "Imgs") if path.suffix.lower() == ".jpg"]).values())
+    return [path for path in images(folder / "Imgs") if path.suffix.lower() == ".jpg"]
 
 
 def _defects(folder: Path, class_name: str) -> list[Sample]:
     image_paths = _photographs(folder)
-    masks = by_name([path for path in images(folder / "Imgs") if path.suffix.lower() == ".png"])
+    one_of_each(image_paths, lambda path: path.stem, TWO_IMAGES)
+    drawn = [path for path in images(folder / "Imgs") if path.suffix.lower() == ".png"]
+    masks = one_of_each(drawn, lambda path: path.stem, TWO_MASKS)
     missing = [path for path in image_paths if path.stem not in masks]
     if missing:
         raise missing_masks(missing, f"'{missing[0].with_suffix('.png')}'")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.class_folders import ClassFolders
-from datasets.folders import images, missing_masks
+from datasets.folders import TWO_IMAGES, images, missing_masks, one_of_each
 from datasets.sample import ClassSamples, DatasetReader, Saturation
 from errors import DataError
 
@@ -20,12 +20,15 @@ def masks_by_folder(image_paths: Sequence[Path], mask_folder: Path) -> list[tupl
     """The masks of every image: all images in a folder that is named as it is.
 
     Raises:
-        DataError: an image without a mask.
+        DataError: an image without a mask, two images of one, or two masks of one name.
     """
+    one_of_each(image_paths, lambda path: path.stem, TWO_IMAGES)
     masks = [tuple(images(mask_folder / path.stem)) for path in image_paths]
     missing = [path for path, found in zip(image_paths, masks, strict=True) if not found]
     if missing:
         raise missing_masks(missing, f"'{mask_folder / missing[0].stem / '000.png'}'")
+    for found in masks:
+        one_of_each(found, lambda path: path.stem, "are both the mask of one defect")
     return masks
 
 

@@ -59,6 +59,7 @@ class ClassSamples:
         validation: normal ones that are neither trained nor tested on.
         saturation: by the pixel value of a mask; empty where a dataset defines none.
         table: how the rows of a table were encoded; None for images.
+        doubts: of masks that decided a label, what makes another meaning possible.
     """
 
     train: list[Sample]
@@ -66,6 +67,7 @@ class ClassSamples:
     validation: list[Sample] = field(default_factory=list)
     saturation: dict[int, Saturation] = field(default_factory=dict)
     table: "TableTransform | None" = None
+    doubts: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

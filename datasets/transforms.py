@@ -74,8 +74,12 @@ class ImageTransform:
 
     def mask(self, mask: Image.Image) -> Tensor:
         """A mask as bool [imagesize, imagesize]: nearest neighbour, so that it stays binary; non-zero is defective."""
-        mask = mask.resize(self._resized(*mask.size), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.asarray(self._cropped(mask)) > 0)
+        return torch.from_numpy(self.nearest(mask) > 0)
+
+    def nearest(self, values: Image.Image) -> NDArray[np.integer]:
+        """Numbers for every pixel of an image, as [imagesize, imagesize]: nearest neighbour, so that none is new."""
+        values = values.resize(self._resized(*values.size), Image.Resampling.NEAREST)
+        return np.asarray(self._cropped(values))
 
     def area_scale(self, width: int, height: int) -> float:
         """Pixels after resizing per pixel of an image of that size."""

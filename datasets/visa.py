@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from datasets.class_folders import ClassFolders
-from datasets.folders import missing_masks, normal_samples
+from datasets.folders import TWO_IMAGES, missing_masks, normal_samples, one_of_each
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError
 
@@ -25,7 +25,8 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     """The samples of one class, in the order of the split or, where there is none, of the converted layout.
 
     Raises:
-        DataError: a malformed split, one that names a file that is not there, or what the converted layout lacks.
+        DataError: a malformed split, one that names a file that is not there or one mask for two images, or what the
+            converted layout lacks.
     """
     if not (root / SPLIT).is_file():
         return CONVERTED.read_class(root, class_name)
@@ -37,6 +38,8 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
         [root / row["image"] for row in rows if row["split"] == "train" and row["label"] == "normal"], class_name
     )
     test = [_test_sample(root, row) for row in rows if row["split"] == "test"]
+    masks = {sample.image_path: sample.mask_paths for sample in test if sample.mask_paths}
+    one_of_each(masks, masks.get, TWO_IMAGES)
     for samples, split in ((train, "train"), (test, "test")):
         if not samples:
             raise DataError(f"'{root / SPLIT}' lists no images of class '{class_name}' in split '{split}'")

@@ -42,7 +42,12 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Predictions, samples: Sequence[Sample], defects: Sequence[Defect], bar: tqdm, on_disk: bool = False
+    predictions: Predictions,
+    samples: Sequence[Sample],
+    defects: Sequence[Defect],
+    bar: tqdm,
+    on_disk: bool = False,
+    regions: NDArray[np.integer] | None = None,
 ) -> Evaluation:
     """Predict every test image and compare with the labels and, where the dataset has masks, the masks.
 
@@ -52,6 +57,7 @@ def evaluate(
         defects: every defect with its saturation area, for sPRO; empty where a dataset knows none.
         bar: advances by every batch.
         on_disk: keep the maps of all images in a temporary file, as is done where host memory has no room for them.
+        regions: of all defective pixels, as metrics.pixel_metrics takes them; None finds them in the masks.
 
     Raises:
         DataError: an image or mask that cannot be used, no room for the maps, or scores that are not finite.
@@ -85,7 +91,7 @@ def evaluate(
         "image_f1_max": metrics.f1_max(anomalous, all_scores),
     }
     if has_masks:
-        pixels = metrics.pixel_metrics(masks, maps)
+        pixels = metrics.pixel_metrics(masks, maps, regions=regions)
         values |= {name if name == "pro" else f"pixel_{name}": value for name, value in pixels.items()}
         if defects:
             values |= _loco_metrics(samples, all_scores, maps, defects)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import ClassSamples, read_defects
+from datasets import ClassSamples, read_defects, region_labels
 from detection import Detector, Training
 from detection.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
 from errors import DataError, UsageError, first_line
@@ -86,6 +86,7 @@ class _Part:
         self.held_out = HeldOut(held_out)
         self.test = _test_predictions(job, detector, banks)
         self.defects = read_defects(job.samples.test, job.samples.saturation, job.data.test_transform)
+        self.regions = region_labels(job.samples.test, job.data.test_transform)
         self.history: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None
 
@@ -96,7 +97,8 @@ class _Part:
 
     def evaluate(self, bar: tqdm) -> dict[str, float]:
         """Predict the test images; their metrics."""
-        self.evaluation = evaluate(self.test, self.job.samples.test, self.defects, bar, self.test.on_disk)
+        samples = self.job.samples.test
+        self.evaluation = evaluate(self.test, samples, self.defects, bar, self.test.on_disk, self.regions)
         return self.evaluation.metrics
 
 
@@ -215,8 +217,9 @@ def test_job(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks | N
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(job, detector, banks)
     defects = read_defects(samples.test, samples.saturation, job.data.test_transform)
+    regions = region_labels(samples.test, job.data.test_transform)
     with one_line_when_full(), progress(label_of([job]), total=len(test)) as bar:
-        evaluation = evaluate(test, samples.test, defects, bar, test.on_disk)
+        evaluation = evaluate(test, samples.test, defects, bar, test.on_disk, regions)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = _write_predictions(job.folder, job, test, evaluation, description, run.save_segmentation_images)
     row = _row(job, evaluation, description)

@@ -3,13 +3,14 @@
 import difflib
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import click
 import torch
 
 import backbones
-from datasets import DATASETS, find_root, folders_in
+from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
 from experiment.reading import ClassFound, look_at
@@ -53,16 +54,27 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
 def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassFound:
     """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
+    How masks are read is said where it could have been meant otherwise.
+
     Raises:
         DataError: what the dataset's reader and look_at raise, or no image left to train on.
     """
     found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
     samples = found.samples
+    _say_of_masks(class_name, tuple(samples.test), tuple(samples.doubts.items()), found.reading)
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
     held_out = samples.validation + samples.train[kept:]
     return replace(found, samples=replace(samples, train=samples.train[:kept], validation=held_out))
+
+
+@cache  # a grid reads a class for every choice
+def _say_of_masks(
+    class_name: str, test: tuple[Sample, ...], doubts: tuple[tuple[Path, str], ...], reading: Reading
+) -> None:
+    for remark in remarks_on_masks(test, dict(doubts), reading):
+        click.echo(f"{class_name}: {remark}", err=True)
 
 
 def load_backbone(

@@ -9,39 +9,49 @@ from numpy.typing import ArrayLike, NDArray
 from metrics.ranking import Crossings, best_f1, crossings, precision_sum, roc_area
 
 
-def pixel_metrics(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> dict[str, float]:
+def pixel_metrics(
+    masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3, regions: ArrayLike | None = None
+) -> dict[str, float]:
     """All pixel metrics from one sort of the pixel scores, in memory that grows with the defective pixels only.
+
+    They count the pixels of the maps: masks of full size have to be brought to the maps' size, where a region may fall
+    apart, touch another or vanish. `regions` says which of the full size each pixel belongs to.
 
     Args:
         masks: [N, H, W], non-zero where defective.
         maps: finite float [N, H, W], higher is more anomalous; may be a mapped file, as masks may.
         max_fpr: false-positive rate up to which PRO is integrated, in (0, 1].
+        regions: of all P defective pixels, in the order of masks' boolean indexing, the region: integers [P] from 0,
+            regions of several images differ. None: a region is an 8-connected component of a mask.
 
     Returns:
         {"auroc", "ap", "f1_max", "pro"}, each in [0, 1]; NaN where no pixel or every pixel is defective.
 
     Raises:
-        ValueError: shapes that differ, maps that are not finite, or max_fpr out of range.
+        ValueError: shapes that differ, maps that are not finite, max_fpr out of range, or negative regions.
     """
     ranked, defective = _ranked(masks, maps, max_fpr)
+    weights = _region_weights(defective, regions)
     if ranked is None:
         return dict.fromkeys(("auroc", "ap", "f1_max", "pro"), float("nan"))
     return {
         "auroc": roc_area(ranked),
         "ap": precision_sum(ranked),
         "f1_max": best_f1(ranked),
-        "pro": ranked.area(ranked.hits(_region_weights(defective)), max_fpr),
+        "pro": ranked.area(ranked.hits(weights), max_fpr),
     }
 
 
-def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
+def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3, regions: ArrayLike | None = None) -> float:
     """Area under the per-region-overlap curve (Bergmann et al., IJCV 2021) up to max_fpr, divided by max_fpr.
 
-    A region is an 8-connected component of a mask; the overlap is averaged over all regions of all images, the
-    false-positive rate is taken over the pixels outside them. Arguments, range and errors as in pixel_metrics.
+    A region is an 8-connected component of a mask, or what `regions` says; the overlap is averaged over all regions of
+    all images, the false-positive rate is taken over the pixels outside them. Arguments, range and errors as in
+    pixel_metrics.
     """
     ranked, defective = _ranked(masks, maps, max_fpr)
-    return float("nan") if ranked is None else ranked.area(ranked.hits(_region_weights(defective)), max_fpr)
+    weights = _region_weights(defective, regions)
+    return float("nan") if ranked is None else ranked.area(ranked.hits(weights), max_fpr)
 
 
 def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_fpr: float = 0.3) -> float:
@@ -91,8 +101,17 @@ def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, li
     return [ranked.area(hits, limit) for limit in limits]
 
 
-def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _region_weights(defective: NDArray[np.bool_], given: ArrayLike | None) -> NDArray[np.float64]:
     """1 / (area x number of regions) for every defective pixel, in the order of boolean indexing."""
+    if given is not None:
+        labels = np.asarray(given)
+        if labels.shape != (np.count_nonzero(defective),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"regions must be {np.count_nonzero(defective)} integers, one for every defective pixel, "
+                f"not {labels.dtype} {list(labels.shape)}"
+            )
+        areas = np.bincount(labels)
+        return 1.0 / areas[labels] / max(np.count_nonzero(areas), 1)
     weights: list[NDArray[np.float64]] = []
     regions = 0
     for mask in defective:
@@ -102,7 +121,7 @@ def _region_weights(defective: NDArray[np.bool_]) -> NDArray[np.float64]:
         inside = labels[mask]
         weights.append(1.0 / np.bincount(inside)[inside])
         regions += count - 1
-    return np.concatenate(weights) / regions
+    return np.concatenate(weights) / regions if weights else np.empty(0)
 
 
 def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossings | None, NDArray[np.bool_]]:

@@ -25,7 +25,8 @@ from datasets import (
     check_headers,
     read_defects,
 )
-from datasets.decode import read_image, read_mask
+from datasets.decode import read_image
+from datasets.masks import read_mask
 from errors import DataError
 
 MVTEC, ELPV = DATASETS["mvtec"], DATASETS["elpv"]
@@ -182,7 +183,7 @@ def test_16_bits_are_scaled_over_their_full_range(tmp_path, ending):
     check_headers([Sample(path, (path,), True, "c", "d")])
     found = np.asarray(read_image(path))
     np.testing.assert_array_equal(found, np.round(DEEP / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
-    np.testing.assert_array_equal(read_mask(path), DEEP)
+    np.testing.assert_array_equal(read_mask(path).values, DEEP)
 
 
 def test_16_bits_of_another_byte_order_and_width(tmp_path):
@@ -232,7 +233,7 @@ def test_every_kind_of_8_bit_image_is_read_as_rgb(tmp_path, mode):
 def test_deeper_images_are_refused(tmp_path, capfd, values, depth):
     path = tmp_path / "deep.tif"
     cv2.imwrite(str(path), values) if values.ndim == 3 else Image.fromarray(values).save(path)
-    for read in (read_image, read_mask):
+    for read in (read_image, read_mask)[: 1 if values.dtype == np.float32 else 2]:
         with pytest.raises(DataError, match=f"deep.tif' holds {depth} values: 8- or 16-bit images are expected"):
             read(path)
     if values.dtype == np.float32:
