@@ -16,7 +16,8 @@ from PIL import Image
 import main
 import simplenet
 from datasets import DATASETS, BatchLoader, ImageDataset, ImageTransform, Reading, Sample, check_headers, read_image
-from datasets.decode import read_header, read_mask
+from datasets.decode import read_header
+from datasets.masks import read_mask
 from detection.checkpoint import UNSAID
 from errors import DataError, UsageError
 
@@ -82,7 +83,7 @@ def test_masks_without_orientation_stay_and_those_with_it_are_turned(tmp_path):
         save_turned(Image.fromarray(mask), tmp_path / name, orientation)
         sample = Sample(tmp_path / "image.jpg", (tmp_path / name,), True, "c", "d")
         check_headers([sample])
-        np.testing.assert_array_equal(read_mask(tmp_path / name), mask)
+        np.testing.assert_array_equal(read_mask(tmp_path / name).values, mask)
         found = ImageDataset([sample], ImageTransform(40, 40, resize_mode="square"))[0][1]
         assert found[5:10].any()
         assert not found[12:].any()
