@@ -22,6 +22,15 @@ class Number(click.FloatRange):
         return super().convert(value, param, ctx)
 
 
+class IntOrAuto(click.IntRange):
+    """A whole number in a range, or the word auto, which is None."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
 class Chain(click.Group):
     """The chain of commands; --ray may stand right before one, without an address."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chain import Chain, Link, Number, Standalone, check_grid, parse_grid
+from chain import Chain, IntOrAuto, Link, Number, Standalone, check_grid, parse_grid
 from errors import DataError, Interrupted, UsageError
 from files import readable
 
@@ -389,6 +389,13 @@ def multimodal(
     )
 
 
+MAX_PIXELS = click.option(
+    "--max_pixels",
+    type=COUNT,
+    default=180_000_000,
+    help="Of the largest image that is read; reading takes about 4 bytes a pixel.",
+)
+
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
 AUGMENT = {"rotate_degrees": 5.0, "translate": 0.02, "scale": 0.05, "brightness": 0.1, "contrast": 0.1}
 
@@ -426,9 +433,17 @@ def random_option(name: str, kind: click.ParamType, text: str) -> Any:
 @click.option(
     "--resize_mode",
     type=click.Choice(["aspect", "square"]),
-    default="aspect",
+    show_default="what suits the dataset: aspect; square for those whose images are not square",
     help="aspect: resize to --resize and crop the centre. square: resize both sides to --imagesize and crop nothing.",
 )
+@click.option(
+    "--bit_depth",
+    type=IntOrAuto(8, 16),
+    default="auto",
+    help="Bits of the values in 16-bit files, which are scaled to 8; cameras often have 10 or 12. auto: the smallest "
+    "of 8, 10, 12, 14 and 16 that holds the training images of a class.",
+)
+@MAX_PIXELS
 @random_option("rotate_degrees", Number(0, 180), "Rotate training images by up to this angle.")
 @random_option("translate", SHARE, "Shift them by up to this share of their size.")
 @random_option("scale", Number(0, 1, max_open=True), "Zoom them by up to this share.")
@@ -494,7 +509,7 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
 
     Random changes apply to training images only.
     """
-    from datasets import AssemblyOptions, FolderNames, RandomTransform, TableOptions
+    from datasets import AssemblyOptions, FolderNames, RandomTransform, Reading, TableOptions
     from experiment import DatasetConfig
 
     folders = own_options("folder", FolderNames, name, options)
@@ -502,6 +517,7 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
     table = own_options("table", TableOptions, name, options)
     if assembly and data_path is not None:
         raise UsageError(f"--{next(iter(assembly))} says what to draw, but DATA_PATH is given: leave one of them out")
+    reading = Reading(bit_depth=options.pop("bit_depth"), max_pixels=options.pop("max_pixels"))
     given = {field: options.pop(field) for field in RandomTransform.__dataclass_fields__}
     changes = {field: value for field, value in given.items() if value is not None}
     random = RandomTransform(**{**(AUGMENT if augment else {}), **changes})
@@ -509,6 +525,7 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
         name=name,
         data_path=data_path,
         random=random,
+        reading=reading,
         folders=FolderNames(**folders),
         assembly=AssemblyOptions(**assembly),
         table=TableOptions(**table),
@@ -586,6 +603,7 @@ MODEL = click.argument("model_dir", type=click.Path(path_type=Path))
     is_flag=True,
     help="Maps of each image's own size; NaN where the model does not look, beyond the crop.",
 )
+@MAX_PIXELS
 @WEIGHTS
 def predict(**options: Any) -> "PredictConfig":
     """Predict images with the model in MODEL_DIR, such as results/.../models/0/mvtec_bottle.

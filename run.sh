@@ -23,7 +23,7 @@ for word in "$@"; do
       --save_segmentation_images | --grid | --jobs | --jobs_per_gpu | --ray) owner=run ;;
     -d | --subdatasets | --train_val_split | --batch_size | --num_workers | --resize | --imagesize | --rotate_degrees | \
       --translate | --scale | --brightness | --contrast | --saturation | --gray | --hflip | --vflip | --augment | \
-      --resize_mode | --normal_dir | --normal_test_dir | --abnormal_dir | --mask_dir | \
+      --resize_mode | --bit_depth | --max_pixels | --normal_dir | --normal_test_dir | --abnormal_dir | --mask_dir | \
       --n_train | --n_test | --dataset_seed | --label | --test_file | --split_seed) owner=dataset ;;
     --* | -b | -le) owner=net ;;
   esac

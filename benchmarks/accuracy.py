@@ -25,6 +25,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -349,8 +350,9 @@ if __name__ == "__main__":
         configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
         rows: list[dict] = []
         for one in classes:
-            samples = read_samples(data, root, one)
-            for row in measure_class(one, samples, data, configs, arguments.seeds, device, precision):
+            found = read_samples(data, root, one)
+            own = replace(data, reading=found.reading)
+            for row in measure_class(one, found.samples, own, configs, arguments.seeds, device, precision):
                 rows.append(row)
                 if arguments.out:
                     pd.DataFrame(rows).to_csv(arguments.out, index=False)

@@ -3,9 +3,10 @@
 from datasets.assembly import ASSEMBLY, AssemblyOptions, assembly_reader
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
-from datasets.decode import read_image
+from datasets.decode import MAX_PIXELS, Header, Reading, bit_depth_of, largest_value, read_image
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
+from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
 from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, remarks_on_masks
@@ -18,6 +19,7 @@ from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
+from datasets.seen import Seen
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
 from datasets.transforms import ImageTransform, RandomTransform, to_pixels
 from datasets.video import refuse_video, videos_in
@@ -29,6 +31,7 @@ DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READE
 
 __all__ = [
     "DATASETS",
+    "MAX_PIXELS",
     "AssemblyOptions",
     "Batch",
     "BatchLoader",
@@ -36,19 +39,25 @@ __all__ = [
     "DatasetReader",
     "Defect",
     "FolderNames",
+    "Header",
     "ImageDataset",
     "ImageTransform",
     "RandomTransform",
+    "Reading",
     "Sample",
     "Saturation",
+    "Seen",
     "Shuffled",
     "TableOptions",
     "TableTransform",
     "assembly_reader",
+    "bit_depth_of",
     "check_headers",
     "find_root",
     "folder_reader",
+    "folders_in",
     "images_in",
+    "largest_value",
     "read_defects",
     "read_image",
     "read_table",

@@ -4,4 +4,4 @@ from datasets.class_folders import ClassFolders
 from datasets.sample import DatasetReader
 
 FOLDERS = ClassFolders(normal="ok", layout="CLASS/train/ok, CLASS/test/ok, CLASS/test/ko and CLASS/ground_truth/ko")
-BTAD = DatasetReader("btad", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class)
+BTAD = DatasetReader("btad", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class, resize_mode="square")

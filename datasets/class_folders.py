@@ -36,7 +36,8 @@ class ClassFolders:
         folder = root / class_name
         train = self.normal_images(folder, f"train/{self.normal}")
         self._require_folder(folder, "test")
-        test = [sample for kind in folders(folder / "test") for sample in self._test_samples(folder, kind.name)]
+        kinds = [kind.name for kind in folders(folder / "test", complete=True)]
+        test = [sample for kind in kinds for sample in self._test_samples(folder, kind)]
         require_images(test, folder / "test")
         return ClassSamples(train, test)
 

@@ -68,7 +68,7 @@ def folder_reader(names: FolderNames) -> DatasetReader:
         folder = root if (root / names.normal_dir).is_dir() else root / class_name
         return _read(folder, class_name, names)
 
-    return DatasetReader("folder", layout, find_classes, read_class)
+    return DatasetReader("folder", layout, find_classes, read_class, resize_mode=None)
 
 
 def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
@@ -82,6 +82,7 @@ def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:
         found, masks = _apart(images(defect, recursive=True))
         image_paths += [(path, defect) for path in found]
         beside |= masks
+    _check_links_apart(train, tested + [path for path, _ in image_paths])
     masks_of = _find_masks(image_paths, beside, folder, names.mask_dir)
     anomalous = [
         Sample(path, found, True, class_name, defect.name)
@@ -133,7 +134,7 @@ def _others(folder: Path, names: FolderNames) -> list[Path]:
 def _abnormal_folders(folder: Path, names: FolderNames) -> list[Path]:
     taken = {(folder / names.normal_dir).resolve()} | {path.resolve() for path in _others(folder, names)}
     if not names.abnormal_dir:
-        return [path for path in folders(folder / "test") if path.resolve() not in taken]
+        return [path for path in folders(folder / "test", complete=True) if path.resolve() not in taken]
     asked_for = [_existing(folder / name, "--abnormal_dir") for name in names.abnormal_dir]
     for path in asked_for:
         _images(path)
@@ -144,6 +145,18 @@ def _check_apart(parts: list[Path]) -> None:
     for inner, outer in permutations(parts, 2):
         if inner.resolve().is_relative_to(outer.resolve()):
             raise UsageError(f"'{inner}' is or lies in '{outer}', so that images would be read twice: keep them apart")
+
+
+def _check_links_apart(train: list[Path], tested: list[Path]) -> None:
+    """Refuse links to folders that lead from images to train on to those to test on, or the other way round."""
+    real = {folder: folder.resolve() for folder in {path.parent for path in train + tested}}
+    trained_on = {real[path.parent]: path.parent for path in train}
+    for path in tested:
+        other = trained_on.get(real[path.parent])
+        if other and other != path.parent:
+            raise UsageError(
+                f"'{other}' and '{path.parent}' are one folder, so that images would be trained and tested on"
+            )
 
 
 def _normal_images(folder: Path, names: FolderNames) -> tuple[list[Path], list[Path]]:

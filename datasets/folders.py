@@ -3,7 +3,8 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
-from datasets.masks import read_mask
+from datasets.decode import MAX_PIXELS, check_pixels
+from datasets.masks import mask_size, read_mask
 from datasets.sample import Sample
 from errors import DataError
 
@@ -13,24 +14,73 @@ MASK_MARKS = ("_gt", "_mask", "_label")  # at the end of the name of a mask that
 TWO_MASKS, TWO_IMAGES = "are both the mask of one image", "would share one mask"
 
 
-def folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones; none if it is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def folders(folder: Path, complete: bool = False) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones; none if it is missing.
+
+    Args:
+        folder: where to look.
+        complete: whether all must be there.
+
+    Raises:
+        DataError: `complete`, and a name without an ending is a link to nothing.
+    """
+    inside = _visible(folder)
+    lost = [path for path in inside if complete and not path.suffix and is_lost(path)]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise DataError(
+            f"'{lost[0]}'{more}: a link to '{lost[0].readlink()}', which does not exist; fetch it (git annex get, dvc "
+            "pull) or remove the link"
+        )
+    return [path for path in inside if path.is_dir()]
 
 
 def images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files in a folder, or also below it; sorted, without hidden files; none if it is missing."""
-    if not folder.is_dir():
-        return []
+    """The image files in a folder, or also below it; sorted, without hidden files; none if it is missing.
+
+    Links are followed, those to folders once and never to one around the folder. Files that are not there are among the
+    images, so that whoever reads them says so: links to nothing, and those that only DVC's NAME.dvc is there of.
+    """
+    files = _files_below(folder) if recursive else [path for path in _visible(folder) if not path.is_dir()]
+    known = set(files)
+    named = (path.with_suffix("") if path.suffix == ".dvc" else path for path in files)
     return sorted(
         path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        for path in dict.fromkeys(named)
+        if path.suffix.lower() in IMAGE_SUFFIXES and (path not in known or path.is_file() or is_lost(path))
     )
+
+
+def is_lost(path: Path) -> bool:
+    """Whether a path is a link to nothing."""
+    return path.is_symlink() and not path.exists()
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without what is hidden; nothing if it is missing."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All that is no folder. Links to folders come after the folders that are none, so that these keep their names."""
+    files: list[Path] = []
+    around = {folder.resolve(), *folder.resolve().parents}
+    seen: set[Path] = set()
+    own, linked = [folder], []
+    while own or linked:
+        here = own.pop(0) if own else linked.pop(0)
+        place = here.resolve()
+        if place in seen or (here != folder and place in around):
+            continue
+        seen.add(place)
+        for path in _visible(here):
+            if not path.is_dir():
+                files.append(path)
+            else:
+                (linked if path.is_symlink() else own).append(path)
+    return files
 
 
 def masks_by_stem(image_paths: Sequence[Path], mask_folder: Path) -> list[tuple[Path, ...]]:
@@ -99,6 +149,7 @@ def labelled_sample(image_path: Path, mask_path: Path, class_name: str, doubts: 
     Raises:
         DataError: a mask that cannot be read.
     """
+    check_pixels(mask_path, mask_size(mask_path), MAX_PIXELS)
     mask = read_mask(mask_path)
     if mask.doubt is not None:
         doubts[mask_path] = mask.doubt

@@ -13,14 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.decode import image_size, read_image
+from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
 from datasets.masks import mask_size, read_mask
-from datasets.regions import read_regions
+from datasets.regions import read_masks, regions_of
 from datasets.sample import Sample
+from datasets.seen import Seen, seen_of_defect, seen_of_image
 from datasets.transforms import ImageTransform
 from errors import DataError
 
-NAMED = 3  # files that a remark names
+NAMED, SHOWN = 3, 20  # files that a remark names, and an error
 
 
 class Batch(NamedTuple):
@@ -44,6 +45,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform) -> None:
         self.samples = list(samples)
         self.transform = transform
+        self.seen: dict[int, Seen] = {}  # of what this process read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,42 +59,73 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.samples[index]
         if sample.values is not None:
             return torch.from_numpy(sample.values), torch.zeros(0, 0, dtype=torch.bool)
-        image = read_image(sample.image_path) if sample.pixels is None else Image.fromarray(sample.pixels)
-        return self.transform.image(image), torch.from_numpy(read_regions(sample, self.transform) > 0)
+        if sample.pixels is None:
+            image = read_image(sample.image_path, self.transform.reading)
+        else:
+            image = Image.fromarray(sample.pixels)
+        masks = read_masks(sample)
+        seen = (seen_of_defect(self.transform, mask) for mask in masks)
+        self.seen[index] = sum(seen, seen_of_image(self.transform, *image.size))
+        return self.transform.image(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
 
 
-def check_headers(samples: Sequence[Sample]) -> None:
+def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
     """Look into every file as far as its header, so that a bad one is known before hours of training.
 
+    Returns:
+        Of every image its header, in order; none of rows.
+
     Raises:
-        DataError: files that are no images, or masks of another shape than their image; all of them.
+        DataError: files that are not there, are no images or too large, or masks of another shape than their image;
+            all of them.
     """
-    _raise_all([problem for sample in samples if (problem := _header_problem(sample))])
+    headers: list[Header] = []
+    problems: list[str] = []
+    for sample in samples:
+        if sample.values is not None:
+            continue
+        try:
+            headers.append(_header(sample, reading))
+        except DataError as error:
+            problems.append(str(error))
+    _raise_all(problems)
+    return headers
 
 
-def _header_problem(sample: Sample) -> str | None:
-    if sample.values is not None:
-        return None
-    try:
-        width, height = _size(sample)
-        for path in sample.mask_paths:
-            mask_width, mask_height = mask_size(path)
-            if not have_one_shape((width, height), (mask_width, mask_height)):
-                return (
-                    f"mask '{path}' is {mask_width} x {mask_height} pixels, "
-                    f"but its image '{sample.image_path}' is {width} x {height}"
-                )
-    except DataError as error:
-        return str(error)
-    return None
+def _header(sample: Sample, reading: Reading) -> Header:
+    """An image's header, whose masks have its shape.
+
+    Raises:
+        DataError: as check_headers, of this sample.
+    """
+    if sample.pixels is not None:
+        return Header(*sample.pixels.shape[1::-1])
+    header = read_header(sample.image_path, reading)
+    width, height = header[:2]
+    for path in sample.mask_paths:
+        mask_width, mask_height = mask_size(path)
+        if have_one_shape((width, height), (mask_width, mask_height)):
+            continue
+        turned = ""
+        if header.orientation in SIDEWAYS and have_one_shape((height, width), (mask_width, mask_height)):
+            turned = (
+                f", turned as its EXIF orientation ({header.orientation}) says: turn the mask too or, where it fits "
+                "the image as stored, remove the orientation from the image"
+            )
+        raise DataError(
+            f"mask '{path}' is {mask_width} x {mask_height} pixels, "
+            f"but its image '{sample.image_path}' is {width} x {height}{turned}"
+        )
+    return header
 
 
-def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str]) -> list[str]:
+def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str], reading: Reading) -> list[str]:
     """What a user should know of how a class's masks are read, a line each; all of them are read for it.
 
     Args:
         samples: those with masks.
         doubts: those that the class's reader had of further masks.
+        reading: of their images.
 
     Raises:
         DataError: masks that cannot be read; all of them.
@@ -105,7 +138,7 @@ def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str]) -> l
         for path in sample.mask_paths:
             try:
                 mask = read_mask(path)
-                if mask.values.shape[::-1] != _size(sample):
+                if mask.values.shape[::-1] != _size(sample, reading):
                     said["have another size than their images, and are resized"][path] = None
             except DataError as error:
                 problems.append(str(error))
@@ -124,15 +157,16 @@ def _first(paths: list[Path]) -> str:
     return f"{len(paths)} ({names}{', ...' if len(paths) > NAMED else ''})"
 
 
-def _size(sample: Sample) -> tuple[int, int]:
+def _size(sample: Sample, reading: Reading) -> tuple[int, int]:
     """Width and height of an image."""
-    return image_size(sample.image_path) if sample.pixels is None else sample.pixels.shape[1::-1]
+    return read_header(sample.image_path, reading)[:2] if sample.pixels is None else sample.pixels.shape[1::-1]
 
 
 def _raise_all(problems: list[str]) -> None:
     if problems:
         count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
-        raise DataError(count + "; ".join(problems))
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(count + "; ".join(problems[:SHOWN]) + more)
 
 
 def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -145,6 +179,9 @@ def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 class BatchLoader:
     """Batches of a dataset, read by worker processes; may be iterated any number of times.
+
+    Attributes:
+        seen: how much of the images and defects is seen, once a pass is over.
 
     Args:
         dataset: where images come from.
@@ -169,6 +206,7 @@ class BatchLoader:
             worker_init_fn=_leave_quietly,
             generator=torch.Generator(),  # it would draw a seed of the global one at every pass
         )
+        self.seen = Seen()
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -179,10 +217,14 @@ class BatchLoader:
         Raises:
             DataError: an image or mask that cannot be used.
         """
+        total = Seen()
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
+            tensors, seen = batch
+            total += seen
+            yield tensors
+        self.seen = total
 
 
 def _leave_quietly(_: int) -> None:
@@ -237,8 +279,14 @@ class _Draws(Sampler[tuple[int, int]]):
         return zip(self.order, seeds, strict=True)
 
 
-class _Items(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """A dataset for the loader. DataErrors are items: raised in a worker they would reach the user as a traceback."""
+_Item = tuple[Tensor, Tensor, Seen]
+
+
+class _Items(Dataset[_Item | DataError]):
+    """A dataset for the loader, with what is seen of every image.
+
+    DataErrors are items: raised in a worker they would reach the user as a traceback.
+    """
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -246,19 +294,19 @@ class _Items(Dataset[tuple[Tensor, Tensor] | DataError]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, item: int | tuple[int, int]) -> _Item | DataError:
         if isinstance(item, tuple):
             item, seed = item
             torch.default_generator.manual_seed(seed)  # which random transforms draw from
         try:
-            return self.dataset[item]
+            return *self.dataset[item], self.dataset.seen.pop(item, Seen())
         except DataError as error:
             return error
 
 
-def _collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataError:
+def _collate(items: list[_Item | DataError]) -> tuple[Batch, Seen] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    images, masks = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.stack(masks))
+    images, masks, seen = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(masks)), sum(seen, Seen())

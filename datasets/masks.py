@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.decode import UnknownKindError, decoded_by_opencv, opened
+from datasets.decode import SIDEWAYS, UnknownKindError, decoded_by_opencv, opened, orientation_of, turned_as_said
 from errors import DataError
 
 LOSSY = frozenset({"JPEG", "MPO", "AVIF"})
@@ -58,12 +58,17 @@ class _Stored(NamedTuple):
 
 
 def read_mask(path: Path) -> Mask:
-    """A mask by the rules above.
+    """A mask by the rules above, turned where its file carries an EXIF orientation.
 
     Raises:
         DataError: a file that cannot be read, negative values or integers of more than 16 bits, values that are not
             finite, or a lossy file whose values cannot be told from its noise.
     """
+    mask = _as_stored(path)
+    return mask._replace(values=turned_as_said(path, mask.values))
+
+
+def _as_stored(path: Path) -> Mask:
     try:
         with opened(path) as image:
             pages = getattr(image, "n_frames", 1)
@@ -92,7 +97,7 @@ def mask_size(path: Path) -> tuple[int, int]:
     """
     try:
         with opened(path) as image:
-            return image.size
+            return image.size[::-1] if orientation_of(image) in SIDEWAYS else image.size
     except UnknownKindError:
         height, width = _of_opencv(path).colours.shape[:2]
         return width, height

@@ -34,7 +34,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     tested = set(np.random.default_rng(0).permutation(len(normal))[: len(normal) // 5].tolist())
     train = [sample for i, sample in enumerate(normal) if i not in tested]
     test = [sample for i, sample in enumerate(normal) if i in tested]
-    for folder in folders(root):
+    for folder in folders(root, complete=True):
         if folder.name.startswith("MT_") and folder.name != NORMAL:
             test += _defects(folder, class_name)
     return ClassSamples(train, test)
@@ -56,4 +56,4 @@ def _defects(folder: Path, class_name: str) -> list[Sample]:
     return [Sample(path, (masks[path.stem],), True, class_name, defect_type) for path in image_paths]
 
 
-MTD = DatasetReader("mtd", LAYOUT, find_classes, read_class)
+MTD = DatasetReader("mtd", LAYOUT, find_classes, read_class, resize_mode="square")

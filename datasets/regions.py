@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.decode import image_size
+from datasets.decode import read_header
 from datasets.masks import read_mask
 from datasets.sample import Sample, Saturation
 from datasets.transforms import ImageTransform
@@ -30,7 +30,20 @@ def read_regions(sample: Sample, transform: ImageTransform) -> NDArray[np.int32]
     Raises:
         DataError: a mask that cannot be read.
     """
-    masks = [read_mask(path).values > 0 for path in sample.mask_paths]
+    return regions_of(read_masks(sample), transform)
+
+
+def read_masks(sample: Sample) -> list[NDArray[np.bool_]]:
+    """The masks of a sample at full size, True where defective.
+
+    Raises:
+        DataError: a mask that cannot be read.
+    """
+    return [read_mask(path).values > 0 for path in sample.mask_paths]
+
+
+def regions_of(masks: Sequence[NDArray[np.bool_]], transform: ImageTransform) -> NDArray[np.int32]:
+    """The regions of masks of one image together, as regions_seen gives them."""
     if not masks:
         return np.zeros((transform.imagesize,) * 2, np.int32)
     height, width = max(mask.shape for mask in masks)
@@ -92,7 +105,8 @@ def read_defects(
             mask = _reduced((values > 0).astype(np.int32), transform) > 0
             area = float(mask.sum())
             if area:
-                unit = area if rule.relative else transform.area_scale(*image_size(sample.image_path))
+                size = read_header(sample.image_path, transform.reading)[:2]
+                unit = area if rule.relative else transform.area_scale(*size)
                 defects.append(Defect(index, mask, min(rule.threshold * unit, area)))
     return defects
 

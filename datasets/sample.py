@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,8 @@ class DatasetReader:
         read_class: the samples of one of them.
         default_root: where the data are if no path is given; None if a path must be.
         is_file: the root is a file and no folder.
+        resize_mode: the geometry that suits its images: "aspect" where they are square, as the original's, "square"
+            where they are not, of which "aspect" would cut much away; None: to be decided by looking at them.
     """
 
     name: str
@@ -89,3 +91,4 @@ class DatasetReader:
     read_class: Callable[[Path, str], ClassSamples]
     default_root: Callable[[], Path] | None = None
     is_file: bool = False
+    resize_mode: Literal["aspect", "square"] | None = "aspect"

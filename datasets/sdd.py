@@ -29,7 +29,7 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     train: list[Sample] = []
     test: list[Sample] = []
     doubts: dict[Path, str] = {}
-    for i, item in enumerate(_items(root)):
+    for i, item in enumerate(_items(root, complete=True)):
         samples = _item_samples(item, class_name, doubts)
         tested = [sample for sample in samples if sample.anomalous or i % 5 == 0]
         test += tested
@@ -39,8 +39,8 @@ def read_class(root: Path, class_name: str) -> ClassSamples:
     return ClassSamples(train, test, doubts=doubts)
 
 
-def _items(root: Path) -> list[Path]:
-    return [path for path in folders(root) if path.name.startswith("kos")]
+def _items(root: Path, complete: bool = False) -> list[Path]:
+    return [path for path in folders(root, complete) if path.name.startswith("kos")]
 
 
 def _is_label(path: Path) -> bool:
@@ -58,4 +58,4 @@ def _item_samples(item: Path, class_name: str, doubts: dict[Path, str]) -> list[
     return [labelled_sample(path, labels[path.stem], class_name, doubts) for path in image_paths]
 
 
-SDD = DatasetReader("sdd", LAYOUT, find_classes, read_class)
+SDD = DatasetReader("sdd", LAYOUT, find_classes, read_class, resize_mode="square")

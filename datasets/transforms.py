@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from datasets.decode import Reading
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,12 +55,14 @@ class ImageTransform:
         random: changes between resizing and cropping, as in the original.
         resize_mode: "aspect" scales the shorter side to `resize`; "square" scales both sides to `imagesize`, so that
             nothing is cropped away.
+        reading: how the image comes out of its file.
     """
 
     resize: int
     imagesize: int
     random: RandomTransform = RandomTransform()
     resize_mode: Literal["aspect", "square"] = "aspect"
+    reading: Reading = field(default_factory=Reading)
 
     def image(self, image: Image.Image) -> Tensor:
         """An RGB image as float32 [3, imagesize, imagesize], normalised."""

@@ -68,4 +68,4 @@ def _read_split(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-VISA = DatasetReader("visa", LAYOUT, find_classes, read_class)
+VISA = DatasetReader("visa", LAYOUT, find_classes, read_class, resize_mode="square")

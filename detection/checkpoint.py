@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -22,7 +22,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 import backbones
-from datasets import ImageTransform, TableTransform, read_image, read_table, refuse_video
+from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
 from detection.detector import Detector, Prediction
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
@@ -33,6 +33,7 @@ LARGEST = 2**16  # of whole numbers in a description that decide sizes
 WEIGHTS, DESCRIPTION = "checkpoint.safetensors", "model.json"
 BATCH = 8  # images scored at once where nobody says otherwise
 ROWS = 256  # of a table
+UNSAID = {"bit_depth": 16, "oriented": False, "background": None}  # how images of older models were read
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Description:
         backbone: name, weights (pretrained, random or a file), seed and layers.
         backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
         transform: resize, imagesize and resize_mode.
+        reading: how image files become pixels, see datasets.Reading; of models that do not say it as they were trained.
         table: what a TableTransform is made of, where the model is of a table.
         options: keyword arguments of the detector.
         seed: of weights and noise.
@@ -88,6 +90,7 @@ class Description:
     table: dict[str, Any] | None = None
     detector: str = "net"
     checkpoint_sha256: str = ""
+    reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,17 +153,22 @@ class TrainedModel:
             images = [images]
         if not isinstance(images, Iterable) or hasattr(images, "keys"):
             raise ValueError(f"expected images or their paths, not {type(images).__name__}")
-        pictures = [_picture(one) for one in images]
+        pictures = [_picture(one, self.transform.reading) for one in images]
         if not pictures:
             raise ValueError("no images to predict")
         return torch.stack([self.transform.image(picture) for picture in pictures])
 
 
-def _picture(image: str | Path | NDArray[np.uint8]) -> Image.Image:
+def described(reading: Reading) -> dict[str, Any]:
+    """What a description says of a reading: all that images depend on."""
+    return {name: value for name, value in asdict(reading).items() if name in UNSAID}
+
+
+def _picture(image: str | Path | NDArray[np.uint8], reading: Reading) -> Image.Image:
     """An image of a path, or of pixels [H, W, 3]."""
     if isinstance(image, str | Path):
         refuse_video(Path(image))
-        return read_image(Path(image))
+        return read_image(Path(image), reading)
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected uint8 pixels [H, W, 3] or the path of an image, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
@@ -236,7 +244,7 @@ def load(
     kind, backbone = detectors[description.detector], description.backbone
     held = "random" if description.backbone_sha256 is None else None  # the checkpoint holds the backbone's weights
     weights = backbone_weights or held or backbone["weights"]
-    transform = ImageTransform(**description.transform)
+    transform = ImageTransform(**description.transform, reading=Reading(**description.reading))
     tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
     layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
     extractor = backbones.load(backbone["name"], weights, backbone["seed"])
@@ -294,6 +302,13 @@ def _check(description: Description, kind: type[Detector]) -> None:
             raise ValueError(f"{name} is {value!r}")
     if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
+    reading = description.reading
+    if (
+        reading.keys() != UNSAID.keys()
+        or not (_is(reading["bit_depth"], int, 16) and reading["bit_depth"] >= 8 and _is(reading["oriented"], bool, 0))
+        or reading["background"] not in (None, "black")
+    ):
+        raise ValueError(f"reading is {reading}")
     if description.table is not None:
         widths, part = TableTransform.from_dict(description.table).widths, description.options["part"]
         if widths != description.options["columns"][part]:

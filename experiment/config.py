@@ -10,11 +10,13 @@ import torch
 
 from datasets import (
     DATASETS,
+    MAX_PIXELS,
     AssemblyOptions,
     DatasetReader,
     FolderNames,
     ImageTransform,
     RandomTransform,
+    Reading,
     TableOptions,
     assembly_reader,
     folder_reader,
@@ -145,7 +147,12 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which images, and how they are read."""
+    """Which images, and how they are read.
+
+    Attributes:
+        resize_mode: None becomes what suits the dataset; it stays None where that can only be seen by its images.
+        reading: whose bit_depth None is found for every class.
+    """
 
     name: str
     data_path: Path | None
@@ -156,7 +163,8 @@ class DatasetConfig:
     resize: int
     imagesize: int
     random: RandomTransform
-    resize_mode: Literal["aspect", "square"] = "aspect"
+    resize_mode: Literal["aspect", "square"] | None = None
+    reading: Reading = field(default_factory=Reading)
     folders: FolderNames = field(default_factory=FolderNames)
     assembly: AssemblyOptions = field(default_factory=AssemblyOptions)
     table: TableOptions = field(default_factory=TableOptions)
@@ -164,6 +172,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check_seed("--dataset_seed", self.assembly.dataset_seed)
         check_seed("--split_seed", self.table.split_seed)
+        if self.resize_mode is None and self.name in DATASETS:
+            object.__setattr__(self, "resize_mode", DATASETS[self.name].resize_mode)
         if self.resize_mode == "aspect" and self.resize < self.imagesize:
             raise UsageError(
                 f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
@@ -188,7 +198,7 @@ class DatasetConfig:
 
     @property
     def train_transform(self) -> ImageTransform:
-        return ImageTransform(self.resize, self.imagesize, self.random, self.resize_mode)
+        return ImageTransform(self.resize, self.imagesize, self.random, self.resize_mode, self.reading)
 
     @property
     def test_transform(self) -> ImageTransform:
@@ -210,6 +220,7 @@ class PredictConfig:
     raw_format: str
     full_size: bool
     backbone_weights: str | None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Where a job's embeddings come from: a feature bank, or the images again at every pass."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from backbones import FeatureBank
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
-from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled
+from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Seen, Shuffled
 from detection import Detector, Prediction
 from experiment.config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
@@ -56,15 +58,18 @@ def build_banks(
     """
     train = validation = None
     if data.random.is_identity and not test_only:
-        train = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+        train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
     if samples.validation and not test_only:
-        validation = _embed_all(title, detector, ImageDataset(samples.validation, data.test_transform), data, mode)
+        held_out = ImageDataset(samples.validation, data.test_transform)
+        validation, _ = _embed_all(title, detector, held_out, data, mode)
     size = data.test_transform.imagesize if samples.table is None else 0
     masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk" and size > 0)
-    test = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
+    test, seen = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, validation, test) if bank is not None]
     size = sum(bank.features.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
+    if sentence := seen.sentence(title, data.test_transform):
+        click.echo(sentence, err=True)
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
     return ClassBanks(train, validation, test, masks.numpy())
 
@@ -76,8 +81,8 @@ def _embed_all(
     data: DatasetConfig,
     mode: str,
     masks: Tensor | None = None,
-) -> FeatureBank:
-    """The images' embeddings; their masks are written into `masks` [N, H, W] if given."""
+) -> tuple[FeatureBank, Seen]:
+    """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
     embed = Halving(detector.embed, "embedding")
 
@@ -95,7 +100,7 @@ def _embed_all(
     shape = (len(dataset), *first.shape[1:])
     bank = _allocate(shape, first.dtype, mode, detector.device)
     bank.fill(chain([first], stream))
-    return bank
+    return bank, loader.seen
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
@@ -145,6 +150,7 @@ class Predictions:
         data: how images are read; random changes do not apply.
         bank: the images' embeddings; None embeds the images every time.
         masks: of all images where a bank is given; None: there are none.
+        title: names the class when the first pass over the images says what is not seen of them; empty: it does not.
     """
 
     def __init__(
@@ -154,8 +160,10 @@ class Predictions:
         data: DatasetConfig,
         bank: FeatureBank | None = None,
         masks: NDArray[np.bool_] | None = None,
+        title: str = "",
     ) -> None:
         self.detector = detector
+        self.title = title
         self.bank = bank
         self.masks = masks
         self.batch_size = SCORE_BATCH if bank else max(EMBED_BATCH, data.batch_size)
@@ -199,12 +207,19 @@ class Predictions:
         if self.bank is None:
             for batch in self.loader:
                 yield self.detector.predict(batch.images), batch.masks.numpy()
+            self._say_seen()
             return
         start = 0
         for embeddings in self.bank.batches(self.batch_size):
             masks = None if self.masks is None else self.masks[start : start + len(embeddings)]
             yield self.detector.score(embeddings), masks
             start += len(embeddings)
+
+    def _say_seen(self) -> None:
+        sentence = self.loader.seen.sentence(self.title, self.dataset.transform)
+        if sentence and self.title:
+            tqdm.write(sentence, file=sys.stderr)
+        self.title = ""  # once is enough
 
 
 class HeldOut:

@@ -351,9 +351,8 @@ def _short(value: str) -> str:
 
 
 def _test_predictions(job: Job, detector: Detector, banks: ClassBanks | None) -> Predictions:
-    return Predictions(
-        detector, job.samples.test, job.data, banks.test if banks else None, banks.masks if banks else None
-    )
+    bank, masks = (banks.test, banks.masks) if banks else (None, None)
+    return Predictions(detector, job.samples.test, job.data, bank, masks, job.name.title)
 
 
 def _thresholds(part: _Part, quantile: float) -> Thresholds:

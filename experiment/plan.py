@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import backbones
-from datasets import ClassSamples
+from datasets import ClassSamples, Reading
+from detection.checkpoint import DESCRIPTION, described, read_description
 from errors import DataError, UsageError
 from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
 from experiment.job import Job
+from experiment.reading import ClassFound
 from experiment.resolve import check_detector, find_classes, load_backbone, read_samples
 from experiment.task import FeatureKey, Task
 from files import partial, readable
@@ -22,7 +24,8 @@ ClassKey = tuple[int, str]  # a dataset of the command line, and a class of it
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: its configuration, the classes of every dataset, and its jobs and tasks, in order."""
+    """One run: its configuration, the classes of every dataset, its jobs and tasks, in order, and what to say of the
+    images."""
 
     run: RunConfig
     detector: DetectorConfig
@@ -30,6 +33,7 @@ class Plan:
     classes: list[list[str]]
     names: list[JobName]
     tasks: list[Task]
+    notes: list[str]
 
 
 def make_plan(
@@ -51,7 +55,7 @@ def make_plan(
         if backbone.seed is not None and len(run.seeds) > 1:
             raise UsageError(f"-b {backbone.label} has a seed of its own: give one --seed, or leave it out of the name")
     is_joint = DETECTORS[detector.command].JOINT
-    sized = _with_one_size(detector.command, is_joint, datasets)
+    _check_sizes(detector.command, is_joint, datasets)
     found = [find_classes(data) for data in datasets]
     classes = [own for _, own in found]
     names = job_names(
@@ -60,7 +64,12 @@ def make_plan(
         run.seeds,
     )
     _check_titles(names)
-    samples, problems = _read_all(run, datasets, found)
+    looked_at, problems = _read_all(run, datasets, found, names)
+    datasets = [
+        _with_geometry(data, [looked_at[i, name] for name in own])
+        for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
+    ]
+    sized = _with_one_size(datasets)
     groups = [[name] for name in names]
     if is_joint:
         groups = [
@@ -70,8 +79,8 @@ def make_plan(
     tasks = []
     for group in groups:
         keys = [(name.dataset, name.class_name) for name in group]
-        own = [samples[key] for key in keys]
-        parts = _parts(own) if is_joint else [{}]
+        own = [looked_at[key] for key in keys]
+        parts = _parts([one.samples for one in own]) if is_joint else [{}]
         jobs = (
             _job(name, run, detector, sized[name.dataset], found[name.dataset][0], *part)
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
@@ -86,11 +95,13 @@ def make_plan(
             options = task.jobs[0].identity["options"]
             check_detector(sources[task.backbone], backbone, replace(detector, options=options), task.imagesize)
             checked.add(backbone)
-    return Plan(run, detector, tuple(datasets), classes, names, tasks)
+    notes = _geometry_notes(datasets, classes, looked_at)
+    notes += [note for one in looked_at.values() for note in one.notes]
+    return Plan(run, detector, tuple(datasets), classes, names, tasks, notes)
 
 
-def _with_one_size(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]) -> list[DatasetConfig]:
-    """The datasets that a model learns from, tables with the images' sizes, which are the model's.
+def _check_sizes(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]) -> None:
+    """See that a detector can learn from datasets.
 
     Raises:
         UsageError: they are too many for the detector, not what it reads, or images of several sizes.
@@ -100,10 +111,14 @@ def _with_one_size(command: str, is_joint: bool, datasets: Sequence[DatasetConfi
         raise UsageError(f"{command} is trained on one dataset, not {len(datasets)}: {joint} takes several")
     if not is_joint and datasets[0].name == TABLE:
         raise UsageError(f"{command} reads images, and dataset {TABLE} has none: {joint} reads tables")
-    images = [data for data in datasets if data.name != TABLE] or list(datasets)
-    sizes = {data.imagesize for data in images}
+    sizes = {data.imagesize for data in _images(datasets)}
     if len(sizes) > 1:
         raise UsageError(f"one model sees images of one --imagesize, not of {' and '.join(map(str, sorted(sizes)))}")
+
+
+def _with_one_size(datasets: Sequence[DatasetConfig]) -> list[DatasetConfig]:
+    """The datasets that a model learns from, tables with the images' sizes, which are the model's."""
+    images = _images(datasets)
     size = {name: getattr(images[0], name) for name in ("resize", "imagesize", "resize_mode")}
     return [replace(data, **size) if data.name == TABLE else data for data in datasets]
 
@@ -125,20 +140,58 @@ def _check_titles(names: Sequence[JobName]) -> None:
             raise UsageError(f"two classes are called '{name.title}': leave one out, or rename its file or folder")
 
 
+def _images(datasets: Sequence[DatasetConfig]) -> list[DatasetConfig]:
+    """The datasets of images; where there are none, the tables, which take nothing from each other."""
+    return [data for data in datasets if data.name != TABLE] or list(datasets)
+
+
+def _with_geometry(data: DatasetConfig, classes: Sequence[ClassFound]) -> DatasetConfig:
+    """A dataset whose geometry is decided, by its training images where nothing else did: square unless they are."""
+    if data.resize_mode is not None:
+        return data
+    return replace(data, resize_mode="aspect" if all(one.is_square for one in classes) else "square")
+
+
+def _geometry_notes(
+    datasets: Sequence[DatasetConfig], classes: Sequence[Sequence[str]], found: dict[ClassKey, ClassFound]
+) -> list[str]:
+    """What is said of datasets whose images change their shape."""
+    return [
+        f"{data.name}: not all images are square; all are resized whole to {data.imagesize} x {data.imagesize} "
+        "(--resize_mode square, without --resize)"
+        for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
+        if data.resize_mode == "square" and not all(found[i, name].is_square for name in own)
+    ]
+
+
 def _read_all(
-    run: RunConfig, datasets: Sequence[DatasetConfig], found: Sequence[tuple[Path, list[str]]]
-) -> tuple[dict[ClassKey, ClassSamples], dict[ClassKey, str]]:
-    """The samples of every class, and what is wrong with the classes that --on_error skip leaves out."""
-    samples, problems = {}, {}
+    run: RunConfig,
+    datasets: Sequence[DatasetConfig],
+    found: Sequence[tuple[Path, list[str]]],
+    names: Sequence[JobName],
+) -> tuple[dict[ClassKey, ClassFound], dict[ClassKey, str]]:
+    """What every class holds, and what is wrong with the classes that --on_error skip leaves out."""
+    looked_at, problems = {}, {}
     for i, (data, (root, classes)) in enumerate(zip(datasets, found, strict=True)):
         for name in classes:
             try:
-                samples[i, name] = read_samples(data, root, name)
+                own = [one for one in names if (one.dataset, one.class_name) == (i, name)]
+                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name)
             except DataError as error:
                 if run.on_error == "stop":
                     raise
-                samples[i, name], problems[i, name] = ClassSamples([], []), str(error)
-    return samples, problems
+                looked_at[i, name] = ClassFound(ClassSamples([], []), data.reading)
+                problems[i, name] = str(error)
+    return looked_at, problems
+
+
+def _as_trained(run: RunConfig, data: DatasetConfig, name: JobName) -> DatasetConfig:
+    """How a class is read; with --test as its model was, but for what is asked for."""
+    folder = run.directory / name.folder
+    if not run.test or not (folder / DESCRIPTION).is_file():
+        return data
+    trained = Reading(**read_description(folder, DETECTORS).reading, max_pixels=data.reading.max_pixels)
+    return replace(data, reading=replace(trained, bit_depth=data.reading.bit_depth or trained.bit_depth))
 
 
 def _parts(samples: Sequence[ClassSamples]) -> list[dict[str, Any]]:
@@ -153,9 +206,10 @@ def _job(
     detector: DetectorConfig,
     data: DatasetConfig,
     root: Path,
-    samples: ClassSamples,
+    found: ClassFound,
     part: dict[str, Any],
 ) -> Job:
+    samples, data = found.samples, replace(data, reading=found.reading)
     backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
     seed = backbone.seed_in(name.seed)
     identity: dict[str, Any] = {
@@ -169,6 +223,7 @@ def _job(
             "seed": seed,
         },
         "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
+        "reading": described(data.reading),
         "table": None if samples.table is None else samples.table.to_dict(),
         "detector": detector.command,
         "options": {**detector.options, **part},

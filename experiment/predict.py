@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     counts: Counter[str] = Counter()
     score = Halving(model.detector.predict, "prediction", _joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
-    stream = read_ahead(iter(inputs), model.transform, config.num_workers, 2 * config.batch_size, draws_originals)
+    transform = replace(model.transform, reading=replace(model.transform.reading, max_pixels=config.max_pixels))
+    stream = read_ahead(iter(inputs), transform, config.num_workers, 2 * config.batch_size, draws_originals)
     with (
         _table(config.out / TABLE) as write,
         progress("predict", total=inputs.total, unit="image") as bar,

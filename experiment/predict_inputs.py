@@ -133,7 +133,7 @@ def read_ahead(
             if path.is_dir():
                 raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
             refuse_video(path)
-            image = read_image(path)
+            image = read_image(path, transform.reading)
             tensor = transform.image(image)
             return Item(item.path, item.name, tensor, image.size, np.asarray(image) if keep_originals else None)
         except DataError as error:

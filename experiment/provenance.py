@@ -26,6 +26,7 @@ INDIFFERENT = {
     "run.precision",  # what it stands for on this device is compared
     "net.recipe",  # the options that it sets are compared
     "dataset.num_workers",
+    "dataset.reading.max_pixels",
 }
 WEIGHTS_DIGEST = "net.backbone_weights_sha256"
 DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets

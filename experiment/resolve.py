@@ -10,9 +10,10 @@ import click
 import torch
 
 import backbones
-from datasets import DATASETS, ClassSamples, Sample, check_headers, find_root, remarks_on_masks
+from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
+from experiment.reading import ClassFound, look_at
 from methods import DETECTORS
 
 
@@ -41,6 +42,8 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     for name in known:
         if Path(name).name != name:
             raise DataError(f"dataset '{data.name}' in '{root}' names class '{name}', which is no folder's name")
+    if not data.subdatasets and not reader.is_file:
+        folders_in(root, complete=True)  # no class may be left out for a link to nothing
     classes = list(dict.fromkeys(data.subdatasets)) or known
     for name in classes:
         if name not in known:
@@ -48,27 +51,29 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     return root, classes
 
 
-def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassSamples:
+def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassFound:
     """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
     How masks are read is said where it could have been meant otherwise.
 
     Raises:
-        DataError: what the dataset's reader raises, a file that is no image, a mask of another shape than its image, or
-            no image left to train on.
+        DataError: what the dataset's reader and look_at raise, or no image left to train on.
     """
-    samples = data.reader.read_class(root, class_name)
-    check_headers(samples.train + samples.validation + samples.test)
-    _say_of_masks(class_name, tuple(samples.test), tuple(samples.doubts.items()))
+    found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
+    samples = found.samples
+    _say_of_masks(class_name, tuple(samples.test), tuple(samples.doubts.items()), found.reading)
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
-    return replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+    held_out = samples.validation + samples.train[kept:]
+    return replace(found, samples=replace(samples, train=samples.train[:kept], validation=held_out))
 
 
 @cache  # a grid reads a class for every choice
-def _say_of_masks(class_name: str, test: tuple[Sample, ...], doubts: tuple[tuple[Path, str], ...]) -> None:
-    for remark in remarks_on_masks(test, dict(doubts)):
+def _say_of_masks(
+    class_name: str, test: tuple[Sample, ...], doubts: tuple[tuple[Path, str], ...], reading: Reading
+) -> None:
+    for remark in remarks_on_masks(test, dict(doubts), reading):
         click.echo(f"{class_name}: {remark}", err=True)
 
 

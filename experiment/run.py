@@ -74,6 +74,8 @@ def run(run: RunConfig, choices: Sequence[Choice]) -> None:
     create_directory(run.family, "--results_path")
     for plan in plans:
         _say_recipe(plan)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        click.echo(note, err=True)
     click.echo(f"Results go to {run.family}{f', {len(plans)} runs' if several else ''}", err=True)
     if run.overwrite:
         _move_aside(run.family)

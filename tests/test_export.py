@@ -61,6 +61,7 @@ def test_onnx_gives_the_predictions(model, mvtec, tmp_path, capsys, kind):
     assert float(notes["pixel_threshold"]) == thresholds["pixel"]
     assert (notes["class"], notes["title"]) == ("bolt", "mvtec_bolt")
     assert kind in notes["input"]
+    assert json.loads(notes["reading"]) == {"bit_depth": 16, "oriented": True, "background": "black"}
 
 
 @pytest.mark.parametrize(

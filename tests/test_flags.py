@@ -133,6 +133,8 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--proj_layer_type",
     "--backbone_weights",
     "--num_workers",
+    "--bit_depth",  # these in test_reading
+    "--max_pixels",
     "--subdatasets",
     "--normal_dir",
     "--normal_test_dir",

@@ -21,6 +21,7 @@ from datasets import (
     FolderNames,
     ImageDataset,
     ImageTransform,
+    Reading,
     Sample,
     Saturation,
     check_headers,
@@ -210,7 +211,7 @@ def test_a_run_names_masks_that_may_mean_something_else(tmp_path, capsys):
 
 def test_ordinary_masks_are_not_spoken_of(mvtec):
     samples = DATASETS["mvtec"].read_class(mvtec, "bolt")
-    assert remarks_on_masks(samples.test, samples.doubts) == []
+    assert remarks_on_masks(samples.test, samples.doubts, Reading()) == []
 
 
 def test_a_remark_counts_all_and_names_some(tmp_path):
@@ -218,12 +219,12 @@ def test_a_remark_counts_all_and_names_some(tmp_path):
     for i in range(5):
         path = save(tmp_path / f"{i}.png", np.zeros((999, 999), np.uint8))
         samples.append(Sample(path, (path,), True, "c", "d"))
-    (line,) = remarks_on_masks(samples, {})
+    (line,) = remarks_on_masks(samples, {}, Reading())
     assert line.endswith(f": 5 ('{tmp_path / '0.png'}', '{tmp_path / '1.png'}', '{tmp_path / '2.png'}', ...)")
     for i in (1, 3):
         (tmp_path / f"{i}.png").write_bytes((tmp_path / f"{i}.png").read_bytes()[:500])
     with pytest.raises(DataError, match=r"^2 files cannot be used: '.*1\.png' cannot .*; '.*3\.png' cannot"):
-        remarks_on_masks(samples, {})
+        remarks_on_masks(samples, {}, Reading())
 
 
 SMALL = mask() > 0
@@ -247,7 +248,7 @@ def test_the_label_is_that_of_the_mask_whatever_its_kind(tmp_path, build, name, 
     def read_again():
         samples = reader.read_class(tmp_path, reader.find_classes(tmp_path)[0])
         normal = {s.image_path.with_suffix("") for s in samples.train + samples.test if not s.anomalous}
-        return label_path.with_name(image) not in normal, remarks_on_masks(samples.test, samples.doubts)
+        return label_path.with_name(image) not in normal, remarks_on_masks(samples.test, samples.doubts, Reading())
 
     assert read_again() == (False, [])
     label_path.unlink()
