@@ -95,6 +95,7 @@ class DetectorConfig:
         command: which detector, a key of methods.DETECTORS.
         options: its keyword arguments.
         recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
+        normalisation: by which rule backbones are given images; see backbones.normalisation_of.
     """
 
     command: str
@@ -103,6 +104,7 @@ class DetectorConfig:
     options: dict[str, Any]
     recipe: str = "paper"
     set_by_recipe: dict[str, Any] = field(default_factory=dict)
+    normalisation: Literal["imagenet", "model"] = "imagenet"
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         "threshold_source": f"{thresholds.images} {thresholds.source}",
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
+        "normalisation": json.dumps(description.backbone["normalisation"]),
         "trained_precision": description.precision,
     }
 

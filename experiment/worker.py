@@ -135,8 +135,8 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
                 f"DATA_PATH '{job.root}' does not exist on host {socket.gethostname()}: "
                 "all machines must have the data at the same path"
             )
-    name, weights, layers, imagesize, seed = task.backbone
-    source = backbones.load(name, weights, seed or 0)
+    name, weights, normalisation, layers, imagesize, seed = task.backbone
+    source = backbones.load(name, weights, seed or 0, normalisation)
     source.build(layers, (imagesize, imagesize), device)
     return source
 
