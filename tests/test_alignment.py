@@ -166,10 +166,12 @@ def test_off_is_as_before(kind):
 
 
 def test_only_the_stable_recipe_sets_it():
+    def given(command, *words):
+        return main.main.commands[command].make_context(command, list(words)).params["align_maps"]
+
+    assert [given(command) for command in ("net", "cfa", "rd", "logicrd", "multimodal")] == [False] * 5
+    assert given("net", "--recipe", "stable") and not given("net", "--recipe", "stable", "--no_align_maps")
     assert STABLE["align_maps"] is True
-    for command in ("net", "cfa", "rd", "logicrd", "multimodal"):
-        (option,) = [one for one in main.main.commands[command].params if one.name == "align_maps"]
-        assert option.default in (None, False)
 
 
 LITE = [{"resnet18": "efficientnet_lite0", "layer1": "blocks.1", "layer2": "blocks.2"}.get(w, w) for w in SMALL_NET]
