@@ -20,9 +20,6 @@ PIXELS = Centres(0.0, 1.0)
 class Alignment(nn.Module):
     """Where the cells of some layers look, kept with the weights of the model that was trained with it.
 
-    Strides and the middles of windows come from tracing. Weights that were learned may look elsewhere than in the
-    middle of their windows (those of networks that are padded on one side alone do), so theirs are measured.
-
     Args:
         infos: of the layers; the first has the grid that others are brought to.
         shift: of what is drawn against the layers' cells, in cells: 0.5 for patches of an even side.
@@ -46,9 +43,8 @@ class Alignment(nn.Module):
     def measure(
         self, backbone: "FeatureExtractor", layers: Sequence[str], size: tuple[int, int], device: torch.device
     ) -> None:
-        """Find for good where cells look, of learned weights as middles says."""
-        if backbone.weights != "random":
-            self.centres = middles(backbone, layers, size, self.centres, device)
+        """Find for good where cells look; see FeatureExtractor.centres."""
+        self.centres = backbone.centres(layers, size, device)
         self.is_final = True
 
     def of(self, layer: int) -> tuple[Centres, Centres]:
@@ -83,7 +79,7 @@ def middles(
     layers: Sequence[str],
     size: tuple[int, int],
     traced: Sequence[tuple[Centres, Centres]],
-    device: torch.device,
+    device: torch.device | str,
 ) -> list[tuple[Centres, Centres]]:
     """Where cells look by their gradients: the centroid of its squares over the pixels of noise, less i strides.
 
@@ -99,7 +95,7 @@ def middles(
     was_training, generator = network.training, torch.Generator().manual_seed(0)
     network.eval()
     found: list[list[Tensor]] = [[] for _ in layers]
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(torch.device(device).type, enabled=False):
         for i in range(PASSES):
             noise = torch.randn(IMAGES, 3, *size, generator=generator)
             noise = noise if i % 2 else 3 * F.avg_pool2d(noise, 5, 1, 2)  # edges look like this more than like that

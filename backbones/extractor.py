@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from backbones.alignment import middles
 from backbones.centres import Centres, middle
 from backbones.layouts import Layout, NoMapError, Shape, Size, find_layout
 from backbones.names import PIXELS, TORCHVISION, find_model
@@ -89,6 +90,7 @@ class FeatureExtractor(nn.Module):
         self.network: nn.Module | None = None
         self._cut: tuple[tuple[str, ...], Size] | None = None
         self._seen: dict[tuple[tuple[str, ...], Size], _Seen] = {}
+        self._centres: dict[tuple[tuple[str, ...], Size], list[tuple[Centres, Centres]]] = {}
 
     def forward(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
         """Layer maps of images.
@@ -139,6 +141,21 @@ class FeatureExtractor(nn.Module):
             UsageError: as in forward, or images of a size that the backbone cannot take.
         """
         return self._look(layers, image_size).infos
+
+    def centres(
+        self, layers: Sequence[str], image_size: Size, device: torch.device | str = "cpu"
+    ) -> list[tuple[Centres, Centres]]:
+        """Where the rows and columns of layers look: as traced, or of learned weights measured, once.
+
+        Weights that were learned may look elsewhere than in the middle of their windows: those of networks that are
+        padded on one side alone do.
+        """
+        key = (tuple(layers), image_size)
+        if key not in self._centres:
+            traced = [info.centres for info in self.layer_info(layers, image_size)]
+            is_learned = self.weights != "random"
+            self._centres[key] = middles(self, layers, image_size, traced, device) if is_learned else traced
+        return self._centres[key]
 
     def check_size(self, layers: Sequence[str], image_size: Size) -> None:
         """See that the backbone sees all of images of (height, width).

@@ -11,7 +11,7 @@ from torch import nn
 
 import backbones
 import main
-from backbones import Alignment, LayerInfo, alignment, embed_patches
+from backbones import Alignment, LayerInfo, alignment, embed_patches, extractor
 from backbones.alignment import PIXELS, interpolation
 from backbones.centres import Centres, middle
 from backbones.trace import trace
@@ -94,8 +94,8 @@ def test_centres_of_networks(name, layer, offset, stride):
 
 def drawn_offsets(align):
     """How far from spots in images the map of layer2's changes is drawn, mean over the spots; rows and columns."""
-    side, extractor = 160, backbones.load("resnet18", "random")
-    (info,) = extractor.layer_info(["layer2"], (side, side))
+    side, network = 160, backbones.load("resnet18", "random")
+    (info,) = network.layer_info(["layer2"], (side, side))
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(1, 3, side, side, generator=generator) / 4
     spots = torch.randint(56, side - 56, (48, 2), generator=generator)
@@ -103,7 +103,7 @@ def drawn_offsets(align):
     for image, (row, column) in zip(images, spots.tolist(), strict=True):
         image[:, row - 1 : row + 2, column - 1 : column + 2] += 3
     with torch.no_grad():
-        changes = (extractor(images, ["layer2"])[0] - extractor(base, ["layer2"])[0]).square().sum(dim=1)
+        changes = (network(images, ["layer2"])[0] - network(base, ["layer2"])[0]).square().sum(dim=1)
     maps = anomaly_maps(changes, (side, side), centres=info.centres if align else None).double()
     total = maps.sum(dim=(1, 2))
     places = torch.stack([maps.sum(dim=3 - axis) @ torch.arange(side).double() / total for axis in (1, 2)], dim=1)
@@ -115,16 +115,18 @@ def test_spots_are_drawn_where_they_are():
     assert drawn_offsets(align=False).min() > 2.5
 
 
-def test_learned_weights_look_where_they_are_measured():
-    """Those of EfficientNet-Lite0 have learned to undo their one-sided padding."""
-    extractor, layers, size = backbones.load("efficientnet_lite0"), ["blocks.1", "blocks.2"], (96, 96)
-    traced = [info.centres for info in extractor.layer_info(layers, size)]
-    found = [alignment.middles(extractor, layers, size, traced, torch.device("cpu")) for _ in range(2)]
-    assert found[0] == found[1]
-    for (rows, columns), even in zip(found[0], (1.5, 3.5), strict=True):
+def test_learned_weights_look_where_they_are_measured(monkeypatch):
+    """Those of EfficientNet-Lite0 have learned to undo their one-sided padding; jobs that share them measure once."""
+    lite0, layers, size = backbones.load("efficientnet_lite0"), ["blocks.1", "blocks.2"], (96, 96)
+    traced = [info.centres for info in lite0.layer_info(layers, size)]
+    found = lite0.centres(layers, size)
+    for (rows, columns), even in zip(found, (1.5, 3.5), strict=True):
         assert abs(rows.offset - even) <= 1.5 and abs(columns.offset - even) <= 1.5
         assert rows.offset * 4 % 1 == 0
     assert traced[1][0].offset == 7
+    assert alignment.middles(lite0, layers, size, traced, "cpu") == found
+    monkeypatch.setattr(extractor, "middles", None)
+    assert lite0.centres(layers, size) is found
 
 
 def test_interpolation_by_even_shares_is_pytorchs():
@@ -191,7 +193,7 @@ def test_it_is_measured_once_and_kept(trained, mvtec, monkeypatch):
     def again(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(alignment, "middles", again)
+    monkeypatch.setattr(extractor, "middles", again)
     rows = (trained[True] / "predictions.csv").read_text().splitlines()[1:]
     model = load(trained[True])
     scores = model.predict([mvtec / row.split(",")[0] for row in rows]).scores
