@@ -193,9 +193,9 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
         description = Description(**content)
         if description.detector not in detectors:
             raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
-        kind = detectors[description.detector]
-        _check(description, kind)
-        return replace(description, options={**_newer_options(description, kind), **description.options})
+        own = detectors[description.detector]
+        _check(description, own)
+        return replace(description, options={**_newer_options(description, own), **description.options})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise unreadable(path, kind, error) from error
 
