@@ -140,6 +140,20 @@ LAYERS = click.option(
 BACKBONE_WEIGHTS = click.option(
     "--backbone_weights", default="pretrained", help="pretrained, random, or a .pth or .safetensors state dict."
 )
+NORMALISATION = click.option(
+    "--normalisation",
+    type=click.Choice(["imagenet", "model"]),
+    default="imagenet",
+    help="Mean and standard deviation that the backbone is given images by. imagenet: ImageNet's, as in the original; "
+    "model: those that its pretrained weights were trained with, by timm's configuration.",
+)
+
+
+ALIGN_MAPS = click.option(
+    "--align_maps/--no_align_maps",
+    help="Draw each layer's cells where they look, found by tracing and, of learned weights, measuring them; else they "
+    "share the image evenly, as in the papers.",
+)
 
 
 def detector_config(
@@ -147,12 +161,15 @@ def detector_config(
     backbone_names: tuple[str, ...],
     layers_to_extract_from: tuple[str, ...],
     backbone_weights: str,
+    normalisation: str,
+    recipe: tuple[str, dict[str, Any]] = ("paper", {}),
     **options: Any,
 ) -> "DetectorConfig":
-    """The configuration that a detector's options stand for."""
+    """The configuration that a detector's options stand for; of a recipe its name and the options that it set."""
     from experiment import DetectorConfig, parse_backbones
 
-    return DetectorConfig(command, parse_backbones(backbone_names, layers_to_extract_from), backbone_weights, options)
+    backbones = parse_backbones(backbone_names, layers_to_extract_from)
+    return DetectorConfig(command, backbones, backbone_weights, options, *recipe, normalisation)
 
 
 def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
@@ -177,6 +194,8 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 @BACKBONE_NAMES
 @LAYERS
 @BACKBONE_WEIGHTS
+@NORMALISATION
+@ALIGN_MAPS
 @click.option("--pretrain_embed_dimension", type=WIDTH, default=1024, help="Values per patch and layer.")
 @click.option("--target_embed_dimension", type=WIDTH, default=1024, help="Values per patch, all layers together.")
 @click.option("--patchsize", type=COUNT, default=3, help="Side of a patch's neighbourhood, in cells of a layer map.")
@@ -233,26 +252,22 @@ def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:
 @click.pass_context
 def net(
     ctx: click.Context,
-    backbone_names: tuple[str, ...],
-    layers_to_extract_from: tuple[str, ...],
-    backbone_weights: str,
     recipe: str,
     **options: Any,
 ) -> "DetectorConfig":
     """SimpleNet: a discriminator of patch features and their noisy copies."""
-    from experiment import DetectorConfig, parse_backbones
-
     del options["embedding_size"]
     of_recipe = click.core.ParameterSource.DEFAULT_MAP
     set_by_recipe = {name: value for name, value in options.items() if ctx.get_parameter_source(name) == of_recipe}
-    backbones = parse_backbones(backbone_names, layers_to_extract_from)
-    return DetectorConfig("net", backbones, backbone_weights, options, recipe, set_by_recipe)
+    return detector_config("net", recipe=(recipe, set_by_recipe), **options)
 
 
 @main.command(cls=Link, short_help="CFA on one or more backbones, in net's place.", context_settings=SETTINGS)
 @BACKBONE_NAMES
 @LAYERS
 @BACKBONE_WEIGHTS
+@NORMALISATION
+@ALIGN_MAPS
 @click.option("--gamma_d", type=WIDTH, default=1, help="Patches are described by so many times fewer values.")
 @click.option("--gamma_c", type=WIDTH, default=1, help="Centres of the memory bank: so many times fewer than patches.")
 @click.option("--k_nearest", type=COUNT, default=3, help="Nearest centres that attract a patch, and that score it.")
@@ -284,6 +299,8 @@ def options_of_rd(function: Any) -> Any:
         BACKBONE_NAMES,
         LAYERS,
         BACKBONE_WEIGHTS,
+        NORMALISATION,
+        ALIGN_MAPS,
         click.option(
             "--blocks", type=DEPTH, default=3, help="Residual blocks of the bottleneck and of every decoder stage."
         ),
@@ -339,6 +356,8 @@ OF_MULTIMODAL = {"dataset": {**OF_RD["dataset"], "batch_size": 8, "train_val_spl
 @BACKBONE_NAMES
 @LAYERS
 @BACKBONE_WEIGHTS
+@NORMALISATION
+@ALIGN_MAPS
 @click.option(
     "--image_tokens",
     type=click.Choice(["backbone", "pixels"]),

@@ -1,9 +1,24 @@
 """Pretrained networks and what is read off them: named layer maps and patch embeddings."""
 
+from backbones.alignment import Alignment
 from backbones.bank import FeatureBank
 from backbones.extractor import INPUT, FeatureExtractor, LayerInfo, load
 from backbones.names import PIXELS
+from backbones.normalisation import IMAGENET, Normalisation, normalisation_of
 from backbones.patches import embed_patches
 from backbones.zoo import shapes_only
 
-__all__ = ["INPUT", "PIXELS", "FeatureBank", "FeatureExtractor", "LayerInfo", "embed_patches", "load", "shapes_only"]
+__all__ = [
+    "IMAGENET",
+    "INPUT",
+    "PIXELS",
+    "Alignment",
+    "FeatureBank",
+    "FeatureExtractor",
+    "LayerInfo",
+    "Normalisation",
+    "embed_patches",
+    "load",
+    "normalisation_of",
+    "shapes_only",
+]

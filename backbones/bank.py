@@ -4,14 +4,13 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from backbones.host_memory import free_memory
 from errors import DataError
 
 Place = Literal["device", "host", "disk"]
@@ -79,7 +78,7 @@ def choose_place(size: int, device: torch.device) -> Place:
     """The first of device, host and disk whose free memory a bank of `size` bytes fits with room to spare."""
     if device.type != "cpu" and size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    return "host" if size <= FREE_SHARE * _free_host_memory() else "disk"
+    return "host" if size <= FREE_SHARE * free_memory() else "disk"
 
 
 def beside_bank(shape: tuple[int, ...], dtype: torch.dtype, on_disk: bool) -> Tensor:
@@ -94,15 +93,6 @@ def beside_bank(shape: tuple[int, ...], dtype: torch.dtype, on_disk: bool) -> Te
     """
     cpu = torch.device("cpu")
     return allocate(shape, dtype, "disk" if on_disk else choose_place(bank_bytes(shape, dtype), cpu), cpu)
-
-
-def _free_host_memory() -> int:
-    """Bytes that this process may still take, in a container as well."""
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()) != "max":
-        free = min(free, int(bound) - int(used.read_text()))
-    return free
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

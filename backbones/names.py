@@ -4,6 +4,14 @@ The original takes torchvision's first ImageNet weights ("tv_in1k") for most CNN
 since published numbers hold for them only. Any other timm name is used as it is.
 """
 
+import difflib
+import importlib
+import re
+
+from backbones.zoo import timm
+from errors import UsageError
+
+TORCHVISION = "torchvision/"
 PIXELS = "pixels"  # no network: its one layer, "input", is the image itself
 
 BACKBONES: dict[str, str] = {
@@ -46,3 +54,40 @@ BACKBONES: dict[str, str] = {
     "efficientnetv2_l": "tf_efficientnetv2_l.in21k_ft_in1k",
     "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
 }
+
+_HUB = re.compile(r"(hf[-_]hub:)?timm/")  # how the hub calls timm's models
+
+
+def find_model(name: str) -> str:
+    """What timm (or, behind "torchvision/", torchvision) calls a backbone.
+
+    Raises:
+        UsageError: it knows no such model, or no such weights of it.
+    """
+    plain = _HUB.sub("", name, count=1) if _HUB.match(name) else name
+    model_name = BACKBONES.get(plain, plain)
+    if model_name == PIXELS:
+        return model_name
+    if model_name.startswith(TORCHVISION):
+        torchvision_models = importlib.import_module("torchvision.models")
+        known = [TORCHVISION + one for one in torchvision_models.list_models(module=torchvision_models)]
+        if model_name not in known:
+            raise _unknown(name, model_name, known, f"known are {', '.join(known)}")
+        return model_name
+    if not timm.is_model(model_name):
+        otherwise = f"known are {', '.join(BACKBONES)} and timm's models"
+        raise _unknown(name, plain, [*BACKBONES, *timm.list_models()], otherwise)
+    try:
+        timm.get_pretrained_cfg(model_name)
+    except RuntimeError as error:
+        architecture, _, tag = model_name.partition(".")
+        tags = [one.partition(".")[2] for one in timm.list_models(f"{architecture}.*", pretrained=True)]
+        hint = f"it has {', '.join(tags)}" if tags else f"write {architecture}, which has none to choose from"
+        raise UsageError(f"unknown backbone '{name}': timm has no weights '{tag}' of {architecture}: {hint}") from error
+    return model_name
+
+
+def _unknown(name: str, model_name: str, known: list[str], otherwise: str) -> UsageError:
+    near = difflib.get_close_matches(model_name, dict.fromkeys(known), n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else otherwise
+    return UsageError(f"unknown backbone '{name}': {hint}")

@@ -6,9 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.alignment import Alignment
+
 
 def embed_patches(
-    maps: Sequence[Tensor], pretrain_embed_dimension: int, target_embed_dimension: int, patchsize: int = 3
+    maps: Sequence[Tensor],
+    pretrain_embed_dimension: int,
+    target_embed_dimension: int,
+    patchsize: int = 3,
+    alignment: Alignment | None = None,
 ) -> Tensor:
     """Turn the layer maps of B images into one embedding per patch of the first layer's grid.
 
@@ -24,6 +30,7 @@ def embed_patches(
         pretrain_embed_dimension: values per patch and layer, at least 1.
         target_embed_dimension: values per patch, D, at least 1.
         patchsize: side p of the neighbourhood, at least 1; even sizes shrink the grid by one.
+        alignment: resizes by where the cells of layers look, in place of even shares of the image.
 
     Returns:
         [B, H1*W1, D], row-major over the grid, dtype of the maps.
@@ -42,9 +49,10 @@ def embed_patches(
     channels = [layer_map.shape[1] for layer_map in maps]
     if _tiles(channels, pretrain_embed_dimension, target_embed_dimension, patchsize):
         per_layer = target_embed_dimension // len(maps)
-        return _stack_on_first_grid([_average_shifted(layer_map, per_layer, patchsize) for layer_map in maps])
+        averaged = [_average_shifted(layer_map, per_layer, patchsize) for layer_map in maps]
+        return _stack_on_first_grid(averaged, alignment)
     pooled = [_pool_neighbourhoods(layer_map, pretrain_embed_dimension, patchsize) for layer_map in maps]
-    return F.adaptive_avg_pool1d(_stack_on_first_grid(pooled), target_embed_dimension)
+    return F.adaptive_avg_pool1d(_stack_on_first_grid(pooled, alignment), target_embed_dimension)
 
 
 def patch_grid(map_size: tuple[int, int], patchsize: int) -> tuple[int, int]:
@@ -53,13 +61,19 @@ def patch_grid(map_size: tuple[int, int], patchsize: int) -> tuple[int, int]:
     return map_size[0] + shrink, map_size[1] + shrink
 
 
-def _stack_on_first_grid(planes: Sequence[Tensor]) -> Tensor:
-    """Resize [B, P_l, h_l, w_l] to the first grid and stack them: [B, h*w, sum of P_l]."""
+def resize_to_first(planes: Sequence[Tensor], alignment: Alignment | None = None) -> list[Tensor]:
+    """Planes [B, P_l, h_l, w_l] of layers on the grid of the first, [B, P_l, h_1, w_1], bilinear."""
     grid = planes[0].shape[-2:]
-    resized = [
+    if alignment is not None:
+        return [alignment.on_first(own, layer, tuple(grid)) for layer, own in enumerate(planes)]
+    return [
         p if p.shape[-2:] == grid else F.interpolate(p, size=grid, mode="bilinear", align_corners=False) for p in planes
     ]
-    return torch.cat([p.permute(0, 2, 3, 1) for p in resized], dim=3).flatten(1, 2)
+
+
+def _stack_on_first_grid(planes: Sequence[Tensor], alignment: Alignment | None) -> Tensor:
+    """Resize [B, P_l, h_l, w_l] to the first grid and stack them: [B, h*w, sum of P_l]."""
+    return torch.cat([p.permute(0, 2, 3, 1) for p in resize_to_first(planes, alignment)], dim=3).flatten(1, 2)
 
 
 def _pool_neighbourhoods(layer_map: Tensor, dimension: int, patchsize: int) -> Tensor:

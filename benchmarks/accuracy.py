@@ -63,6 +63,7 @@ SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
     "paper, auto_noise 0.25": f"{PAPER} --auto_noise 0.25",
     "stable": f"{NET} --recipe stable",
+    "stable, even cells": f"{NET} --recipe stable --no_align_maps",
     "stable, no whitening": f"{NET} --recipe stable --whiten 0 --auto_noise 1",
     "stable, Gaussian noise only": f"{NET} --recipe stable --difference_noise 0",
     "stable, difference noise only": f"{NET} --recipe stable --difference_noise 1",

@@ -6,11 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.alignment import PIXELS, interpolation
+from backbones.centres import Centres
+
 SIGMA = 4.0  # pixels
 
 
 def anomaly_maps(
-    patch_scores: Tensor, size: tuple[int, int], sigma: float = SIGMA, align_corners: bool = False
+    patch_scores: Tensor,
+    size: tuple[int, int],
+    sigma: float = SIGMA,
+    align_corners: bool = False,
+    centres: tuple[Centres, Centres] | None = None,
 ) -> Tensor:
     """Upsample and smooth patch scores: M = A_h S A_w^T.
 
@@ -22,23 +29,29 @@ def anomaly_maps(
         size: height and width of the maps in pixels.
         sigma: standard deviation of the Gaussian in pixels; borders are mirrored (scipy's "reflect", truncate 4).
         align_corners: whether the outermost cells lie on the outermost pixels, or half a cell inside.
+        centres: of rows and columns, where their scores are drawn in place of either.
 
     Returns:
         float32 [B, H, W] on the scores' device.
     """
     rows, columns = (
-        upsample_and_smooth(n_in, n_out, sigma, align_corners).to(patch_scores.device)
-        for n_in, n_out in zip(patch_scores.shape[-2:], size, strict=True)
+        upsample_and_smooth(n_in, n_out, sigma, align_corners, own).to(patch_scores.device)
+        for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
     with torch.autocast(patch_scores.device.type, enabled=False):
         return rows @ patch_scores.float() @ columns.T
 
 
 @lru_cache(maxsize=32)
-def upsample_and_smooth(n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False) -> Tensor:
+def upsample_and_smooth(
+    n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False, centres: Centres | None = None
+) -> Tensor:
     """A [n_out, n_in]: the response along one axis to a unit score in each cell."""
     from scipy.ndimage import gaussian_filter1d  # late: other commands need not wait for it
 
-    unit = torch.eye(n_in, dtype=torch.float64).unsqueeze(0)
-    upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=align_corners)[0].T
+    if centres is None:
+        unit = torch.eye(n_in, dtype=torch.float64).unsqueeze(0)
+        upsampled = F.interpolate(unit, size=n_out, mode="linear", align_corners=align_corners)[0].T
+    else:
+        upsampled = interpolation(centres, n_in, PIXELS, n_out)
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")).float()

@@ -60,7 +60,7 @@ class Description:
 
     Attributes:
         title, dataset, class_name: such as "mvtec_bottle", "mvtec" and "bottle".
-        backbone: name, weights (pretrained, random or a file), seed and layers.
+        backbone: name, weights (pretrained, random or a file), seed, layers and normalisation.
         backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
         transform: resize, imagesize and resize_mode.
         reading: how image files become pixels, see datasets.Reading; of models that do not say it as they were trained.
@@ -209,13 +209,15 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
         version = content.pop("format")
         if version != FORMAT:
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
+        content["backbone"].setdefault("normalisation", asdict(backbones.IMAGENET))  # of models older than it
         content["thresholds"] = Thresholds(**content["thresholds"])
         content["map_range"] = tuple(content["map_range"])
         description = Description(**content)
         if description.detector not in detectors:
             raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
-        _check(description, detectors[description.detector])
-        return description
+        own = detectors[description.detector]
+        _check(description, own)
+        return replace(description, options={**_newer_options(description, own), **description.options})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise unreadable(path, kind, error) from error
 
@@ -247,7 +249,8 @@ def load(
     transform = ImageTransform(**description.transform, reading=Reading(**description.reading))
     tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
     layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
-    extractor = backbones.load(backbone["name"], weights, backbone["seed"])
+    normalisation = backbones.Normalisation.from_dict(backbone["normalisation"])
+    extractor = backbones.load(backbone["name"], weights, backbone["seed"], normalisation)
     counts = {name: description.options.get(name, 0) for name in kind.COUNTS}
     if max(counts.values(), default=0) > len(tensors):
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
@@ -285,6 +288,7 @@ def _fill(detector: Detector, folder: Path, description: Description, tensors: d
 def _check(description: Description, kind: type[Detector]) -> None:
     """Types and bounds of what decides how much is computed; ValueError says what is wrong."""
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
+    backbones.Normalisation.from_dict(backbone["normalisation"])
     types = {name: parameter.annotation for name, parameter in inspect.signature(kind).parameters.items()}
     if unknown := [name for name in description.options if name not in types]:
         raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
@@ -314,6 +318,13 @@ def _check(description: Description, kind: type[Detector]) -> None:
         if widths != description.options["columns"][part]:
             raise ValueError(f"its table has columns of widths {widths}, its model of others")
     description.dtype  # noqa: B018 - KeyError where there is no such precision
+
+
+def _newer_options(description: Description, kind: type[Detector]) -> dict[str, Any]:
+    """The defaults of options that a description lacks since its model is older than they are."""
+    parameters = inspect.signature(kind).parameters.values()
+    own = [one for one in parameters if one.name not in ("seed", "precision") and one.default is not one.empty]
+    return {one.name: one.default for one in own if one.name not in description.options}
 
 
 def _is(value: Any, kind: Any, largest: int) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbones import FeatureExtractor
+from backbones import Alignment, FeatureExtractor
+from detection.anomaly_map import anomaly_maps
 from detection.training import EpochStats, Training
 
 
@@ -33,6 +34,8 @@ class Detector(nn.Module):
         precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
         seed: of weights and all that is random in training.
         train_backbone: whether the backbone learns too.
+        align_maps: draw the cells of each layer where they look; see Alignment.
+        cell_shift: of what is drawn against the layers' cells, in cells.
     """
 
     EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that features depends on
@@ -50,6 +53,8 @@ class Detector(nn.Module):
         precision: torch.dtype,
         seed: int,
         train_backbone: bool = False,
+        align_maps: bool = False,
+        cell_shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone) if train_backbone else backbone
@@ -59,6 +64,19 @@ class Detector(nn.Module):
         self.precision = precision
         self.seed = seed
         self.train_backbone = train_backbone
+        infos = backbone.layer_info(layers, image_size) if align_maps else []
+        self._alignment = Alignment(infos, cell_shift) if infos else None
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """Where the layers' cells look, where maps are drawn by that; found out on first use."""
+        if self._alignment is not None and not self._alignment.is_final:
+            self._alignment.measure(self.backbone, self.layers, self.image_size, self.device)
+        return self._alignment
+
+    def drawn(self, scores: Tensor) -> Tensor:
+        """Scores [B, h, w] on the first layer's grid as anomaly maps [B, H, W]; see anomaly_maps."""
+        return anomaly_maps(scores, self.image_size, centres=self.alignment and self.alignment.of(0))
 
     def features(self, images: Tensor) -> Tensor:
         """The function that embed evaluates, of images on the detector's device: [B, ...].

@@ -134,6 +134,7 @@ class DetectorConfig:
         options: its keyword arguments.
         recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
         backbone_weights_sha256: of the file that backbone_weights names; None where it names none.
+        normalisation: by which rule backbones are given images; see backbones.normalisation_of.
     """
 
     command: str
@@ -143,6 +144,7 @@ class DetectorConfig:
     recipe: str = "paper"
     set_by_recipe: dict[str, Any] = field(default_factory=dict)
     backbone_weights_sha256: str | None = None
+    normalisation: Literal["imagenet", "model"] = "imagenet"
 
 
 @dataclass(frozen=True)

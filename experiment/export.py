@@ -219,6 +219,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
         "reading": json.dumps(description.reading),
+        "normalisation": json.dumps(description.backbone["normalisation"]),
         "trained_precision": description.precision,
     }
 

@@ -1,7 +1,7 @@
 """What a command line stands for, found and checked before anything is written: classes, images, backbones, jobs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,7 @@ def _job(
             "layers": list(backbone.layers),
             "weights": weights if weights in ("pretrained", "random") else str(Path(weights).resolve()),
             "seed": seed,
+            "normalisation": asdict(backbones.normalisation_of(backbone.name, detector.normalisation)),
         },
         "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
         "reading": described(data.reading),

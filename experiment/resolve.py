@@ -80,21 +80,30 @@ def _say_of_masks(
 def load_backbone(
     backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
 ) -> backbones.FeatureExtractor:
-    """A backbone whose layers are known to exist; says what they are.
+    """A backbone whose layers are known to exist and to see all of the images; says what they are.
 
     Raises:
-        UsageError: an unknown backbone or layer, or no layer.
+        UsageError: an unknown backbone or layer, no layer, or images of a size that leaves borders unseen.
     """
-    extractor = backbones.load(backbone.name, config.backbone_weights, backbone.seed_in(seed))
+    own = backbones.normalisation_of(backbone.name, config.normalisation)
+    extractor = backbones.load(backbone.name, config.backbone_weights, backbone.seed_in(seed), own)
     if not backbone.layers:
         raise UsageError(
             f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
         )
     infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
+    extractor.check_size(backbone.layers, (imagesize, imagesize))
     if backbone.name == backbones.PIXELS:
         return extractor
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
     click.echo(f"{backbone.label}: {shown}", err=True)
+    theirs = backbones.normalisation_of(backbone.name)
+    if own != theirs:
+        click.echo(
+            f"{backbone.label}: its weights were trained with {theirs}, not with ImageNet's {own}, which images are "
+            "normalised by: --normalisation model takes its own",
+            err=True,
+        )
     return extractor
 
 

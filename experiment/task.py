@@ -17,7 +17,7 @@ from experiment.results import JobResult, read_result
 from methods import DETECTORS
 
 Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
-FeatureKey = tuple[str, str, tuple[str, ...], int, int | None]
+FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], int, int | None]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class Task:
 
     @property
     def backbone(self) -> FeatureKey:
-        """What decides the backbone's maps: name, weights, layers, image size and, of random weights, the seed."""
+        """What decides the backbone's maps: name, weights, normalisation, layers, image size and, of random weights,
+        the seed."""
         own, weights = self.detector.backbones[self.name.backbone], self.detector.backbone_weights
         seed = own.seed_in(self.name.seed) if weights == "random" else None
-        return own.name, weights, own.layers, self.imagesize, seed
+        normalisation = backbones.normalisation_of(own.name, self.detector.normalisation)
+        return own.name, weights, normalisation, own.layers, self.imagesize, seed
 
     @property
     def features(self) -> tuple[Any, ...]:

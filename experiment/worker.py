@@ -136,11 +136,11 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
                 f"DATA_PATH '{job.root}' does not exist on host {socket.gethostname()}: "
                 "all machines must have the data at the same path"
             )
-    name, weights, layers, imagesize, seed = task.backbone
+    name, weights, normalisation, layers, imagesize, seed = task.backbone
     expected = task.detector.backbone_weights_sha256
     if expected is not None and Path(weights).is_file() and sha256_of(Path(weights)) != expected:
         raise DataError(f"backbone weights '{weights}' on host {socket.gethostname()} are another file's than here")
-    source = backbones.load(name, weights, seed or 0)
+    source = backbones.load(name, weights, seed or 0, normalisation)
     source.build(layers, (imagesize, imagesize), device)
     return source
 

@@ -17,15 +17,15 @@ the centres are not.
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import FeatureExtractor
+from backbones import Alignment, FeatureExtractor
+from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Prediction, Training, learn
-from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
 
@@ -49,10 +49,13 @@ class CFA(Detector):
         whiten: above 0, the descriptor starts as a whitening of this shrinkage, of about unit distances, instead of at
             random: distances as long as some backbones' leave the softmin of the score nothing but its largest term.
             It costs a pass over the training images.
+        align_maps: draw cells where they look; see Detector.
 
     Raises:
         UsageError: gamma_d or gamma_c leaves too little, or counts below 1.
     """
+
+    EMBEDDING_OPTIONS: ClassVar = ("align_maps",)
 
     def __init__(
         self,
@@ -71,10 +74,19 @@ class CFA(Detector):
         weight_decay: float = 5e-4,
         epochs: int = 30,
         whiten: float = 0.0,
+        align_maps: bool = False,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        super().__init__(
+            backbone,
+            layers,
+            image_size,
+            meta_epochs=epochs,
+            precision=precision,
+            seed=seed,
+            align_maps=align_maps,
+        )
         infos = backbone.layer_info(layers, image_size)
         dimension, (height, width) = sum(info.channels for info in infos), infos[0].grid
         if not 1 <= gamma_d <= dimension:
@@ -106,7 +118,7 @@ class CFA(Detector):
 
     def features(self, images: Tensor) -> Tensor:
         """Patch features p (1), [B, H1, W1, D]."""
-        return patch_features(self.backbone(images, self.layers))
+        return patch_features(self.backbone(images, self.layers), self.alignment)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
         """As in Detector; the memory bank is made of one more pass, before the first epoch."""
@@ -124,7 +136,7 @@ class CFA(Detector):
         with torch.autocast(embeddings.device.type, enabled=False):
             features = self.descriptor(embeddings.float()).flatten(1, 2)
             distances = squared_distances(features, self.memory, nearest(features, self.memory, self.k_nearest)).sqrt()
-            maps = anomaly_maps(patch_scores(distances).view(embeddings.shape[:3]), self.image_size)
+            maps = self.drawn(patch_scores(distances).view(embeddings.shape[:3]))
         return Prediction(maps.flatten(1).amax(dim=1), maps)
 
     def half(self) -> "CFA":
@@ -194,22 +206,18 @@ class _Trainer:
         self.optimizer.load_state_dict(state)
 
 
-def patch_features(maps: Sequence[Tensor]) -> Tensor:
+def patch_features(maps: Sequence[Tensor], alignment: Alignment | None = None) -> Tensor:
     """Patch features (1): 3 x 3 means of every map, resized to the first map's grid and put side by side.
 
     Args:
         maps: one float tensor [B, C_l, H_l, W_l] per layer. Padding with zeros counts in the means.
+        alignment: as of embed_patches.
 
     Returns:
         [B, H1, W1, D], D the sum of the C_l.
     """
     pooled = [F.avg_pool2d(one, 3, stride=1, padding=1) for one in maps]
-    grid = pooled[0].shape[-2:]
-    resized = [
-        one if one.shape[-2:] == grid else F.interpolate(one, size=grid, mode="bilinear", align_corners=False)
-        for one in pooled
-    ]
-    return torch.cat(resized, dim=1).permute(0, 2, 3, 1)
+    return torch.cat(resize_to_first(pooled, alignment), dim=1).permute(0, 2, 3, 1)
 
 
 @torch.no_grad()

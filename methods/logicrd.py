@@ -29,7 +29,7 @@ class LogicRD(ReverseDistillation):
     """Reverse distillation with global semantics, compensated detail, and an evaluation by map and semantics.
 
     Args:
-        backbone, layers, image_size, blocks, lr, epochs, precision, seed: see ReverseDistillation.
+        backbone, layers, image_size, blocks, lr, epochs, align_maps, precision, seed: see ReverseDistillation.
         no_gse: without global semantics; their vector is then made of the bottleneck's embedding.
         no_fcp: without compensated detail, hence without its gate.
         no_nii: without the gate on compensated detail.
@@ -49,11 +49,20 @@ class LogicRD(ReverseDistillation):
         no_fcp: bool = False,
         no_nii: bool = False,
         no_mahalanobis: bool = False,
+        align_maps: bool = False,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            backbone, layers, image_size, blocks=blocks, lr=lr, epochs=epochs, precision=precision, seed=seed
+            backbone,
+            layers,
+            image_size,
+            blocks=blocks,
+            lr=lr,
+            epochs=epochs,
+            align_maps=align_maps,
+            precision=precision,
+            seed=seed,
         )
         infos = backbone.layer_info(layers, image_size)
         self.grid = token_grid(infos)
@@ -137,7 +146,7 @@ class LogicRD(ReverseDistillation):
         """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
         teacher = self.teacher_maps(embeddings)
         student, vectors = self._student_maps(teacher, teacher)
-        return difference_maps(teacher, student, self.image_size), vectors
+        return difference_maps(teacher, student, self.image_size, self.alignment), vectors
 
     def _student_maps(self, teacher: Sequence[Tensor], details: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """S (6) and v (5) of the teacher's maps, with details read off others of their shapes."""

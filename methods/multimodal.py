@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import PIXELS, FeatureExtractor
+from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
-from detection.anomaly_map import anomaly_maps
 from errors import UsageError
 from methods.tokens import ImageTokens, TableTokens
 
@@ -113,12 +113,13 @@ class Multimodal(Detector):
         lr: of AdamW.
         epochs: passes over the training samples, at most.
         patience: so many epochs without a lower loss of held-out samples end training; 0: none do.
+        align_maps: draw cells where they look; see Detector. Patches of pixels always are.
 
     Raises:
         UsageError: options that contradict each other or do not fit the images.
     """
 
-    EMBEDDING_OPTIONS: ClassVar = ("image_tokens", "token_size")
+    EMBEDDING_OPTIONS: ClassVar = ("image_tokens", "token_size", "align_maps")
     JOINT: ClassVar = True
     COUNTS: ClassVar = ("depth",)
     branches = ("reconstruction_score", "tampered_score")
@@ -141,10 +142,19 @@ class Multimodal(Detector):
         lr: float = 0.001,
         epochs: int = 60,
         patience: int = 15,
+        align_maps: bool = False,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        super().__init__(
+            backbone,
+            layers,
+            image_size,
+            meta_epochs=epochs,
+            precision=precision,
+            seed=seed,
+            align_maps=align_maps and backbone.name != PIXELS,
+        )
         if not (dim and heads and depth) or dim % heads:
             raise UsageError(f"--dim {dim} must be a multiple of --heads {heads}, and both and --depth be 1 or more")
         if image_tokens not in ("backbone", "pixels") or schedule not in SCHEDULES or not part < len(columns):
@@ -218,9 +228,12 @@ class Multimodal(Detector):
         """Tokens [B, H1, W1, C] of images; rows [B, F] as they are."""
         if self.is_table:
             return images
-        first, *others = self.backbone(images, self.layers)
+        maps = self.backbone(images, self.layers)
+        first, *others = maps
         if self.token_size is not None:
             return F.pixel_unshuffle(first, self.token_size).permute(0, 2, 3, 1)
+        if self.alignment is not None:
+            return torch.cat(resize_to_first(maps, self.alignment), dim=1).permute(0, 2, 3, 1)
         resized = [F.interpolate(own.float(), first.shape[-2:], mode="bilinear").to(first.dtype) for own in others]
         return torch.cat([first, *resized], dim=1).permute(0, 2, 3, 1)
 
@@ -250,7 +263,7 @@ class Multimodal(Detector):
         if self.is_table:
             return Prediction(terms.sum(dim=0), errors.unsqueeze(1))
         grid = self.network.parts[self.part].grid
-        return Prediction(terms.sum(dim=0), anomaly_maps(errors.unflatten(1, grid), self.image_size))
+        return Prediction(terms.sum(dim=0), self.drawn(errors.unflatten(1, grid)))
 
     @torch.no_grad()
     def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:

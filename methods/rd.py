@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones import FeatureExtractor
+from backbones import Alignment, FeatureExtractor
 from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
 from errors import UsageError
@@ -41,6 +41,7 @@ class ReverseDistillation(Detector):
         blocks: residual blocks of the bottleneck and of every stage of the decoder.
         lr: of Adam with betas (0.5, 0.999).
         epochs: passes over the training images.
+        align_maps: draw cells where they look; see Detector.
 
     Raises:
         UsageError: no block, layers in another order, or too small a grid.
@@ -57,12 +58,21 @@ class ReverseDistillation(Detector):
         blocks: int = 3,
         lr: float = 0.005,
         epochs: int = 200,
+        align_maps: bool = False,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         if blocks < 1:
             raise UsageError(f"--blocks {blocks} must be 1 or more")
-        super().__init__(backbone, layers, image_size, meta_epochs=epochs, precision=precision, seed=seed)
+        super().__init__(
+            backbone,
+            layers,
+            image_size,
+            meta_epochs=epochs,
+            precision=precision,
+            seed=seed,
+            align_maps=align_maps,
+        )
         infos = backbone.layer_info(layers, image_size)
         self.shapes = [(info.channels, *info.grid) for info in infos]
         with torch.random.fork_rng(devices=[]):
@@ -88,7 +98,7 @@ class ReverseDistillation(Detector):
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and their maxima."""
         teacher = self.teacher_maps(embeddings)
-        maps = difference_maps(teacher, self.student(teacher), self.image_size)
+        maps = difference_maps(teacher, self.student(teacher), self.image_size, self.alignment)
         return Prediction(maps.flatten(1).amax(dim=1), maps)
 
     def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,9 +165,19 @@ def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> T
     return sum((1 - one).mean() for one in similarities)
 
 
-def difference_maps(teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Anomaly maps (4) of maps [B, C_l, H_l, W_l]: float32 [B, H, W]."""
+def difference_maps(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size: tuple[int, int],
+    alignment: Alignment | None = None,
+) -> Tensor:
+    """Anomaly maps (4) of maps [B, C_l, H_l, W_l]: float32 [B, H, W]; by an alignment each drawn where it looks."""
     return sum(
-        anomaly_maps(1 - F.cosine_similarity(own.float(), other.float(), dim=1), size, align_corners=True)
-        for own, other in zip(teacher, student, strict=True)
+        anomaly_maps(
+            1 - F.cosine_similarity(own.float(), other.float(), dim=1),
+            size,
+            align_corners=True,
+            centres=alignment and alignment.of(layer),
+        )
+        for layer, (own, other) in enumerate(zip(teacher, student, strict=True))
     )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from backbones import FeatureExtractor, embed_patches
 from backbones.patches import patch_grid
 from detection import Detector, MovingAverage, Prediction, Training
-from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import UsageError
 from simplenet.anomalous_features import FeatureNoise
@@ -43,6 +42,7 @@ class SimpleNet(Detector):
         meta_epochs, gan_epochs: fit makes meta_epochs * gan_epochs passes and reports after every gan_epochs.
         cos_lr, aed_meta_epochs: a cosine schedule of (meta_epochs - aed_meta_epochs) * gan_epochs steps.
         train_backbone: also train the backbone, by AdamW.
+        align_maps: draw cells where they look; see Detector.
         precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
         seed: of weights and noise.
 
@@ -51,7 +51,7 @@ class SimpleNet(Detector):
             shrinks to nothing, whiten without an adaptor, or ema of a backbone that is trained.
     """
 
-    EMBEDDING_OPTIONS: ClassVar = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize")
+    EMBEDDING_OPTIONS: ClassVar = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize", "align_maps")
     COUNTS: ClassVar = ("ensemble", "pre_proj", "dsc_layers")
 
     def __init__(
@@ -84,6 +84,7 @@ class SimpleNet(Detector):
         ema: float = 0.0,
         warm_up_cosine: bool = False,
         score_top_k: int = 1,
+        align_maps: bool = False,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
@@ -95,6 +96,8 @@ class SimpleNet(Detector):
             precision=precision,
             seed=seed,
             train_backbone=train_backbone,
+            align_maps=align_maps,
+            cell_shift=0.0 if patchsize % 2 else 0.5,
         )
         if cos_lr and meta_epochs <= aed_meta_epochs:
             raise UsageError(
@@ -164,13 +167,15 @@ class SimpleNet(Detector):
     def features(self, images: Tensor) -> Tensor:
         """Locally aware patch features o (Eq. 4), [B, H1, W1, D]."""
         maps = self.backbone(images, self.layers)
-        embeddings = embed_patches(maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize)
+        embeddings = embed_patches(
+            maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize, self.alignment
+        )
         return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize))
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Image scores, and the patch scores as maps of the images' size."""
         patch_scores = self.patch_scores(embeddings).float()
-        return Prediction(self.image_scores(patch_scores), anomaly_maps(patch_scores, self.image_size))
+        return Prediction(self.image_scores(patch_scores), self.drawn(patch_scores))
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s = -D(G(o)) (Eq. 9) of patch embeddings [B, H1, W1, D], the mean over the members: [B, H1, W1]."""

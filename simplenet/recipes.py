@@ -21,5 +21,6 @@ STABLE: dict[str, Any] = {
     "ema": 0.99,
     "warm_up_cosine": True,
     "score_top_k": 8,
+    "align_maps": True,
 }
 RECIPES = {"stable": STABLE}

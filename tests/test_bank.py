@@ -42,16 +42,12 @@ def test_a_wrong_count_is_an_error():
 
 
 def test_auto_takes_the_first_place_with_room(monkeypatch):
-    monkeypatch.setattr(bank, "_free_host_memory", lambda: 1000)
+    monkeypatch.setattr(bank, "free_memory", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (300, 900))
     gpu = torch.device("cuda", 0)
     assert [bank.choose_place(size, gpu) for size in (150, 151, 500, 501)] == ["device", "host", "host", "disk"]
     assert [bank.choose_place(size, CPU) for size in (150, 501)] == ["host", "disk"]
     assert bank.bank_bytes((2, 3, 4, 5), torch.bfloat16) == 240
-
-
-def test_free_memory_is_plausible():
-    assert 2**28 < bank._free_host_memory() < 2**50
 
 
 def test_a_full_disk_is_one_clear_error(monkeypatch, tmp_path):

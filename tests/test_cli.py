@@ -164,7 +164,9 @@ def test_stable_recipe(run_main, tmp_path, mvtec):
     assert net["recipe"] == "stable"
     assert net["set_by_recipe"] == {name: value for name, value in STABLE.items() if name not in given}
     assert net["options"] == {**net["options"], **STABLE, **given}
-    assert said == "Recipe stable: " + " ".join(f"--{name} {value}" for name, value in net["set_by_recipe"].items())
+    assert said == "Recipe stable: " + " ".join(
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in net["set_by_recipe"].items()
+    )
     for file in ("results.csv", "models/0/mvtec_nut/predictions.csv"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     before = (first / "results.csv").read_bytes()

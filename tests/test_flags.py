@@ -45,6 +45,7 @@ NET = {
     "--ema": ["--ema", "0.9"],
     "--warm_up_cosine": ["--warm_up_cosine"],
     "--score_top_k": ["--score_top_k", "5"],
+    "--align_maps": ["--align_maps"],
 }
 CFA = {
     "--gamma_d": ["--gamma_d", "6"],
@@ -57,10 +58,12 @@ CFA = {
     "--lr": ["--lr", "0.01"],
     "--weight_decay": ["--weight_decay", "0.5"],
     "--epochs": ["--epochs", "3"],
+    "--align_maps": ["--align_maps"],
     "--whiten": ["--whiten", "0.1"],
     "--layers_to_extract_from": ["-le", "layer3"],
 }
 RD = {
+    "--align_maps": ["--align_maps"],
     "--blocks": ["--blocks", "2"],
     "--lr": ["--lr", "0.001"],
     "--epochs": ["--epochs", "3"],
@@ -68,6 +71,7 @@ RD = {
 }
 LOGICRD = RD | {flag: [flag] for flag in ("--no_gse", "--no_fcp", "--no_nii", "--no_mahalanobis")}
 MULTIMODAL = {
+    "--align_maps": ["--align_maps"],
     "--dim": ["--dim", "12"],
     "--depth": ["--depth", "2"],
     "--heads": ["--heads", "4"],
@@ -132,6 +136,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--cos_lr",
     "--proj_layer_type",
     "--backbone_weights",
+    "--normalisation",  # this one in test_normalisation
     "--num_workers",
     "--bit_depth",  # these in test_reading
     "--max_pixels",

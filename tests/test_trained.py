@@ -114,7 +114,9 @@ def test_the_description_stands_alone(trained):
     model = trained / "models" / "0" / "mvtec_bolt"
     described = json.loads((model / "model.json").read_text())
     assert described["format"] == 2
-    assert described["backbone"] == {"name": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "seed": 0}
+    normalisation = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    backbone = {"name": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "seed": 0}
+    assert described["backbone"] == {**backbone, "normalisation": normalisation}
     assert described["transform"] == {"resize": 40, "imagesize": 32, "resize_mode": "aspect"}
     assert described["options"]["dsc_hidden"] == 8
     assert described["thresholds"]["source"] == "training images"

@@ -1,0 +1,65 @@
+"""Mean and standard deviation of the pixels that a network's weights were trained with."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from backbones.names import PIXELS, TORCHVISION, find_model
+from backbones.zoo import timm
+
+Rule = Literal["imagenet", "model"]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per channel, red, green and blue, of pixels from 0 to 1."""
+
+    mean: tuple[float, float, float] = timm.data.IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = timm.data.IMAGENET_DEFAULT_STD
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Normalisation":
+        """What JSON holds of one; ValueError where it holds something else."""
+        mean, std = (tuple(float(one) for one in values[name]) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or not all(0 <= one <= 1 for one in mean) or not all(one > 0 for one in std):
+            raise ValueError(f"normalisation is {values!r}")
+        return cls(mean, std)
+
+    def of_imagenets(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] that are normalised as ImageNet, normalised as this."""
+        if self == IMAGENET:
+            return images
+        mean, std, imagenets_mean, imagenets_std = (
+            torch.tensor(own, dtype=images.dtype, device=images.device).view(3, 1, 1)
+            for own in (self.mean, self.std, IMAGENET.mean, IMAGENET.std)
+        )
+        return images * (imagenets_std / std) + (imagenets_mean - mean) / std
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{one:.4g}" for one in own) for own in (self.mean, self.std))
+        return f"mean ({mean}) and standard deviation ({std})"
+
+
+IMAGENET = Normalisation()
+
+
+def normalisation_of(name: str, rule: Rule = "model") -> Normalisation:
+    """What a backbone's images are normalised by.
+
+    Args:
+        name: of the backbone, as backbones.load takes it.
+        rule: "imagenet", or "model": what timm's configuration of its pretrained weights says; ImageNet's where it says
+            nothing, and of torchvision's.
+
+    Raises:
+        UsageError: an unknown backbone.
+    """
+    model_name = find_model(name)
+    if rule == "imagenet" or model_name == PIXELS or model_name.startswith(TORCHVISION):
+        return IMAGENET
+    config = timm.get_pretrained_cfg(model_name)
+    if config is None or not config.mean or not config.std or len(config.mean) != 3:
+        return IMAGENET
+    return Normalisation(tuple(config.mean), tuple(config.std))
