@@ -169,7 +169,7 @@ def detector_config(
     from experiment import DetectorConfig, parse_backbones
 
     backbones = parse_backbones(backbone_names, layers_to_extract_from)
-    return DetectorConfig(command, backbones, backbone_weights, options, *recipe, normalisation)
+    return DetectorConfig(command, backbones, backbone_weights, options, *recipe, normalisation=normalisation)
 
 
 def choose_recipe(ctx: click.Context, _: click.Parameter, recipe: str) -> str:

@@ -1,14 +1,17 @@
-"""Faults in every file of a run and a disk that is full at every write: a right result or one clear error line.
+"""Faults in every file of a run and of its data, and a disk that is full at every write: a right result or one clear
+error line.
 
-    python tests/faults.py [--cases 200] [--sizes 40] [--seed 0]
+    python tests/faults.py [--cases 400] [--sizes 40] [--seed 0]
 
-Cases are a kind of file, cut at a random place or made unreadable, and a command that meets it. Sizes are those of a
-file system that a run is written to and that is too small in all but the last; the run is then continued with room.
+Half of the cases are a kind of file of a run, cut at a random place or made unreadable, half are a fault in images, masks
+or their names, and a command that meets it. Sizes are those of a file system that a run is written to and that is too
+small in all but the last; the run is then continued with room.
 Every command runs in a fork of this process. Prints a table and exits with 1 if any case ended otherwise.
 """
 
 import argparse
 import collections
+import csv
 import ctypes
 import os
 import random
@@ -25,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from commands import run
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
+from PIL import Image
 
 import experiment.job
 
@@ -154,6 +158,88 @@ def damaged(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str,
         shutil.rmtree(place)
 
 
+def cut(path: Path, case: random.Random) -> None:
+    with path.open("r+b") as file:
+        file.truncate(case.randrange(path.stat().st_size))
+
+
+def to_nothing(path: Path, case: random.Random) -> None:
+    path.unlink()
+    path.symlink_to("gone.png")
+
+
+def exchanged(path: Path, case: random.Random) -> None:
+    other = case.choice([one for one in path.parent.glob("*.png") if one != path])
+    shutil.copyfile(other, path)
+
+
+def of_size(path: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size).save(path)
+
+
+HARM: dict[str, tuple[str, Callable[[Path, random.Random], object]]] = {  # what is hit, and how
+    "image cut": ("image", cut),
+    "image empty": ("image", lambda path, case: path.write_bytes(b"")),
+    "image unreadable": ("image", lambda path, case: path.chmod(0)),
+    "image exchanged": ("image", exchanged),
+    "link to nothing": ("image", to_nothing),
+    "mask cut": ("mask", cut),
+    "mask without a defect": ("mask", lambda path, case: of_size(path, (48, 48))),
+    "mask of another size": ("mask", lambda path, case: of_size(path, (48, 37))),
+    "mask exchanged": ("mask", exchanged),
+    "two masks of one name": ("mask", lambda path, case: shutil.copyfile(path, path.with_suffix(".bmp"))),
+    "name of odd bytes": ("test image", lambda path, case: shutil.copyfile(path, os.fsencode(path)[:-4] + b"\xe9.png")),
+    "long name": ("test image", lambda path, case: shutil.copyfile(path, path.with_name("x" * 251 + ".png"))),
+}
+
+
+def harmed(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str, str, str]]:
+    """(kind of fault in the images or masks, the command that meets it, verdict) for as many cases.
+
+    Another run of a changed class is right if the images that nothing was done to have the scores of before; a run that
+    goes on must not take other images for those of its results.
+    """
+    data = make_mvtec(where / "harmed_data", ["bolt"])
+    words = {
+        "run": [*NET, "mvtec", "data"],
+        "continue": [*NET, "mvtec", "data"],
+        "predict": ["predict", str(MODEL), "data/bolt/test", "--out", "out", "--map", "none"],
+    }
+    done_before = where / "done"
+    shutil.copytree(data, done_before / "data")
+    assert run(words["run"], done_before).returncode == 0
+    known = {"run": scores_by_name(done_before / RUN / "models/0/mvtec_bolt/predictions.csv")}
+    assert run(words["predict"], done_before).returncode == 0
+    known["predict"] = scores_by_name(done_before / "out/predictions.csv")
+    shutil.rmtree(done_before / "out")
+    for number in range(cases):
+        kind, (what, harm) = list(HARM.items())[number % len(HARM)]
+        way = case.choice(list(words))
+        place = where / "case"
+        shutil.copytree(done_before, place)
+        if way == "run":
+            shutil.rmtree(place / "results")
+        pattern = {"image": "t*/*/*.png", "test image": "test/*/*.png", "mask": "ground_truth/*/*.png"}[what]
+        hit = case.choice(sorted((place / "data/bolt").glob(pattern)))
+        harm(hit, case)
+        done = run(words[way], place, before=without_override)
+        right = done.returncode == 0 and way != "continue"
+        if right and not (kind == "image exchanged" and "train" in hit.parts):
+            table = place / ("out/predictions.csv" if way == "predict" else RUN / "models/0/mvtec_bolt/predictions.csv")
+            found = scores_by_name(table)
+            same = [name for name in known[way] if not name.endswith(f"{hit.parent.name}/{hit.name}")]
+            right = all(found.get(name) == known[way][name] for name in same)
+        if verdict(done, right).isupper():
+            print(f"{kind} {hit}, {way}: {verdict(done, right)}\n{done.stderr[-1500:]}", file=sys.stderr)
+        yield kind, way, verdict(done, right)
+        shutil.rmtree(place)
+
+
+def scores_by_name(table: Path) -> dict[str, str]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        return {row.get("image") or row["path"]: row["score"] for row in csv.DictReader(file)}
+
+
 @contextmanager
 def small_disk(where: Path) -> Iterator[Callable[[int], None]]:
     """A file system of its own; the function that is given sets its size in KiB."""
@@ -201,7 +287,10 @@ def try_all(cases: int, sizes: int, seed: int) -> collections.Counter[tuple[str,
     """How many cases of each kind of fault ended in which verdict."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
-        for fault, _, outcome in damaged(Path(folder), random.Random(seed), cases):
+        for fault, _, outcome in (
+            *damaged(Path(folder), random.Random(seed), cases - cases // 2),
+            *harmed(Path(folder), random.Random(seed), cases // 2),
+        ):
             counts[fault, outcome] += 1
         try:
             with small_disk(Path(folder) / "probe"):
@@ -215,7 +304,7 @@ def try_all(cases: int, sizes: int, seed: int) -> collections.Counter[tuple[str,
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--sizes", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     found = try_all(**vars(parser.parse_args()))
