@@ -3,9 +3,9 @@ error line.
 
     python tests/faults.py [--cases 400] [--sizes 40] [--seed 0]
 
-Half of the cases are a kind of file of a run, cut at a random place or made unreadable, half are a fault in images, masks
-or their names, and a command that meets it. Sizes are those of a file system that a run is written to and that is too
-small in all but the last; the run is then continued with room.
+Half of the cases are a kind of file of a run, cut at a random place or made unreadable; half are a fault in images,
+masks or their names; and a command that meets it. Sizes are those of a file system that a run is written to and that is
+too small in all but the last; the run is then continued with room.
 Every command runs in a fork of this process. Prints a table and exits with 1 if any case ended otherwise.
 """
 
