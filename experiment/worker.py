@@ -100,6 +100,8 @@ def describe(threads: int, on_gpu: bool) -> tuple[str, str]:
 
 def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answer]:
     """Do tasks that share their features; those that a worker finished before it died are read."""
+    import torch._dynamo
+
     torch.set_num_threads(settings.threads)
     Bar.to = display
     draw_with(Bar)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -61,6 +62,9 @@ class Command:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
@@ -77,6 +81,18 @@ class Command:
         """Wait for its end; what it wrote to standard output and error."""
         self.wait()
         return tuple(path.read_text() if path.exists() else "" for path in self._streams)
+
+
+def wait_for(condition: Callable[[], object], process: "Command | subprocess.Popen[str] | None" = None) -> object:
+    """Wait until a condition holds, and give what it gives.
+
+    Raises:
+        AssertionError: the process that should bring it about has ended, with what it said.
+    """
+    while not (found := condition()):
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return found
 
 
 def run(words: Sequence[object], where: Path, **options: object) -> subprocess.CompletedProcess[str]:

@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, comma
     whole = run_main("--run_name", "whole", *words)
     assert whole.returncode == 0, whole.stderr
     process = start(tmp_path, words)
-    begun(folder(tmp_path))
+    begun(folder(tmp_path), process)
     time.sleep(0.1)
     process.kill()
     assert process.wait() in (0, -signal.SIGKILL)

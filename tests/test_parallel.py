@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import commands
 import pytest
 import torch
-from commands import ROOT
+from commands import ROOT, wait_for
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,12 +52,6 @@ def workers(folder):
     return found
 
 
-def wait_for(condition):
-    while not (found := condition()):
-        time.sleep(0.05)
-    return found
-
-
 @pytest.fixture
 def far(tmp_path):
     """What starts a process that sees another, empty results folder, as on a machine without shared storage."""
@@ -81,10 +74,10 @@ def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path, far):
     ray = [Path(sys.executable).with_name("ray"), "start", f"--address={address}", "--num-cpus=1", "--block"]
     node = subprocess.Popen([*far, *ray], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        nodes.wait_for_nodes(2)
+        wait_for(lambda: sum(one["Alive"] for one in nodes.global_state.node_table()) == 2, node)
         process = start(tmp_path, "--ray", address, *words)
-        wait_for(lambda: list(folder(tmp_path).glob("*/models/*/.*.partial/state.pt")))
-        os.kill(wait_for(lambda: workers(nodes.head_node.get_session_dir_path()))[0], signal.SIGKILL)
+        wait_for(lambda: list(folder(tmp_path).glob("*/models/*/.*.partial/state.pt")), process)
+        os.kill(wait_for(lambda: workers(nodes.head_node.get_session_dir_path()), process)[0], signal.SIGKILL)
         errors = process.communicate()[1]
     finally:
         os.killpg(node.pid, signal.SIGTERM)
@@ -105,7 +98,7 @@ def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, run_process, tmp_
     words = ["--on_error", "skip", *chain(tmp_path, "--meta_epochs", "40")]
     assert "1 of 4 jobs failed" in run_main("--run_name", "whole", *words).stderr
     process = start(tmp_path, "--jobs", "2", *words)
-    wait_for(lambda: list(folder(tmp_path).glob("models/*/.*.partial/state.pt")))
+    wait_for(lambda: list(folder(tmp_path).glob("models/*/.*.partial/state.pt")), process)
     assert workers(str(tmp_path))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     errors = process.communicate()[1]

@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from commands import ROOT, Command
+from commands import ROOT, Command, wait_for
 from conftest import SMALL_DATA, SMALL_NET
 from PIL import Image
 
@@ -194,8 +193,7 @@ def make_many(folder: Path, count: int) -> Path:
 def test_an_interrupt_leaves_a_valid_table(model, tmp_path):
     many = make_many(tmp_path / "many", 3000)
     process = Command(["predict", model, many, "--out", tmp_path / "out"], tmp_path)
-    while len(list((tmp_path / "out").glob("overlays/*.png"))) < 40:
-        time.sleep(0.05)
+    wait_for(lambda: len(list((tmp_path / "out").glob("overlays/*.png"))) >= 40, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130

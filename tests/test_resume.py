@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from commands import ROOT, Command
+from commands import ROOT, Command, wait_for
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 
 import main
@@ -51,11 +51,9 @@ def start_process(tmp_path, words):
     return subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def begun(run):
-    """Wait for a state of training in the run's folder; the path."""
-    while not (found := list(run.glob("models/*/.*.partial/state.pt"))):
-        time.sleep(0.01)
-    return found[0]
+def begun(run, process):
+    """Wait for a state of training in the folder of a process's run; the path."""
+    return wait_for(lambda: list(run.glob("models/*/.*.partial/state.pt")), process)[0]
 
 
 VARIANTS = {
@@ -114,15 +112,14 @@ def test_training_goes_on_where_it_stood(run_main, tmp_path, mvtec):
     """A killed job's epochs are not repeated, and TensorBoard and the bar count on."""
     words = command(mvtec, "--meta_epochs", "400", data=["-d", "nut"])
     process = start(tmp_path, words)
-    state = begun(folder(tmp_path))
+    state = begun(folder(tmp_path), process)
     time.sleep(1)
     process.kill()
     process.communicate()
     epochs = torch.load(state, weights_only=True)["training"]["meta_epoch"]
     stamp = state.stat().st_mtime_ns
     process = start(tmp_path, words)
-    while state.stat().st_mtime_ns == stamp:
-        time.sleep(0.01)
+    wait_for(lambda: state.stat().st_mtime_ns != stamp, process)
     again = torch.load(state, weights_only=True)
     process.kill()
     process.communicate()
@@ -136,7 +133,7 @@ def test_training_goes_on_where_it_stood(run_main, tmp_path, mvtec):
 def test_signals_end_a_run_in_order(tmp_path, mvtec, start, number, code):
     words = command(mvtec, "--meta_epochs", "3000", data=["--num_workers", "2", "--augment"])
     process = start(tmp_path, words)
-    state = begun(folder(tmp_path))
+    state = begun(folder(tmp_path), process)
     process.send_signal(number)
     output, errors = process.communicate()
     assert process.returncode == code, errors
@@ -168,7 +165,7 @@ def test_finished_jobs_are_not_repeated(run_main, tmp_path, mvtec):
 
 def test_another_class_does_not_touch_a_begun_job(run_main, tmp_path, mvtec):
     process = start(tmp_path, command(mvtec, "--meta_epochs", "3000", data=["-d", "nut"]))
-    state = begun(folder(tmp_path))
+    state = begun(folder(tmp_path), process)
     process.kill()
     process.communicate()
     done = run_main(*command(mvtec, "--meta_epochs", "3000", data=["-d", "bolt"]))
