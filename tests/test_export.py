@@ -1,6 +1,7 @@
 """Exported models: the same scores and maps as PyTorch, from pixels, at any batch size."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,12 +44,22 @@ def pixels(mvtec):
     return np.stack([np.asarray(image.resize((40, 40), Image.Resampling.BILINEAR))[4:36, 4:36] for image in images])
 
 
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The model as ONNX; tests must not change it."""
+    path = tmp_path_factory.mktemp("exported") / "m.onnx"
+    export(model, "--out", path)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["uint8", "float"])
-def test_onnx_gives_the_predictions(model, mvtec, tmp_path, capsys, kind):
-    export(model, "--out", tmp_path / "m.onnx", "--input", kind)
-    said = capsys.readouterr().out
-    assert float(said.rsplit(" ", 1)[1]) < 1e-4
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+def test_onnx_gives_the_predictions(model, exported, mvtec, tmp_path, capsys, kind):
+    path = exported
+    if kind == "float":
+        path = tmp_path / "m.onnx"
+        export(model, "--out", path, "--input", kind)
+        assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < 1e-4
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images = pixels(mvtec) if kind == "uint8" else (pixels(mvtec) / 255).astype(np.float32)
     expected = simplenet.load(model).predict([s.image_path for s in DATASETS["mvtec"].read_class(mvtec, "bolt").test])
     for batch in (slice(0, 1), slice(0, 4), slice(1, 4)):
@@ -90,14 +101,12 @@ def test_every_kind_of_model_is_exported(mvtec, tmp_path, net, capsys):
     assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < 1e-3
 
 
-def test_half(model, tmp_path, capsys):
+def test_half(model, exported, tmp_path):
     export(model, "--out", tmp_path / "half.onnx", "--half")
-    export(model, "--out", tmp_path / "full.onnx")
-    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (tmp_path / "full.onnx").stat().st_size
+    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * exported.stat().st_size
     images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     half, full = (
-        onnxruntime.InferenceSession(tmp_path / name).run(None, {"images": images})
-        for name in ("half.onnx", "full.onnx")
+        onnxruntime.InferenceSession(path).run(None, {"images": images}) for path in (tmp_path / "half.onnx", exported)
     )
     assert half[0].dtype == np.float32
     np.testing.assert_allclose(half[0], full[0], atol=0.05)
@@ -114,19 +123,17 @@ def test_torch_export(model, mvtec, tmp_path):
     torch.testing.assert_close(maps, expected.maps, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("opset", [17, 21])
-def test_opset(model, mvtec, tmp_path, opset):
-    export(model, "--out", tmp_path / "m.onnx", "--opset", opset)
-    assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if not one.domain] == [opset]
+def test_opset(model, mvtec, tmp_path):
+    export(model, "--out", tmp_path / "m.onnx", "--opset", 17)
+    assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if not one.domain] == [17]
     scores, _ = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"images": pixels(mvtec)})
     expected = pd.read_csv(model / "predictions.csv")["score"]
     np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
 def test_an_opset_that_cannot_be_had(model, tmp_path, capfd):
-    for opset in (9, 200):
-        with pytest.raises(UsageError, match=rf"--opset {opset}: this model cannot be written in it, but in \d\d"):
-            export(model, "--out", tmp_path / "m.onnx", "--opset", opset)
+    with pytest.raises(UsageError, match=r"--opset 9: this model cannot be written in it, but in \d\d"):
+        export(model, "--out", tmp_path / "m.onnx", "--opset", 9)
     with pytest.raises(UsageError, match="--opset is of ONNX, not of torch_export"):
         export(model, "--format", "torch_export", "--opset", "17")
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +141,7 @@ def test_an_opset_that_cannot_be_had(model, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("style", ["onnx", "torch_export"])
-def test_a_file_of_the_users_is_not_replaced(model, tmp_path, style):
+def test_a_file_of_the_users_is_not_replaced(model, exported, tmp_path, style):
     """An export is: the same command may be given again."""
     out = tmp_path / f"m{export_module.SUFFIXES[style]}"
     for content in (b"", b"mine"):
@@ -143,8 +150,11 @@ def test_a_file_of_the_users_is_not_replaced(model, tmp_path, style):
             export(model, "--out", out, "--format", style)
         assert out.read_bytes() == content
     out.unlink()
-    for _ in range(2):
+    if style == "onnx":
+        shutil.copy(exported, out)
+    else:
         export(model, "--out", out, "--format", style)
+    export(model, "--out", out, "--format", style)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
@@ -161,16 +171,16 @@ def test_out_of_memory_is_one_line(model, tmp_path, monkeypatch, step):
 
 def test_an_export_that_computes_something_else_is_not_written(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_difference", lambda *_: 0.01)
-    for style, name in (("onnx", "m.onnx"), ("torch_export", "m.pt2")):
-        with pytest.raises(DataError, match=r"differs from PyTorch by 0\.01, more than 0\.001: nothing was written"):
-            export(model, "--format", style, "--out", tmp_path / name)
+    with pytest.raises(DataError, match=r"differs from PyTorch by 0\.01, more than 0\.001: nothing was written"):
+        export(model, "--out", tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_precision_is_said(mvtec, tmp_path, capsys):
     words = ["--results_path", str(tmp_path), "--precision", "bf16", *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt"]
     main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
-    export(tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt", "--out", tmp_path / "m.onnx")
+    bolt = tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
+    export(bolt, "--format", "torch_export", "--out", tmp_path / "m.pt2")
     assert "trained in bfloat16" in capsys.readouterr().err
 
 
@@ -202,11 +212,11 @@ def test_mistakes(run_main, model, words, code, message):
     assert "Traceback" not in done.stderr
 
 
-def test_readme_script_needs_onnx_runtime_alone(model, mvtec, tmp_path):
+def test_readme_script_needs_onnx_runtime_alone(model, exported, mvtec, tmp_path):
     """The README's script, in a process that cannot import torch or this project."""
     readme = (ROOT / "README.md").read_text()
     script = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "onnxruntime" in b)
-    export(model, "--out", tmp_path / "model.onnx")
+    shutil.copy(exported, tmp_path / "model.onnx")
     image = next((mvtec / "bolt" / "test").rglob("*.png"))
     (tmp_path / "script.py").write_text("import sys\nsys.modules['torch'] = None\n" + script)
     done = subprocess.run(

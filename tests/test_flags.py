@@ -296,7 +296,7 @@ def test_layers_of_several_backbones():
         ([], ["layer2"], "-b wideresnet50"),
         (["a", "b"], ["layer2"], "write INDEX.LAYER, such as 0.layer2, with an index from 0 to 1"),
         (["a", "b"], ["2.layer2"], "-le 2.layer2"),
-        (["a.seed-x"], ["layer2"], "whole number after .seed-"),
+        (["a.seed-x"], ["layer2"], "whole number from 0 to 4294967295 after .seed-"),
         (["a"], ["layer2", "layer2"], "given twice"),
         (["a", "a"], ["0.layer2", "1.layer2"], "the same backbone with the same layers is given twice"),
     ],

@@ -162,11 +162,11 @@ def test_an_interrupted_predict_loses_nothing(model, photos, monkeypatch):
     before = tree(photos / "predictions")
     write, written = predict_module.write_bytes, []
 
-    def interrupted(path, content):
+    def interrupted(path, content, **options):
         if len(written) == 2:
             raise main.Interrupted(2)
         written.append(path)
-        write(path, content)
+        write(path, content, **options)
 
     monkeypatch.setattr(predict_module, "write_bytes", interrupted)
     with pytest.raises(main.Interrupted):

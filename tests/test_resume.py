@@ -69,7 +69,7 @@ VARIANTS = {
     ],
     "images at every pass": [
         *["--feature_bank", "off", "--eval_every", "2", "--seed", "3", "--seed", "4"],
-        *[*SMALL_NET, "--mix_noise", "2", "--meta_epochs", "5", "dataset", *SMALL_DATA],
+        *[*SMALL_NET, "--mix_noise", "2", "--meta_epochs", "3", "dataset", *SMALL_DATA],
         *["--num_workers", "2", "--augment", "--batch_size", "3"],
     ],
 }
