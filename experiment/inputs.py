@@ -8,6 +8,8 @@ from pathlib import Path
 
 from datasets import ClassSamples
 
+_CONTENTS: dict[tuple[str, str], str] = {}  # by the root, and what is listed below it
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -21,8 +23,12 @@ class Inputs:
 
     @classmethod
     def of(cls, samples: ClassSamples, root: Path) -> "Inputs":
-        """Those of a class; names are paths below the root."""
-        return cls(_digest(samples, root, _listed), _digest(samples, root, Path.read_bytes))
+        """Those of a class; names are paths below the root. The jobs of a process read its files once."""
+        listed = _digest(samples, root, _listed)
+        key = str(root.absolute()), listed
+        if key not in _CONTENTS:
+            _CONTENTS[key] = _digest(samples, root, Path.read_bytes)
+        return cls(listed, _CONTENTS[key])
 
     def are_those_of(self, samples: ClassSamples, root: Path) -> bool:
         """Whether a class is what it was; files are read only where sizes or times are others."""

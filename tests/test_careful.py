@@ -198,6 +198,14 @@ def test_training_goes_on_with_the_images_that_it_began_with(run, tmp_path, monk
         run(data=data)
 
 
+def test_files_are_read_once_for_all_jobs_of_a_process(run, tmp_path, monkeypatch):
+    data = make_mvtec(tmp_path / "data", ["nut"])
+    read, names = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (names.append(path.name), read(path))[1])
+    run("--seed", "5", "--seed", "6", data=data)
+    assert names.count("003.png") == 1  # a training image
+
+
 def test_inputs_know_rows_and_masks(tmp_path):
     from datasets import ClassSamples, Sample
 
@@ -207,6 +215,7 @@ def test_inputs_know_rows_and_masks(tmp_path):
     row = torch.zeros(3).numpy()
     samples = ClassSamples([Sample(tmp_path / "t.csv/row 1", (), False, "t", "good", values=row)], [])
     known = Inputs.of(samples, tmp_path)
+    assert Inputs.of(samples, tmp_path) == known
     assert known.are_those_of(samples, tmp_path)
     assert not known.are_those_of(
         ClassSamples([Sample(tmp_path / "t.csv/row 1", (), False, "t", "good", values=row + 1)], []), tmp_path
