@@ -190,7 +190,7 @@ class Cluster:
                     task = next(waiting[stream])
                     _unpack(task, answer)
                     yield task, answer.outcome
-                _show(bar, *ray.get(display.take.remote()))
+                _show(bar, *_taken(display))
                 if self.signal:
                     raise Interrupted(self.signal)
 
@@ -200,6 +200,20 @@ def _check_address(address: str | None) -> None:
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _taken(display: Any) -> tuple[dict[str, float], list[str]]:
+    """What workers have told the display since it was last asked.
+
+    Raises:
+        DataError: Ray has ended it, as where memory runs out.
+    """
+    import ray
+
+    try:
+        return ray.get(display.take.remote())
+    except ray.exceptions.RayError as error:
+        raise DataError(f"Ray has ended the run's display ({first_line(error)}): the same command continues") from error
 
 
 def _next_answer(stream: Any) -> Answer | None:

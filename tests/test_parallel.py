@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster as Nodes
 from test_grid import csvs
 
-from errors import UsageError
+from errors import DataError, UsageError
 from experiment import parallel, resolve, worker
 from experiment.config import RunConfig
 from experiment.lock import holder
@@ -213,6 +213,16 @@ def test_one_job_at_a_time_needs_no_cluster(monkeypatch):
     with parallel._visible([1, 3]):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_a_display_that_ray_has_ended_is_one_line():
+    import ray
+
+    def gone():
+        raise ray.exceptions.RayError("2 worker(s) were killed\nas memory ran low")
+
+    with pytest.raises(DataError, match=r"Ray has ended the run's display .*killed.*: the same command continues$"):
+        parallel._taken(SimpleNamespace(take=SimpleNamespace(remote=gone)))
 
 
 def hide_ray():
