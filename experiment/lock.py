@@ -13,6 +13,16 @@ import click
 from errors import UsageError
 
 LOCK = ".lock"
+_held_files: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """Close the locks in a process that was forked: what reads images outlives a killed run by seconds."""
+    for file in _held_files:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -30,9 +40,11 @@ def only_writer(folder: Path, flag: str = "--run_name") -> Iterator[None]:
         file.truncate(0)
         file.write(holder())
         file.flush()
+        _held_files.add(file)
         try:
             yield
         finally:
+            _held_files.discard(file)
             if _is_at(path, file):  # a folder may have been moved, and another process have locked the next
                 path.unlink()
 

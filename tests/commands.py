@@ -110,6 +110,7 @@ def _work(
     env: dict[str, str],
     before: Callable[[], object] | None,
 ) -> None:
+    multiprocessing.set_start_method(None, force=True)  # what it starts itself starts as from any process
     os.chdir(where)
     os.environ.clear()
     os.environ.update(env)

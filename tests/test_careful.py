@@ -90,6 +90,21 @@ def test_overwrite_moves_no_run_that_is_being_written(run):
     assert Path("results/project/group/test.old-1/below").is_dir()
 
 
+def test_a_forked_process_does_not_hold_its_parents_lock(tmp_path):
+    """As those that read images, which outlive a run that is killed."""
+    with only_writer(tmp_path):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            locks = [path for path in Path("/proc/self/fd").iterdir() if path.exists() and path.resolve().name == LOCK]
+            os.write(writer, str(len(locks)).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(reader, 9) == b"0"
+        with pytest.raises(UsageError, match="is being written"), only_writer(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("content", [b"", b'{"format": 1}', None])
 def test_a_damaged_result_costs_its_job_alone(run, capsys, content):
     own = run("--seed", "0", "--seed", "1")
