@@ -4,7 +4,6 @@ from functools import cache
 
 import cv2
 import numpy as np
-import skimage.data
 from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
@@ -34,6 +33,8 @@ COIN_BORDER = 4  # pixels around a coin
 @cache
 def _photograph(name: str) -> Plane:
     """Its brightness."""
+    import skimage.data  # late: other datasets need not wait for it
+
     pixels = getattr(skimage.data, name)()
     return np.float32(pixels if pixels.ndim == 2 else pixels.mean(axis=2)) / 255
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from errors import DataError
 from late import pandas as pd
@@ -253,7 +252,7 @@ def _fit(cells: pd.Series, where: str) -> Column:
 
 def _plain(cells: pd.Series) -> pd.Series:
     """Numbers as they are, all else as text."""
-    return cells if is_numeric_dtype(cells) and not is_bool_dtype(cells) else as_text(cells)
+    return cells if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells) else as_text(cells)
 
 
 def _numbers(cells: pd.Series, where: str) -> NDArray[np.float64]:
