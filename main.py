@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -705,8 +706,16 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
 def imported(command: str) -> Callable[..., int | None]:
     """What does the work of a command; from here on rubbish is collected again."""
     function = getattr(importlib.import_module(f"experiment.{command}"), command)
-    gc.enable()
+    if not gc.isenabled():  # by cli
+        _leave_imports_alone()
+        gc.enable()
     return function
+
+
+@cache
+def _leave_imports_alone() -> None:
+    """Look through what was imported for rubbish no more; once, for what a command makes may be some."""
+    gc.freeze()
 
 
 def refuse_others(command: str, ctx: click.Context, configs: list[Any]) -> None:
