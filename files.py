@@ -53,6 +53,14 @@ def move(source: Path, target: Path) -> None:
         os.close(folder)
 
 
+def free_name(path: Path, word: str) -> Path:
+    """A name beside a file or folder that nothing has, not even a link to nothing, such as run.old-1."""
+    number = 1
+    while os.path.lexists(name := path.with_name(f"{path.name}.{word}-{number}")):
+        number += 1
+    return name
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content.
 

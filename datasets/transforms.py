@@ -72,10 +72,6 @@ class ImageTransform:
         pixels = torch.from_numpy(np.asarray(self._cropped(image), dtype=np.float32) / 255).permute(2, 0, 1)
         return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
-    def mask(self, mask: Image.Image) -> Tensor:
-        """A mask as bool [imagesize, imagesize]: nearest neighbour, so that it stays binary; non-zero is defective."""
-        return torch.from_numpy(self.nearest(mask) > 0)
-
     def nearest(self, values: Image.Image) -> NDArray[np.integer]:
         """Numbers for every pixel of an image, as [imagesize, imagesize]: nearest neighbour, so that none is new."""
         values = values.resize(self._resized(*values.size), Image.Resampling.NEAREST)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from backbones import FeatureBank
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
-from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Seen, Shuffled
+from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Seen, Shuffled, region_labels
 from detection import Detector, Prediction
 from experiment.config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
@@ -33,12 +33,14 @@ class ClassBanks:
         validation: of held-out images; None where there are none, or nothing is trained.
         test: in the samples' order.
         masks: of the test images, bool [N, H, W]; [N, 0, 0] of a table.
+        regions: of all their defective pixels, see datasets.region_labels.
     """
 
     train: FeatureBank | None
     validation: FeatureBank | None
     test: FeatureBank
     masks: NDArray[np.bool_]
+    regions: NDArray[np.integer]
 
 
 def build_banks(
@@ -71,7 +73,7 @@ def build_banks(
     if sentence := seen.sentence(title, data.test_transform):
         click.echo(sentence, err=True)
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
-    return ClassBanks(train, validation, test, masks.numpy())
+    return ClassBanks(train, validation, test, masks.numpy(), region_labels(samples.test, data.test_transform))
 
 
 def _embed_all(

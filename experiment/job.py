@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -88,7 +90,7 @@ class _Part:
         self.test = _test_predictions(job, detector, banks)
         self.defects = read_defects(job.samples.test, job.samples.saturation, job.data.test_transform)
         self.inputs = Inputs.of(job.samples, job.root)
-        self.regions = region_labels(job.samples.test, job.data.test_transform)
+        self.regions = _regions(job, banks)
         self.history: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None
 
@@ -221,7 +223,7 @@ def test_job(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks | N
     restore(detector, job.folder, description)
     samples, test = job.samples, _test_predictions(job, detector, banks)
     defects = read_defects(samples.test, samples.saturation, job.data.test_transform)
-    regions = region_labels(samples.test, job.data.test_transform)
+    regions = _regions(job, banks)
     with one_line_when_full(), progress(label_of([job]), total=len(test)) as bar:
         evaluation = evaluate(test, samples.test, defects, bar, test.on_disk, regions)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
@@ -353,6 +355,11 @@ def _short(value: str) -> str:
 def _test_predictions(job: Job, detector: Detector, banks: ClassBanks | None) -> Predictions:
     bank, masks = (banks.test, banks.masks) if banks else (None, None)
     return Predictions(detector, job.samples.test, job.data, bank, masks, job.name.title)
+
+
+def _regions(job: Job, banks: ClassBanks | None) -> NDArray[np.integer]:
+    """Of the defective pixels of a job's test images; read once for all jobs that share banks."""
+    return banks.regions if banks else region_labels(job.samples.test, job.data.test_transform)
 
 
 def _thresholds(part: _Part, quantile: float) -> Thresholds:

@@ -19,7 +19,7 @@ from detection.checkpoint import WEIGHTS
 from errors import UsageError
 from experiment.lock import LOCK, only_writer, refuse_where_written
 from experiment.resolve import create_directory
-from files import PARTIAL, partial
+from files import PARTIAL, free_name, partial
 
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
 COLUMNS = ("path", "score", "decision", "seconds", "error", "picture", "map")
@@ -153,9 +153,8 @@ def _move_aside(out: Path) -> Path | None:
     """
     if all(path.name == LOCK for path in _files(out)):
         return None
-    out, number = out.resolve(), 1
-    while os.path.lexists(target := out.with_name(f"{out.name}.old-{number}")):
-        number += 1
+    out = out.resolve()
+    target = free_name(out, "old")
     try:
         (out / LOCK).unlink()
         out.rename(target)

@@ -38,7 +38,7 @@ from experiment.results import (
 )
 from experiment.tables import render, summary
 from experiment.task import FeatureKey, Outcome, Task, group, work
-from files import PARTIAL, sha256_of, write_text
+from files import PARTIAL, free_name, sha256_of, write_text
 
 GRID = "grid.json"  # in the folder of a grid's runs, from its start: the names of theirs
 Choice = tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]
@@ -303,7 +303,7 @@ def _finished(plan: Plan, names: Sequence[JobName]) -> dict[JobName, JobResult]:
         except DamagedResultError as error:
             if plan.run.test:
                 raise
-            aside = _free_name(folder, "damaged")
+            aside = free_name(folder, "damaged")
             folder.rename(aside)
             click.echo(f"{error}; '{folder.name}' is made again, and what is left of it is in '{aside}'", err=True)
             continue
@@ -328,16 +328,8 @@ def _move_aside(directory: Path) -> None:
         for lock in directory.rglob(f"*/{LOCK}"):  # runs whose names go on from this one's
             with only_writer(lock.parent):
                 pass
-        target = _free_name(directory, "old")
+        target = free_name(directory, "old")
         (directory / LOCK).unlink()
         directory.rename(target)
         directory.mkdir()
     click.echo(f"The earlier run is now {target}", err=True)
-
-
-def _free_name(folder: Path, word: str) -> Path:
-    """A name beside a folder that nothing has, such as run.old-1."""
-    number = 1
-    while (name := folder.with_name(f"{folder.name}.{word}-{number}")).exists():
-        number += 1
-    return name

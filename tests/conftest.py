@@ -81,6 +81,17 @@ SMALL_MULTIMODAL = [
 SMALL_DATA = ["--num_workers", "0", "--resize", "40", "--imagesize", "32"]
 
 
+@pytest.fixture(scope="session")
+def model(mvtec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model; tests must not change it."""
+    import main
+
+    results = tmp_path_factory.mktemp("model")
+    words = ["--results_path", str(results), "--precision", "fp32", *SMALL_NET, "dataset", *SMALL_DATA]
+    main.main([*words, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
+    return results / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
+
+
 @pytest.fixture
 def run_main(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run main.py in a fork, in an empty folder; keywords change its environment."""

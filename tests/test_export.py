@@ -28,12 +28,6 @@ def train(folder, mvtec, *net):
     return folder / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
 
 
-@pytest.fixture(scope="module")
-def model(mvtec, tmp_path_factory):
-    """The folder of a small model; tests must not change it."""
-    return train(tmp_path_factory.mktemp("model"), mvtec)
-
-
 def export(*words):
     main.main(["export", *map(str, words)], standalone_mode=False)
 

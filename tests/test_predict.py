@@ -11,22 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import ROOT, Command, wait_for
-from conftest import SMALL_DATA, SMALL_NET
 from PIL import Image
 
 import main
 import simplenet
 from datasets import DATASETS, ImageTransform
 from experiment.predict import _full_size
-
-
-@pytest.fixture(scope="module")
-def model(mvtec, tmp_path_factory):
-    """The folder of a small model; tests must not change it."""
-    results = tmp_path_factory.mktemp("model")
-    words = ["--results_path", str(results), "--precision", "fp32", *SMALL_NET, "dataset", *SMALL_DATA]
-    main.main([*words, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
-    return results / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
 
 
 def rows(folder):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL_DATA, SMALL_NET
+from conftest import ROOT
 from PIL import Image
 
 import main
@@ -20,15 +20,6 @@ from experiment.config import PredictConfig
 from experiment.lock import LOCK, only_writer
 from experiment.names import Names
 from simplenet import SimpleNet
-
-
-@pytest.fixture(scope="module")
-def model(mvtec, tmp_path_factory):
-    """The folder of a small model; tests must not change it."""
-    results = tmp_path_factory.mktemp("model")
-    words = ["--results_path", str(results), "--precision", "fp32", *SMALL_NET, "dataset", *SMALL_DATA]
-    main.main([*words, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
-    return results / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
 
 
 def predict(*words):
