@@ -47,8 +47,10 @@ from backbones import FeatureBank, FeatureExtractor
 from datasets import ClassSamples, Defect, Sample, read_defects, region_labels
 from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
+from detection.precision import PRECISIONS
 from errors import DataError, UsageError
-from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
 from experiment.evaluation import evaluate
 from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
 from experiment.progress import progress
@@ -96,7 +98,7 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     name, *options = shlex.split(words)
     if epochs is not None and name != "net":
         options += ["--epochs", str(epochs)]
-    command = main.main.commands[name]
+    command = main.main.get_command(None, name)
     return command.invoke(command.make_context(name, options))[0]
 
 

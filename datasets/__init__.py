@@ -21,7 +21,7 @@ from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import ImageTransform, RandomTransform, to_pixels
+from datasets.transforms import AUGMENT, ImageTransform, RandomTransform, to_pixels
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -30,8 +30,10 @@ READERS = (MVTEC, MVTEC_LOCO, MPDD, BTAD, VISA, SDD, SDD2, MTD, CIFAR10, ELPV, A
 DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READERS}, "mvtecloco": MVTEC_LOCO}
 
 __all__ = [
+    "AUGMENT",
     "DATASETS",
     "MAX_PIXELS",
+    "READERS",
     "AssemblyOptions",
     "Batch",
     "BatchLoader",

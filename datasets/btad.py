@@ -4,4 +4,11 @@ from datasets.class_folders import ClassFolders
 from datasets.sample import DatasetReader
 
 FOLDERS = ClassFolders(normal="ok", layout="CLASS/train/ok, CLASS/test/ok, CLASS/test/ko and CLASS/ground_truth/ko")
-BTAD = DatasetReader("btad", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class, resize_mode="square")
+BTAD = DatasetReader(
+    "btad",
+    "beanTech, classes 01, 02 and 03",
+    FOLDERS.layout,
+    FOLDERS.find_classes,
+    FOLDERS.read_class,
+    resize_mode="square",
+)

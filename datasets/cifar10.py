@@ -107,4 +107,10 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-CIFAR10 = DatasetReader("cifar10", LAYOUT, find_classes, read_class)
+CIFAR10 = DatasetReader(
+    "cifar10",
+    "CIFAR-10 as torchvision keeps it, the images of all other classes anomalous",
+    LAYOUT,
+    find_classes,
+    read_class,
+)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import DataError
+from options import option
 
 Image.MAX_IMAGE_PIXELS = None  # of every process that reads: Reading.max_pixels takes its place, and says what to do
 MAX_PIXELS = 180_000_000
@@ -40,16 +41,26 @@ class Reading:
     """How image files become pixels. What does not stand in the way of reading is part of a model.
 
     Attributes:
-        bit_depth: bits of the values in 16-bit files, 8 to 16, which are scaled to 8; None: not found yet, 16.
         oriented: whether images are turned as their EXIF orientation says.
         background: the colour that images with transparency are laid on; None shows what is hidden.
-        max_pixels: of the largest image that is read.
     """
 
-    bit_depth: int | None = None
+    bit_depth: int | None = option(
+        None,
+        "Bits of the values in 16-bit files, which are scaled to 8; cameras often have 10 or 12. auto: the smallest of "
+        "8, 10, 12, 14 and 16 that holds the training images of a class.",
+        at_least=8,
+        at_most=16,
+        empty_word="auto",
+    )
+    max_pixels: int = option(
+        MAX_PIXELS,
+        "Of the largest image that is read; reading takes about 4 bytes a pixel.",
+        at_least=1,
+        changes_results=False,
+    )
     oriented: bool = True
     background: Literal["black"] | None = "black"
-    max_pixels: int = MAX_PIXELS
 
 
 class Header(NamedTuple):

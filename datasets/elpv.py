@@ -71,4 +71,11 @@ def _read_labels(root: Path) -> list[tuple[Path, float, str]]:
     return rows
 
 
-ELPV = DatasetReader("elpv", LAYOUT, find_classes, read_class, default_root)
+ELPV = DatasetReader(
+    "elpv",
+    "solar cells, classes mono and poly; without DATA_PATH those of the installed elpv-dataset package",
+    LAYOUT,
+    find_classes,
+    read_class,
+    default_root,
+)

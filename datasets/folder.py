@@ -18,27 +18,31 @@ from datasets.folders import (
 from datasets.masks import read_mask
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from errors import DataError, UsageError
+from options import option
 
 NORMAL_NAMES = frozenset({"good", "ok", "normal"})
 
 
 @dataclass(frozen=True)
 class FolderNames:
-    """Where the images of a class are, relative to its folder; all folders are read with those below them.
+    """Where the images of a class are, relative to its folder; all folders are read with those below them."""
 
-    Attributes:
-        normal_dir: normal images to train on.
-        normal_test_dir: normal images to test on. By default also the folder in `test` that has normal_dir's name;
-            where neither exists, every fifth image of normal_dir is tested on and not trained on.
-        abnormal_dir: a folder per defect type; empty: every folder in `test` that is none of the others.
-        mask_dir: masks by defect type or for all; empty: there are none. The default need not exist, and where it does
-            not, masks may lie beside their images.
-    """
-
-    normal_dir: str = "train/good"
-    normal_test_dir: str = "test/good"
-    abnormal_dir: tuple[str, ...] = ()
-    mask_dir: str = "ground_truth"
+    normal_dir: str = option("train/good", "Normal images to train on.")
+    normal_test_dir: str = option(
+        "test/good",
+        "Normal images to test on.",
+        shown="test/good, the folder in test of --normal_dir's name, or every fifth image of --normal_dir",
+    )
+    abnormal_dir: tuple[str, ...] = option(
+        (),
+        "Anomalous images, one folder per defect type; repeatable.",
+        shown="every other folder in test",
+    )
+    mask_dir: str = option(
+        "ground_truth",
+        'Masks of the anomalous images, by defect type or for all: NAME or NAME_mask; "" for none.',
+        shown="ground_truth, or beside the images, if there are any",
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,7 +72,16 @@ def folder_reader(names: FolderNames) -> DatasetReader:
         folder = root if (root / names.normal_dir).is_dir() else root / class_name
         return _read(folder, class_name, names)
 
-    return DatasetReader("folder", layout, find_classes, read_class, resize_mode=None)
+    return DatasetReader(
+        "folder",
+        "your own images: DATA_PATH is a class or holds classes, with --normal_dir and the other folder options",
+        layout,
+        find_classes,
+        read_class,
+        resize_mode=None,
+        options=names,
+        of=folder_reader,
+    )
 
 
 def _read(folder: Path, class_name: str, names: FolderNames) -> ClassSamples:

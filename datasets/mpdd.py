@@ -4,4 +4,4 @@ from datasets.class_folders import ClassFolders
 from datasets.sample import DatasetReader
 
 FOLDERS = ClassFolders()
-MPDD = DatasetReader("mpdd", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class)
+MPDD = DatasetReader("mpdd", "MPDD, painted metal parts", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class)

@@ -56,4 +56,11 @@ def _defects(folder: Path, class_name: str) -> list[Sample]:
     return [Sample(path, (masks[path.stem],), True, class_name, defect_type) for path in image_paths]
 
 
-MTD = DatasetReader("mtd", LAYOUT, find_classes, read_class, resize_mode="square")
+MTD = DatasetReader(
+    "mtd",
+    "magnetic tiles, folders MT_Free, MT_Crack and so on; class tile",
+    LAYOUT,
+    find_classes,
+    read_class,
+    resize_mode="square",
+)

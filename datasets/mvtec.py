@@ -4,4 +4,10 @@ from datasets.class_folders import ClassFolders
 from datasets.sample import DatasetReader
 
 FOLDERS = ClassFolders()
-MVTEC = DatasetReader("mvtec", FOLDERS.layout, FOLDERS.find_classes, FOLDERS.read_class)
+MVTEC = DatasetReader(
+    "mvtec",
+    "MVTec AD and data in its layout: DATA_PATH/CLASS/train/good, test/TYPE, ground_truth/TYPE",
+    FOLDERS.layout,
+    FOLDERS.find_classes,
+    FOLDERS.read_class,
+)

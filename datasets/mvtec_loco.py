@@ -67,4 +67,6 @@ def _read_saturation(path: Path) -> dict[int, Saturation]:
         ) from error
 
 
-MVTEC_LOCO = DatasetReader("mvtec_loco", LAYOUT, FOLDERS.find_classes, read_class, resize_mode="square")
+MVTEC_LOCO = DatasetReader(
+    "mvtec_loco", "MVTec LOCO AD; also called mvtecloco", LAYOUT, FOLDERS.find_classes, read_class, resize_mode="square"
+)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,7 @@ class DatasetReader:
 
     Attributes:
         name: what it is called on the command line.
+        summary: what it holds, in a few words, for --help.
         layout: what is expected under a root folder, in words.
         find_classes: the classes under a root folder, in order; empty if there are none.
         read_class: the samples of one of them.
@@ -83,12 +84,17 @@ class DatasetReader:
         is_file: the root is a file and no folder.
         resize_mode: the geometry that suits its images: "aspect" where they are square, as the original's, "square"
             where they are not, of which "aspect" would cut much away; None: to be decided by looking at them.
+        options: of its own, which it reads by: a dataclass of options; None where it has none.
+        of: the reader of other such options.
     """
 
     name: str
+    summary: str
     layout: str
     find_classes: Callable[[Path], list[str]]
     read_class: Callable[[Path, str], ClassSamples]
     default_root: Callable[[], Path] | None = None
     is_file: bool = False
     resize_mode: Literal["aspect", "square"] | None = "aspect"
+    options: Any = None
+    of: "Callable[[Any], DatasetReader] | None" = None

@@ -58,4 +58,11 @@ def _item_samples(item: Path, class_name: str, doubts: dict[Path, str]) -> list[
     return [labelled_sample(path, labels[path.stem], class_name, doubts) for path in image_paths]
 
 
-SDD = DatasetReader("sdd", LAYOUT, find_classes, read_class, resize_mode="square")
+SDD = DatasetReader(
+    "sdd",
+    "KolektorSDD, folders kos01 to kos50; class commutator",
+    LAYOUT,
+    find_classes,
+    read_class,
+    resize_mode="square",
+)

@@ -41,4 +41,11 @@ def _samples(folder: Path, class_name: str, doubts: dict[Path, str]) -> list[Sam
     return [labelled_sample(path, found[f"{path.stem}_GT"], class_name, doubts) for path in image_paths]
 
 
-SDD2 = DatasetReader("sdd2", LAYOUT, find_classes, read_class, resize_mode="square")
+SDD2 = DatasetReader(
+    "sdd2",
+    "KolektorSDD2, folders train and test; class surface",
+    LAYOUT,
+    find_classes,
+    read_class,
+    resize_mode="square",
+)

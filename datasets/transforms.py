@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,32 +13,34 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.decode import Reading
+from options import option
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
+AUGMENT = {"rotate_degrees": 5.0, "translate": 0.02, "scale": 0.05, "brightness": 0.1, "contrast": 0.1}
+
+
+def _change(name: str, text: str, most: float | None = None, below: float | None = None) -> Any:
+    shown = f"0; with --augment {AUGMENT[name]:g}" if name in AUGMENT else "0"
+    return option(0.0, text, at_least=0, at_most=most, below=below, shown=shown)
+
+
 @dataclass(frozen=True)
 class RandomTransform:
-    """Random changes of training images, all off by default.
+    """Random changes of training images, all off by default; brightness, contrast and saturation are ColorJitter's."""
 
-    Attributes:
-        rotate_degrees: rotation drawn from -r to r degrees.
-        translate: shift drawn up to this share of width and height.
-        scale: zoom drawn from 1-s to 1+s.
-        brightness, contrast, saturation: torchvision.ColorJitter's factors.
-        gray, hflip, vflip: probabilities of greyscale, and of horizontal and vertical flips.
-    """
-
-    rotate_degrees: float = 0.0
-    translate: float = 0.0
-    scale: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    gray: float = 0.0
-    hflip: float = 0.0
-    vflip: float = 0.0
+    rotate_degrees: float = _change("rotate_degrees", "Rotate training images by up to this angle.", 180)
+    translate: float = _change("translate", "Shift them by up to this share of their size.", 1)
+    scale: float = _change("scale", "Zoom them by up to this share.", below=1)
+    brightness: float = _change("brightness", "Change their brightness by up to this factor.", 1000)
+    contrast: float = _change("contrast", "Change their contrast by up to this factor.", 1000)
+    saturation: float = _change("saturation", "Change their saturation by up to this factor.", 1000)
+    gray: float = _change("gray", "Probability of turning them grey.", 1)
+    hflip: float = _change("hflip", "Probability of flipping them left to right.", 1)
+    vflip: float = _change("vflip", "Probability of flipping them upside down.", 1)
 
     @property
     def is_identity(self) -> bool:

@@ -68,4 +68,11 @@ def _read_split(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-VISA = DatasetReader("visa", LAYOUT, find_classes, read_class, resize_mode="square")
+VISA = DatasetReader(
+    "visa",
+    "VisA as released, with split_csv/1cls.csv, or in the layout of MVTec AD",
+    LAYOUT,
+    find_classes,
+    read_class,
+    resize_mode="square",
+)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -24,9 +22,11 @@ from torch import Tensor
 import backbones
 from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
 from detection.detector import Detector, Prediction
+from detection.precision import PRECISIONS
 from errors import DataError, UsageError
 from files import read_json, unreadable, write_bytes, write_text
 from late import pandas as pd
+from options import declared, is_of
 
 FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
@@ -94,7 +94,7 @@ class Description:
 
     @property
     def dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+        return {str(own).removeprefix("torch."): own for own in PRECISIONS.values()}[self.precision]
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def load(
     layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
     normalisation = backbones.Normalisation.from_dict(backbone["normalisation"])
     extractor = backbones.load(backbone["name"], weights, backbone["seed"], normalisation)
-    counts = {name: description.options.get(name, 0) for name in kind.COUNTS}
+    counts = {name: description.options.get(name, 0) for name in _counts(kind)}
     if max(counts.values(), default=0) > len(tensors):
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
     with backbones.shapes_only():  # nothing of the size that the description claims is made before it proves right
@@ -261,6 +261,11 @@ def load(
     ).to(device)
     _fill(detector, folder, description, tensors)
     return TrainedModel(detector, transform, description)
+
+
+def _counts(kind: type[Detector]) -> list[str]:
+    """The options that number parts with weights of their own."""
+    return [own.name for own in declared(kind.Options) if own.option.counts]
 
 
 def restore(detector: Detector, folder: Path, description: Description) -> None:
@@ -289,11 +294,8 @@ def _check(description: Description, kind: type[Detector]) -> None:
     """Types and bounds of what decides how much is computed; ValueError says what is wrong."""
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
     backbones.Normalisation.from_dict(backbone["normalisation"])
-    types = {name: parameter.annotation for name, parameter in inspect.signature(kind).parameters.items()}
-    if unknown := [name for name in description.options if name not in types]:
-        raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
+    _check_options(description.options, kind.Options)
     claims: list[tuple[str, Any, Any]] = [
-        *((name, value, types[name]) for name, value in description.options.items()),
         *((name, transform[name], int) for name in ("resize", "imagesize")),
         *((name, value, float) for name, value in asdict(thresholds).items() if name not in ("source", "images")),
         *(("map_range", value, float) for value in description.map_range),
@@ -302,14 +304,16 @@ def _check(description: Description, kind: type[Detector]) -> None:
         *(("seed", value, int) for value in (description.seed, backbone["seed"])),
     ]
     for name, value, kind in claims:
-        if not _is(value, kind, 2**63 if name == "seed" else LARGEST):
+        if not is_of(value, kind, 2**63 if name == "seed" else LARGEST):
             raise ValueError(f"{name} is {value!r}")
     if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
     reading = description.reading
     if (
         reading.keys() != UNSAID.keys()
-        or not (_is(reading["bit_depth"], int, 16) and reading["bit_depth"] >= 8 and _is(reading["oriented"], bool, 0))
+        or not (
+            is_of(reading["bit_depth"], int, 16) and reading["bit_depth"] >= 8 and is_of(reading["oriented"], bool, 0)
+        )
         or reading["background"] not in (None, "black")
     ):
         raise ValueError(f"reading is {reading}")
@@ -320,22 +324,21 @@ def _check(description: Description, kind: type[Detector]) -> None:
     description.dtype  # noqa: B018 - KeyError where there is no such precision
 
 
+def _check_options(options: Mapping[str, Any], kind: type) -> None:
+    """See that what a description says of a detector's options are values of theirs; ValueError says what is wrong."""
+    types, flags = get_type_hints(kind), {own.name: own for own in declared(kind)}
+    if unknown := [name for name in options if name not in types]:
+        raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
+    for name, value in options.items():
+        is_one = flags[name].is_one(value) if name in flags else is_of(value, types[name], LARGEST)
+        if not is_one or (isinstance(value, int) and value > LARGEST):
+            raise ValueError(f"{name} is {value!r}")
+
+
 def _newer_options(description: Description, kind: type[Detector]) -> dict[str, Any]:
     """The defaults of options that a description lacks since its model is older than they are."""
-    parameters = inspect.signature(kind).parameters.values()
-    own = [one for one in parameters if one.name not in ("seed", "precision") and one.default is not one.empty]
-    return {one.name: one.default for one in own if one.name not in description.options}
-
-
-def _is(value: Any, kind: Any, largest: int) -> bool:
-    """Whether a value from JSON is of a type; a number must be finite, a whole one neither negative nor too large."""
-    if get_origin(kind) is list:
-        return isinstance(value, list | tuple) and all(_is(own, *get_args(kind), largest) for own in value)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, kind) and (not isinstance(value, int) or 0 <= value <= largest)
+    own = (one for one in fields(kind.Options) if one.name not in description.options)
+    return {one.name: one.default for one in own}
 
 
 def _check_shapes(folder: Path, planned: Detector, tensors: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,6 +11,16 @@ from torch import Tensor, nn
 from backbones import Alignment, FeatureExtractor
 from detection.anomaly_map import anomaly_maps
 from detection.training import EpochStats, Training
+from options import check, option
+
+
+def align_maps(**role: bool) -> Any:
+    """The option of this name, which detectors that draw maps have; `role` says whether it decides the features."""
+    text = (
+        "Draw each layer's cells where they look, found by tracing and, of learned weights, measuring them; else they "
+        "share the image evenly, as in the papers."
+    )
+    return option(False, text, "--align_maps", "--no_align_maps", **role)
 
 
 class Prediction(NamedTuple):
@@ -24,22 +35,26 @@ class Detector(nn.Module):
 
     Training and prediction come in two halves, so that a feature bank can stand between: embed, and what follows it.
     A subclass says what it reads off the backbone (features), how it predicts from that (forward), and how it
-    learns (training_on, passes_after). Its options are keyword arguments with types, which model.json is checked by.
+    learns (training_on, passes_after).
 
     Args:
         backbone: where layer maps come from; shared between detectors unless it is trained, then copied.
         layers: the layers read off it; the first gives the patch grid.
         image_size: height and width of the images and maps.
-        meta_epochs: how often training reports.
         precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
         seed: of weights and all that is random in training.
-        train_backbone: whether the backbone learns too.
-        align_maps: draw the cells of each layer where they look; see Alignment.
-        cell_shift: of what is drawn against the layers' cells, in cells.
+        options: fields of Options, by name; the others have their defaults.
+
+    Attributes:
+        options: an instance of Options.
+
+    Raises:
+        UsageError: an option out of its range, or options that do not go together or with the backbone.
     """
 
-    EMBEDDING_OPTIONS: ClassVar[tuple[str, ...]] = ()  # those that features depends on
-    COUNTS: ClassVar[tuple[str, ...]] = ()  # options that number parts with weights of their own
+    Options: ClassVar[type]  # the frozen dataclass of its options; what they are is said there alone
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of them, by name
+    DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
     JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
     branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 
@@ -49,23 +64,51 @@ class Detector(nn.Module):
         layers: Sequence[str],
         image_size: tuple[int, int],
         *,
-        meta_epochs: int,
-        precision: torch.dtype,
-        seed: int,
-        train_backbone: bool = False,
-        align_maps: bool = False,
-        cell_shift: float = 0.0,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(backbone) if train_backbone else backbone
+        self.options = self.Options(**options)
+        check(self.options)
+        self.backbone = copy.deepcopy(backbone) if self.train_backbone else backbone
         self.layers = list(layers)
         self.image_size = image_size
-        self.meta_epochs = meta_epochs
         self.precision = precision
         self.seed = seed
-        self.train_backbone = train_backbone
-        infos = backbone.layer_info(layers, image_size) if align_maps else []
-        self._alignment = Alignment(infos, cell_shift) if infos else None
+        infos = backbone.layer_info(layers, image_size) if self.draws_aligned else []
+        self._alignment = Alignment(infos, self.cell_shift) if infos else None
+
+    @classmethod
+    def backbones_of(
+        cls, options: Mapping[str, Any], names: tuple[str, ...], layers: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The backbones and layers that are read where the command line says these.
+
+        Raises:
+            UsageError: they contradict the options.
+        """
+        return names, layers
+
+    @property
+    def meta_epochs(self) -> int:
+        """How often training reports."""
+        return self.options.epochs
+
+    @property
+    def train_backbone(self) -> bool:
+        """Whether the backbone learns too."""
+        return False
+
+    @property
+    def draws_aligned(self) -> bool:
+        """Whether the cells of each layer are drawn where they look; see Alignment."""
+        return self.options.align_maps
+
+    @property
+    def cell_shift(self) -> float:
+        """Of what is drawn against the layers' cells, in cells."""
+        return 0.0
 
     @property
     def alignment(self) -> Alignment | None:

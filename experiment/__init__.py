@@ -1,24 +1,3 @@
-"""One job is a class, a seed and a backbone: this floor runs jobs, here or on workers, and records their results.
-
-Its commands are run.run, report.report, predict.predict and export.export: each is imported when it is given.
+"""This floor runs jobs (a class, a seed and a backbone each), here or on workers, records their results, and shows and
+uses what they leave. Its commands are run.run, report.report, predict.predict and export.export, imported when given.
 """
-
-from experiment.config import (
-    DatasetConfig,
-    DetectorConfig,
-    ExportConfig,
-    PredictConfig,
-    ReportConfig,
-    RunConfig,
-    parse_backbones,
-)
-
-__all__ = [
-    "DatasetConfig",
-    "DetectorConfig",
-    "ExportConfig",
-    "PredictConfig",
-    "ReportConfig",
-    "RunConfig",
-    "parse_backbones",
-]

@@ -1,34 +1,17 @@
-"""What the command line says, typed. These are plain records: config.json is their copy."""
+"""What the command line says of a run and of what is done with one: plain records, of which config.json is a copy."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from datasets import (
-    DATASETS,
-    MAX_PIXELS,
-    AssemblyOptions,
-    DatasetReader,
-    FolderNames,
-    ImageTransform,
-    RandomTransform,
-    Reading,
-    TableOptions,
-    assembly_reader,
-    folder_reader,
-    table_reader,
-)
 from errors import UsageError
 from files import readable
+from options import option
 
 MODELS = "models"  # the folder in a run's that its models are in
-LONGEST_NUMBER = 20  # digits; Python makes no number of thousands of them
 LARGEST_SEED = 2**32 - 1  # of NumPy and scikit-learn; PyTorch takes more
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_seed(flag: str, seed: int) -> None:
@@ -41,11 +24,6 @@ def check_seed(flag: str, seed: int) -> None:
         raise UsageError(f"{flag} {seed} is too large: expected 0 to {LARGEST_SEED}")
 
 
-def precision_name(dtype: torch.dtype) -> str:
-    """The word for a type on the command line."""
-    return next(name for name, own in PRECISIONS.items() if own == dtype)
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """Where results go, the seeds, and how the machine is used.
@@ -54,23 +32,72 @@ class RunConfig:
         grid: what --grid chose for this run, by flag, and `point` the name of its folder; else empty.
     """
 
-    results_path: Path
-    gpu: tuple[int, ...]
-    seeds: tuple[int, ...]
-    log_group: str
-    log_project: str
-    run_name: str
-    precision: str = "auto"
-    feature_bank: str = "auto"
-    eval_every: int = 1
-    threshold_quantile: float = 0.995
-    test: bool = False
-    on_error: Literal["stop", "skip"] = "stop"
-    overwrite: bool = False
-    save_segmentation_images: bool = False
-    jobs: int | None = None
-    jobs_per_gpu: int = 1
-    ray: str | None = None
+    results_path: Path = option(Path("results"), "Folder for results.", changes_results=False)
+    gpu: tuple[int, ...] = option(
+        (0,), "CUDA device, repeatable; the CPU where there is none.", at_least=0, changes_results=False
+    )
+    seeds: tuple[int, ...] = option(
+        (0,),
+        "Seeds weights, noise and image order. Repeatable: results.csv holds mean and standard deviation.",
+        "--seed",
+        at_least=0,
+    )
+    log_group: str = option(
+        "group", "Results go to RESULTS_PATH/LOG_PROJECT/LOG_GROUP/RUN_NAME.", changes_results=False
+    )
+    log_project: str = option("project", "See --log_group.", changes_results=False)
+    run_name: str = option("test", "See --log_group.", changes_results=False)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Of convolutions, features and matrix products. auto: bf16 where the device computes it natively, else fp32.",
+        changes_results=False,  # what it stands for on this device is compared
+    )
+    feature_bank: Literal["auto", "device", "host", "disk", "off"] = option(
+        "auto",
+        "Where the features of a frozen backbone are kept, so that each image is embedded once. auto: the first with "
+        "room; off: embed in every pass.",
+        changes_results=False,
+    )
+    eval_every: int = option(1, "Evaluate after every N meta epochs, and after the last.", at_least=1)
+    test: bool = option(
+        False,
+        "Train nothing: evaluate the models of the same command line without --test.",
+        changes_results=False,
+    )
+    on_error: Literal["stop", "skip"] = option(
+        "stop",
+        "When a class has bad data, or memory or disk run out. skip: record why in results.csv and failed.json, go on "
+        "with the others, and exit with 1.",
+        changes_results=False,
+    )
+    overwrite: bool = option(
+        False,
+        "Start anew: the run that is there under this name is moved aside. Without it, the same command continues it.",
+        changes_results=False,
+    )
+    jobs: int | None = option(
+        None,
+        "Jobs at once on the CPUs, each with its share of the threads. Several need Ray.",
+        at_least=1,
+        shown="1; with --ray one per CPU",
+        changes_results=False,
+    )
+    jobs_per_gpu: int = option(1, "Jobs at once on each --gpu. Several need Ray.", at_least=1, changes_results=False)
+    ray: str | None = option(
+        None,
+        "Run the jobs by Ray: on the cluster at ADDRESS, such as auto or HOST:6379, else on this machine alone.",
+        metavar="[ADDRESS]",
+        without_value="local",
+        changes_results=False,
+    )
+    save_segmentation_images: bool = option(False, "Draw every test image with its mask and anomaly map.")
+    threshold_quantile: float = option(
+        0.995,
+        "Share of held-out normal images (see --train_val_split; else of the training images) that stays at or below "
+        "the threshold; of their pixels, below that of pixels.",
+        at_least=0,
+        at_most=1,
+    )
     grid: dict[str, str] = field(default_factory=dict)
     point: str = ""
 
@@ -111,141 +138,89 @@ def _check_folder(flag: str, name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class BackboneConfig:
-    """One backbone: its label in tables, its name, the layers read off it, and its own seed if it has one."""
-
-    label: str
-    name: str
-    layers: tuple[str, ...]
-    seed: int | None
-
-    def seed_in(self, run_seed: int) -> int:
-        """Its own seed, or that of the run."""
-        return run_seed if self.seed is None else self.seed
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """A detector per backbone.
-
-    Attributes:
-        command: which detector, a key of methods.DETECTORS.
-        options: its keyword arguments.
-        recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
-        backbone_weights_sha256: of the file that backbone_weights names; None where it names none.
-        normalisation: by which rule backbones are given images; see backbones.normalisation_of.
-    """
-
-    command: str
-    backbones: tuple[BackboneConfig, ...]
-    backbone_weights: str
-    options: dict[str, Any]
-    recipe: str = "paper"
-    set_by_recipe: dict[str, Any] = field(default_factory=dict)
-    backbone_weights_sha256: str | None = None
-    normalisation: Literal["imagenet", "model"] = "imagenet"
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """Which images, and how they are read.
-
-    Attributes:
-        resize_mode: None becomes what suits the dataset; it stays None where that can only be seen by its images.
-        reading: whose bit_depth None is found for every class.
-    """
-
-    name: str
-    data_path: Path | None
-    subdatasets: tuple[str, ...]
-    train_val_split: float
-    batch_size: int
-    num_workers: int
-    resize: int
-    imagesize: int
-    random: RandomTransform
-    resize_mode: Literal["aspect", "square"] | None = None
-    reading: Reading = field(default_factory=Reading)
-    folders: FolderNames = field(default_factory=FolderNames)
-    assembly: AssemblyOptions = field(default_factory=AssemblyOptions)
-    table: TableOptions = field(default_factory=TableOptions)
-
-    def __post_init__(self) -> None:
-        check_seed("--dataset_seed", self.assembly.dataset_seed)
-        check_seed("--split_seed", self.table.split_seed)
-        if self.resize_mode is None and self.name in DATASETS:
-            object.__setattr__(self, "resize_mode", DATASETS[self.name].resize_mode)
-        if self.resize_mode == "aspect" and self.resize < self.imagesize:
-            raise UsageError(
-                f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
-            )
-
-    def absolute(self) -> "DatasetConfig":
-        """The same with paths that do not depend on the working directory."""
-        test_file = self.table.test_file and self.table.test_file.absolute()
-        return replace(
-            self, data_path=self.data_path and self.data_path.absolute(), table=replace(self.table, test_file=test_file)
-        )
-
-    @property
-    def reader(self) -> DatasetReader:
-        """What reads the dataset of this name; KeyError where there is none."""
-        own = {
-            "folder": folder_reader(self.folders),
-            "assembly": assembly_reader(self.assembly),
-            "table": table_reader(self.table),
-        }
-        return own.get(self.name) or DATASETS[self.name]
-
-    @property
-    def train_transform(self) -> ImageTransform:
-        return ImageTransform(self.resize, self.imagesize, self.random, self.resize_mode, self.reading)
-
-    @property
-    def test_transform(self) -> ImageTransform:
-        return replace(self.train_transform, random=RandomTransform())
+def _moved_weights() -> Any:
+    return option(None, "A file with the backbone's weights, where those of training have moved.")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What is predicted with which model, and what is written where."""
+    """Predict images with the model in MODEL_DIR, such as results/.../models/0/mvtec_bottle.
 
-    model_dir: Path
-    paths: tuple[str, ...]
-    out: Path
-    batch_size: int
-    num_workers: int
-    gpu: int
-    threshold: float | None
-    map: str
-    raw_format: str
-    full_size: bool
-    backbone_weights: str | None
-    max_pixels: int = MAX_PIXELS
+    \b
+    PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
+    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error, picture, map) and the
+    pictures. An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
+    Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the new ones
+    say the same.
+    """
+
+    model_dir: Path = option(MISSING, "Of the model.", argument=True)
+    paths: tuple[str, ...] = option(MISSING, "Images or folders.", metavar="[PATH]...", argument=True)
+    out: Path = option(
+        Path("predictions"), "Folder for what is written: new, empty, or with earlier predictions alone."
+    )
+    batch_size: int = option(8, "Images scored at once.", at_least=1, at_most=100_000)
+    num_workers: int = option(2, "Threads that read images.", at_least=1, at_most=1000)
+    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
+    threshold: float | None = option(None, "Image score above which is anomalous.", shown="the model's")
+    map: Literal["raw", "overlay", "both", "none"] = option(
+        "overlay", "overlay: PNGs of image, map and both; raw: the map's values."
+    )
+    raw_format: Literal["npy", "tiff"] = option("npy", "Of raw maps, float32.")
+    full_size: bool = option(
+        False, "Maps of each image's own size; NaN where the model does not look, beyond the crop."
+    )
+    max_pixels: int | None = option(
+        None,
+        "Of the largest image that is read; reading takes about 4 bytes a pixel.",
+        at_least=1,
+        shown="that of dataset's --max_pixels",
+    )
+    backbone_weights: str | None = _moved_weights()
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Which model is exported, how (onnx, torch_export), and where to."""
+    """Export the model in MODEL_DIR: RGB pixels of the model's size in, image scores and anomaly maps out.
 
-    model_dir: Path
-    style: str
-    out: Path | None
-    half: bool
-    input: str
-    backbone_weights: str | None
-    opset: int | None = None
+    Normalisation, backbone, patches, detector, upsampling and smoothing are inside; the batch size is free. The
+    file is checked against PyTorch before it is put in its place.
+    """
+
+    model_dir: Path = option(MISSING, "Of the model.", argument=True)
+    style: Literal["onnx", "torch_export"] = option(
+        "onnx", "onnx needs the packages of requirements-export.txt.", "--format"
+    )
+    out: Path | None = option(None, "The file.", shown="in MODEL_DIR, by its name", is_file=True)
+    half: bool = option(False, "Compute in float16; scores and maps stay float32.")
+    input: Literal["uint8", "float"] = option("uint8", "Of the input [batch, H, W, 3], RGB: 0 to 255, or 0 to 1.")
+    opset: int | None = option(
+        None,
+        "ONNX operator set, such as 17 for an older runtime.",
+        at_least=1,
+        at_most=999,
+        shown="the exporter's",
+    )
+    backbone_weights: str | None = _moved_weights()
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Which runs are shown, how (table, csv, markdown, latex), which protocol, and where the page goes."""
+    """Show one run or compare several: RUN_DIR is a folder with results.csv, or ablation.csv for all runs of a grid.
 
-    directories: tuple[Path, ...]
-    style: str = "table"
-    best_epoch: bool = False
-    out: Path | None = None
+    \b
+    Prints classes down, metrics across and, for MVTec AD, published numbers with the difference, in percent;
+    writes report.html: tables, score histograms, ROC and training curves, worst images, configuration.
+    """
+
+    directories: tuple[Path, ...] = option(MISSING, "Of runs.", metavar="RUN_DIR...", argument=True)
+    style: Literal["table", "csv", "markdown", "latex"] = option(
+        "table",
+        "Of the printed table. The page is written with the default alone; the others are for other programs.",
+        "--format",
+    )
+    best_epoch: bool = option(False, "Print the epoch picked on the test set, not the last. The page shows both.")
+    out: Path | None = option(None, "The page.", shown="RUN_DIR/report.html", is_file=True)
 
 
 @dataclass(frozen=True)
@@ -291,46 +266,3 @@ def point_names(grids: Sequence[Mapping[str, str]]) -> list[str]:
     if len(set(names)) < len(names) or any(len(name) > 200 for name in names):
         return [f"point-{i}" for i in range(len(grids))]
     return names
-
-
-def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[BackboneConfig, ...]:
-    """Pair backbones with their layers.
-
-    One backbone takes all layers as they are; of several, the i-th takes those written "i.layer". A name that ends in
-    ".seed-N" has seed N. Labels are the names as typed; a name that occurs again has its layers behind it.
-
-    Raises:
-        UsageError: no backbone, a layer without a valid index, or the same backbone and layers twice.
-    """
-    if not names:
-        raise UsageError("a detector needs a backbone, such as -b wideresnet50")
-    layers_of: list[list[str]] = [[] for _ in names]
-    for layer in layers:
-        if len(names) == 1:
-            layers_of[0].append(layer)
-            continue
-        index, _, layer_name = layer.partition(".")
-        if not layer_name or not (index.isdecimal() and len(index) <= LONGEST_NUMBER) or int(index) >= len(names):
-            raise UsageError(
-                f"-le {layer}: with {len(names)} backbones write INDEX.LAYER, such as 0.layer2, "
-                f"with an index from 0 to {len(names) - 1}"
-            )
-        layers_of[int(index)].append(layer_name)
-    parsed = [_parse_backbone(label, own) for label, own in zip(names, layers_of, strict=True)]
-    if len(set(parsed)) < len(parsed):
-        raise UsageError("the same backbone with the same layers is given twice")
-    same = [replace(one, label=f"{one.label} {'+'.join(one.layers)}") for one in parsed]
-    return tuple(long if names.count(short.label) > 1 else short for short, long in zip(parsed, same, strict=True))
-
-
-def _parse_backbone(label: str, layers: list[str]) -> BackboneConfig:
-    name, marker, seed = label.partition(".seed-")
-    if marker and not (seed.isdecimal() and len(seed) <= LONGEST_NUMBER):
-        raise UsageError(
-            f"-b {label}: expected a whole number from 0 to {LARGEST_SEED} after .seed-, such as {name}.seed-7"
-        )
-    if marker:
-        check_seed(f"-b {name}.seed-", int(seed))
-    if len(set(layers)) < len(layers):
-        raise UsageError(f"-b {label}: a layer is given twice in {', '.join(layers)}")
-    return BackboneConfig(label, name, tuple(layers), int(seed) if marker else None)

@@ -16,7 +16,7 @@ from backbones import FeatureBank
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Seen, Shuffled, region_labels
 from detection import Detector, Prediction
-from experiment.config import DatasetConfig
+from experiment.dataset_config import DatasetConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.progress import progress
 

@@ -23,8 +23,10 @@ from tqdm import tqdm
 from datasets import ClassSamples, read_defects, region_labels
 from detection import Detector, Training
 from detection.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
+from detection.precision import PRECISIONS
 from errors import DataError, UsageError, first_line
-from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
+from experiment.config import JobName, RunConfig
+from experiment.dataset_config import DatasetConfig
 from experiment.evaluation import Evaluation, decision_metrics, evaluate, normal_thresholds
 from experiment.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
 from experiment.inputs import Inputs

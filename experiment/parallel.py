@@ -17,8 +17,9 @@ import click
 import torch
 from tqdm import tqdm
 
+from detection.precision import PRECISIONS, precision_name
 from errors import DataError, Interrupted, UsageError, first_line
-from experiment.config import PRECISIONS, RunConfig, precision_name
+from experiment.config import RunConfig
 from experiment.lock import holder
 from experiment.progress import progress
 from experiment.resolve import best_precision, choose_device

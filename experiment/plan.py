@@ -9,7 +9,9 @@ import backbones
 from datasets import ClassSamples, Reading
 from detection.checkpoint import DESCRIPTION, described, read_description
 from errors import DataError, UsageError
-from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
+from experiment.config import JobName, RunConfig, job_names
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
 from experiment.job import Job
 from experiment.reading import ClassFound
 from experiment.resolve import check_detector, find_classes, load_backbone, read_samples

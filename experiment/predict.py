@@ -22,8 +22,9 @@ from PIL import Image
 
 from datasets import ImageTransform, to_pixels
 from detection import Prediction, TrainedModel
+from detection.precision import precision_name
 from errors import DataError
-from experiment.config import PredictConfig, precision_name
+from experiment.config import PredictConfig
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.pictures import captioned, encoded, panel
 from experiment.predict_folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
@@ -66,7 +67,10 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     counts: Counter[str] = Counter()
     score = Halving(model.detector.predict, "prediction", _joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
-    transform = replace(model.transform, reading=replace(model.transform.reading, max_pixels=config.max_pixels))
+    reading = model.transform.reading
+    if config.max_pixels is not None:
+        reading = replace(reading, max_pixels=config.max_pixels)
+    transform = replace(model.transform, reading=reading)
     stream = read_ahead(iter(inputs), transform, config.num_workers, 2 * config.batch_size, draws_originals)
     with (
         _table(config.out / TABLE) as write,

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from errors import DataError
-from experiment.config import DatasetConfig, DetectorConfig, RunConfig
+from experiment.config import RunConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
 from files import read_json
+from options import declared
 
 CONFIG = "config.json"
 KIND = "a run's configuration"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "opencv-python-headless", "pillow", "pandas")
 # Where results go, and how fast they come: runs that differ in nothing else give the same numbers.
 INDIFFERENT = {
-    *(f"run.{name}" for name in ("results_path", "log_group", "log_project", "run_name", "gpu", "feature_bank")),
-    *(f"run.{name}" for name in ("test", "on_error", "overwrite", "jobs", "jobs_per_gpu", "ray", "point")),
-    "run.precision",  # what it stands for on this device is compared
+    *(".".join(("run", *own.path)) for own in declared(RunConfig) if not own.option.changes_results),
+    *(".".join(("dataset", *own.path)) for own in declared(DatasetConfig) if not own.option.changes_results),
+    "run.point",
     "net.recipe",  # the options that it sets are compared
-    "dataset.num_workers",
-    "dataset.reading.max_pixels",
 }
 WEIGHTS_DIGEST = "net.backbone_weights_sha256"
 DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets

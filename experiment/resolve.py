@@ -11,8 +11,10 @@ import torch
 
 import backbones
 from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
+from detection.precision import PRECISIONS
 from errors import DataError, UsageError
-from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import BackboneConfig, DetectorConfig
 from experiment.reading import ClassFound, look_at
 from methods import DETECTORS
 

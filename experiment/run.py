@@ -13,9 +13,12 @@ import click
 import torch
 
 import backbones
+from detection.precision import precision_name
 from errors import DataError, Interrupted, UsageError
 from experiment.ablation import ABLATION, ablation_table, is_grid, write_ablation
-from experiment.config import MODELS, DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
+from experiment.config import MODELS, JobName, RunConfig, point_names
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
 from experiment.job import STATE, check_trained
 from experiment.lock import LOCK, only_writer
 from experiment.parallel import choose_cluster

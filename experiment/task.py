@@ -9,12 +9,14 @@ import torch
 import backbones
 from detection import Detector
 from errors import DataError
-from experiment.config import DetectorConfig, JobName, RunConfig
+from experiment.config import JobName, RunConfig
+from experiment.detector_config import DetectorConfig
 from experiment.features import EMBED_BATCH, ClassBanks, build_banks
 from experiment.job import Job, label_of, run_jobs, test_job
 from experiment.memory import one_line_when_full
 from experiment.results import JobResult, read_result
 from methods import DETECTORS
+from options import declared
 
 Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
 FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], int, int | None]
@@ -62,7 +64,7 @@ class Task:
     @property
     def features(self) -> tuple[Any, ...]:
         """What the jobs' patch embeddings depend on; tasks in which it is equal share them."""
-        names = DETECTORS[self.detector.command].EMBEDDING_OPTIONS
+        own = declared(DETECTORS[self.detector.command].Options)
         read = (
             (
                 job.name.class_name,
@@ -70,7 +72,8 @@ class Task:
             )
             for job in self.jobs
         )
-        return (self.backbone, *(self.detector.options[name] for name in names), *read)
+        decisive = (self.detector.options[one.name] for one in own if one.option.decides_features)
+        return (self.backbone, *decisive, *read)
 
     def build(self, source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype) -> Detector:
         """The detector, fresh."""

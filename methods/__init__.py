@@ -1,28 +1,59 @@
-"""The detectors by the commands that train them, and load for the models of any of them."""
+"""The detectors by the commands that train them, and load for the models of any of them.
 
+A detector is imported when it is asked for: there are many, and a command needs one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from detection import Detector, TrainedModel
-from detection import load as load_one_of
-from methods.cfa import CFA
-from methods.logicrd import LogicRD
-from methods.multimodal import Multimodal
-from methods.rd import ReverseDistillation
-from simplenet import SimpleNet
+    from detection import Detector, TrainedModel
 
-DETECTORS: dict[str, type[Detector]] = {
-    "net": SimpleNet,
-    "cfa": CFA,
-    "rd": ReverseDistillation,
-    "logicrd": LogicRD,
-    "multimodal": Multimodal,
+
+class Entry(NamedTuple):
+    """Where a detector's class is, and what it is in a few words."""
+
+    module: str
+    name: str
+    summary: str
+
+
+ENTRIES = {
+    "net": Entry("simplenet", "SimpleNet", "SimpleNet: a discriminator of patch features and their noisy copies."),
+    "cfa": Entry("methods.cfa", "CFA", "CFA: distances to a memory bank, of adapted features."),
+    "rd": Entry("methods.rd", "ReverseDistillation", "Reverse distillation: a student that decodes the backbone."),
+    "logicrd": Entry("methods.logicrd", "LogicRD", "LogicRD: reverse distillation for logical anomalies too."),
+    "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 
-__all__ = ["DETECTORS", "load"]
+
+class _Detectors(Mapping[str, "type[Detector]"]):
+    """The classes by command."""
+
+    def __getitem__(self, command: str) -> type[Detector]:
+        entry = ENTRIES[command]
+        return getattr(importlib.import_module(entry.module), entry.name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ENTRIES)
+
+    def __len__(self) -> int:
+        return len(ENTRIES)
+
+
+DETECTORS = _Detectors()
+
+__all__ = ["DETECTORS", "ENTRIES", "load"]
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weights: str | None = None) -> TrainedModel:
     """Read a trained model of any of DETECTORS: detection.load, which says what is raised."""
+    from detection import load as load_one_of
+
     return load_one_of(DETECTORS, folder, device, backbone_weights)

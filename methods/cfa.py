@@ -17,104 +17,86 @@ the centres are not.
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import Alignment, FeatureExtractor
+from backbones import Alignment
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Prediction, Training, learn
+from detection.detector import align_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
+from options import WIDEST, option
 
 BLOCK = 2**24  # distances that are held at once: 64 MiB
 GROUP = 64  # centres whose smallest distance stands for them in the search
+
+
+@dataclass(frozen=True)
+class Options:
+    """CFA: a descriptor that draws patches to a memory bank of normal ones, and the distance that remains."""
+
+    align_maps: bool = align_maps(decides_features=True)
+    gamma_d: int = option(1, "Patches are described by so many times fewer values.", at_least=1, at_most=WIDEST)
+    gamma_c: int = option(
+        1, "Centres of the memory bank: so many times fewer than patches.", at_least=1, at_most=WIDEST
+    )
+    k_nearest: int = option(3, "Nearest centres that attract a patch, and that score it.", at_least=1)
+    j_hard: int = option(3, "Next nearest centres, which repel it.", at_least=1)
+    radius: float = option(1e-5, "Radius of the hyperspheres at the start; it is learned.", at_least=0)
+    alpha: float = option(0.1, "Margin of the repulsion.", at_least=0)
+    nu: float = option(1e-3, "1 / nu weighs the loss.", above=0)
+    lr: float = option(1e-3, "Learning rate of AdamW with amsgrad.", above=0)
+    weight_decay: float = option(5e-4, "Its weight decay.", at_least=0)
+    epochs: int = option(30, "Passes over the training images; each is evaluated.", at_least=1)
+    whiten: float = option(
+        0.0,
+        "Above 0: the descriptor starts as a whitening of this shrinkage; 0.1 shrinks well. For backbones whose "
+        "features have another scale than WideResNet50's.",
+        at_least=0,
+    )
 
 
 class CFA(Detector):
     """Frozen backbone, patch features, descriptor and memory bank.
 
     Args:
-        backbone, layers, image_size, precision, seed: see Detector. The descriptor computes in float32 always.
-        gamma_d: the descriptor gives a patch so many times fewer dimensions than its features have.
-        gamma_c: the memory bank has so many times fewer centres than an image has patches.
-        k_nearest, j_hard: K and J of the loss and the score.
-        radius: r at the start.
-        alpha: margin of the repulsion.
-        nu: 1 / nu weighs the loss.
-        lr, weight_decay: of AdamW with amsgrad, for the descriptor and r.
-        epochs: passes over the training images.
-        whiten: above 0, the descriptor starts as a whitening of this shrinkage, of about unit distances, instead of at
-            random: distances as long as some backbones' leave the softmin of the score nothing but its largest term.
-            It costs a pass over the training images.
-        align_maps: draw cells where they look; see Detector.
+        backbone, layers, image_size, precision, seed, options: see Detector. The descriptor computes in float32 always.
+            As a whitening, it starts at about unit distances, instead of at random: distances as long as some
+            backbones' leave the softmin of the score nothing but its largest term. It costs a pass over the images.
 
     Raises:
-        UsageError: gamma_d or gamma_c leaves too little, or counts below 1.
+        UsageError: gamma_d or gamma_c leaves too little.
     """
 
-    EMBEDDING_OPTIONS: ClassVar = ("align_maps",)
+    Options = Options
 
-    def __init__(
-        self,
-        backbone: FeatureExtractor,
-        layers: Sequence[str],
-        image_size: tuple[int, int],
-        *,
-        gamma_d: int = 1,
-        gamma_c: int = 1,
-        k_nearest: int = 3,
-        j_hard: int = 3,
-        radius: float = 1e-5,
-        alpha: float = 0.1,
-        nu: float = 1e-3,
-        lr: float = 1e-3,
-        weight_decay: float = 5e-4,
-        epochs: int = 30,
-        whiten: float = 0.0,
-        align_maps: bool = False,
-        precision: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            backbone,
-            layers,
-            image_size,
-            meta_epochs=epochs,
-            precision=precision,
-            seed=seed,
-            align_maps=align_maps,
-        )
-        infos = backbone.layer_info(layers, image_size)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = self.options
+        infos = self.backbone.layer_info(self.layers, self.image_size)
         dimension, (height, width) = sum(info.channels for info in infos), infos[0].grid
-        if not 1 <= gamma_d <= dimension:
-            raise UsageError(f"--gamma_d {gamma_d} must be from 1 to {dimension}, the dimensions of these layers")
-        if min(gamma_c, k_nearest, j_hard) < 1:
-            raise UsageError("--gamma_c, --k_nearest and --j_hard must be 1 or more")
-        centres = height * width // gamma_c
-        if centres < k_nearest + j_hard:
+        if own.gamma_d > dimension:
+            raise UsageError(f"--gamma_d {own.gamma_d} must be from 1 to {dimension}, the dimensions of these layers")
+        centres = height * width // own.gamma_c
+        if centres < own.k_nearest + own.j_hard:
             raise UsageError(
-                f"--gamma_c {gamma_c} leaves {centres} centres of {height} x {width} patches, fewer than --k_nearest "
-                f"{k_nearest} and --j_hard {j_hard} need: lower it"
+                f"--gamma_c {own.gamma_c} leaves {centres} centres of {height} x {width} patches, fewer than "
+                f"--k_nearest {own.k_nearest} and --j_hard {own.j_hard} need: lower it"
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.descriptor = Descriptor(dimension, dimension // gamma_d)
-        self.radius = nn.Parameter(torch.tensor(radius))
-        self.register_buffer("memory", torch.zeros(centres, dimension // gamma_d))
-        self.k_nearest = k_nearest
-        self.j_hard = j_hard
-        self.alpha = alpha
-        self.nu = nu
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.whiten = whiten
+            torch.manual_seed(self.seed)
+            self.descriptor = Descriptor(dimension, dimension // own.gamma_d)
+        self.radius = nn.Parameter(torch.tensor(float(own.radius)))
+        self.register_buffer("memory", torch.zeros(centres, dimension // own.gamma_d))
 
     def passes_after(self, meta_epochs: int) -> int:
         """One per epoch, one for the memory bank, and one for whitening."""
-        return meta_epochs + 1 + (self.whiten > 0)
+        return meta_epochs + 1 + (self.options.whiten > 0)
 
     def features(self, images: Tensor) -> Tensor:
         """Patch features p (1), [B, H1, W1, D]."""
@@ -126,16 +108,17 @@ class CFA(Detector):
         if state is not None:
             training.load_state_dict(state)
             return training
-        if self.whiten > 0:
-            self.descriptor.start_as(*whitening(embeddings, self.whiten))
+        if self.options.whiten > 0:
+            self.descriptor.start_as(*whitening(embeddings, self.options.whiten))
         self.memory.copy_(memory_bank(map(self.descriptor, embeddings), len(self.memory), self.seed))
         return training
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps of the patch scores (7), and their maxima."""
+        k = self.options.k_nearest
         with torch.autocast(embeddings.device.type, enabled=False):
             features = self.descriptor(embeddings.float()).flatten(1, 2)
-            distances = squared_distances(features, self.memory, nearest(features, self.memory, self.k_nearest)).sqrt()
+            distances = squared_distances(features, self.memory, nearest(features, self.memory, k)).sqrt()
             maps = self.drawn(patch_scores(distances).view(embeddings.shape[:3]))
         return Prediction(maps.flatten(1).amax(dim=1), maps)
 
@@ -179,18 +162,16 @@ class _Trainer:
 
     def __init__(self, detector: CFA) -> None:
         self.detector = detector
-        learned = [*detector.descriptor.parameters(), detector.radius]
-        self.optimizer = torch.optim.AdamW(
-            learned, lr=detector.lr, weight_decay=detector.weight_decay, amsgrad=True, fused=True
-        )
+        learned, own = [*detector.descriptor.parameters(), detector.radius], detector.options
+        self.optimizer = torch.optim.AdamW(learned, lr=own.lr, weight_decay=own.weight_decay, amsgrad=True, fused=True)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
         """A step per batch of patch features [B, H1, W1, D]."""
-        own = self.detector
+        own, options = self.detector, self.detector.options
         for batch in batches:
             features = own.descriptor(batch).flatten(1, 2)
             loss = coupled_hypersphere_loss(
-                features, own.memory, own.radius, own.k_nearest, own.j_hard, own.alpha, own.nu
+                features, own.memory, own.radius, options.k_nearest, options.j_hard, options.alpha, options.nu
             )
             learn(loss, [self.optimizer], torch.float32)
             yield StepStats(loss.detach(), own.radius.detach().clone())

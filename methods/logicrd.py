@@ -12,70 +12,61 @@ methods/semantics.py for what is published and what is ours. Beside (1) to (4) o
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backbones import FeatureExtractor
 from detection import Prediction, autocast
+from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
 from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
 from methods.student import fit
+from options import option
 
 FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Options(rd.Options):
+    """LogicRD: reverse distillation that also knows the whole scene, for parts that are missing, too many or
+    swapped.
+    """
+
+    no_gse: bool = option(False, "Without global semantics, which tell every level of the whole image.")
+    no_fcp: bool = option(False, "Without the pathway that brings fine detail to the student.")
+    no_nii: bool = option(False, "Without the gate that keeps anomalous detail from that pathway.")
+    no_mahalanobis: bool = option(False, "Score images by their maps alone, not by their semantics too.")
 
 
 class LogicRD(ReverseDistillation):
     """Reverse distillation with global semantics, compensated detail, and an evaluation by map and semantics.
 
     Args:
-        backbone, layers, image_size, blocks, lr, epochs, align_maps, precision, seed: see ReverseDistillation.
-        no_gse: without global semantics; their vector is then made of the bottleneck's embedding.
-        no_fcp: without compensated detail, hence without its gate.
-        no_nii: without the gate on compensated detail.
-        no_mahalanobis: the image score is that of the map alone.
+        backbone, layers, image_size, precision, seed, options: see ReverseDistillation. Without global semantics their
+            vector is made of the bottleneck's embedding; without compensated detail there is no gate either.
     """
 
-    def __init__(
-        self,
-        backbone: FeatureExtractor,
-        layers: Sequence[str],
-        image_size: tuple[int, int],
-        *,
-        blocks: int = 3,
-        lr: float = 0.005,
-        epochs: int = 200,
-        no_gse: bool = False,
-        no_fcp: bool = False,
-        no_nii: bool = False,
-        no_mahalanobis: bool = False,
-        align_maps: bool = False,
-        precision: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            backbone,
-            layers,
-            image_size,
-            blocks=blocks,
-            lr=lr,
-            epochs=epochs,
-            align_maps=align_maps,
-            precision=precision,
-            seed=seed,
-        )
-        infos = backbone.layer_info(layers, image_size)
+    Options = Options
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = self.options
+        infos = self.backbone.layer_info(self.layers, self.image_size)
         self.grid = token_grid(infos)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.semantics = None if no_gse else GlobalSemantics(infos, self.grid)
-            pathways = [] if no_fcp else [CompensationPathway(info.channels, self.grid, not no_nii) for info in infos]
+            torch.manual_seed(self.seed)
+            self.semantics = None if own.no_gse else GlobalSemantics(infos, self.grid)
+            pathways = (
+                [] if own.no_fcp else [CompensationPathway(info.channels, self.grid, not own.no_nii) for info in infos]
+            )
         self.pathways = nn.ModuleList(pathways)
-        self.gated = not (no_fcp or no_nii)
-        self.by_semantics = not no_mahalanobis
+        self.gated = not (own.no_fcp or own.no_nii)
+        self.by_semantics = not own.no_mahalanobis
         self.branches = ("map_score", "semantic_score") if self.by_semantics else ()
         if self.by_semantics:
-            size = 2 * infos[-1].channels * math.prod(QUARTERS) if no_gse else self.semantics.dimensions
+            size = 2 * infos[-1].channels * math.prod(QUARTERS) if own.no_gse else self.semantics.dimensions
             self.register_buffer("mean", torch.zeros(size))
             self.register_buffer("precision_matrix", torch.zeros(size, size))
             self.register_buffer("normal_scores", torch.tensor([[0.0, 1.0]] * 2))  # mean and std of map and semantics

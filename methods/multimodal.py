@@ -14,19 +14,22 @@ columns of a row come from another sample, and 0 for samples as they are; see me
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import PIXELS, FeatureExtractor
+from backbones import PIXELS
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
+from detection.detector import align_maps
 from errors import UsageError
 from methods.tokens import ImageTokens, TableTokens
+from options import option
 
 AVERAGE = 0.995  # decay of the weights' moving average
 WEIGHT_DECAY = 0.01
@@ -95,6 +98,44 @@ class Network(nn.Module):
         return errors / own.masks.sum(dim=0), probabilities / len(own.masks)
 
 
+@dataclass(frozen=True)
+class Options:
+    """One Transformer for images and rows of tables, which learns what is hidden of normal ones and tells copies that
+    were tampered with.
+
+    \b
+    dataset may stand several times: all classes and tables of them train one model.
+      python main.py multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2 \\
+        dataset -d mono elpv dataset --label sick table records.csv
+    What is held out decides when training ends and where the threshold lies. Tables alone need no backbone.
+    """
+
+    align_maps: bool = align_maps(decides_features=True)
+    image_tokens: Literal["backbone", "pixels"] = option(
+        "backbone",
+        "What an image is cut into: cells of a backbone's maps, or patches of its pixels.",
+        decides_features=True,
+    )
+    token_size: int = option(16, "Pixels: side of a patch.", at_least=1, decides_features=True)
+    dim: int = option(64, "Values of a token in the Transformer.", at_least=1, at_most=4096)
+    depth: int = option(2, "Layers of the Transformer.", at_least=1, at_most=100, counts=True)
+    heads: int = option(4, "Attention heads; they divide --dim.", at_least=1, at_most=100)
+    dropout: float = option(0.0, "Share of values dropped in training.", at_least=0, below=1)
+    schedule: Literal["alternate", "interleave"] = option(
+        "alternate",
+        "Batches of several data sets: in turn while each has any, or every one spread evenly over an epoch.",
+    )
+    lr: float = option(0.001, "Learning rate of AdamW.", above=0)
+    epochs: int = option(60, "Passes over the training data at most; each is evaluated.", at_least=1)
+    patience: int = option(
+        15,
+        "Stop after so many epochs without a lower loss of held-out data; 0: never. The best epoch is kept.",
+        at_least=0,
+    )
+    columns: list[list[int]] = ((),)  # of every part, a class or a table, the widths of its columns; none for images
+    part: int = 0  # which of them this detector predicts
+
+
 class Multimodal(Detector):
     """The network above, over images and rows of several data sets.
 
@@ -102,86 +143,64 @@ class Multimodal(Detector):
     patches of pixels; rows as they are.
 
     Args:
-        backbone, layers, image_size, precision, seed: see Detector; rows are computed in float32.
-        columns: of every part (a class, or a table) the widths of its columns; none for images.
-        part: which of them this detector predicts.
-        image_tokens: "backbone", or "pixels", of which the layer must be the image itself.
-        token_size: side in pixels of a patch of pixels.
-        dim, depth, heads, dropout: of the encoder.
-        schedule: "alternate" takes a batch of every part in turn while it has any, "interleave" spreads those of each
-            evenly over an epoch.
-        lr: of AdamW.
-        epochs: passes over the training samples, at most.
-        patience: so many epochs without a lower loss of held-out samples end training; 0: none do.
-        align_maps: draw cells where they look; see Detector. Patches of pixels always are.
+        backbone, layers, image_size, precision, seed, options: see Detector; rows are computed in float32. The layer of
+            patches of pixels is the image itself, and its cells are always drawn where they look.
 
     Raises:
         UsageError: options that contradict each other or do not fit the images.
     """
 
-    EMBEDDING_OPTIONS: ClassVar = ("image_tokens", "token_size", "align_maps")
+    Options = Options
+    DATASET_DEFAULTS: ClassVar = {
+        "batch_size": 8,
+        "resize_mode": "square",
+        "imagesize": 256,
+        "train_val_split": 0.9,
+    }
     JOINT: ClassVar = True
-    COUNTS: ClassVar = ("depth",)
     branches = ("reconstruction_score", "tampered_score")
 
-    def __init__(
-        self,
-        backbone: FeatureExtractor,
-        layers: Sequence[str],
-        image_size: tuple[int, int],
-        *,
-        columns: list[list[int]] = ((),),
-        part: int = 0,
-        image_tokens: str = "backbone",
-        token_size: int = 16,
-        dim: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-        dropout: float = 0.0,
-        schedule: str = "alternate",
-        lr: float = 0.001,
-        epochs: int = 60,
-        patience: int = 15,
-        align_maps: bool = False,
-        precision: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            backbone,
-            layers,
-            image_size,
-            meta_epochs=epochs,
-            precision=precision,
-            seed=seed,
-            align_maps=align_maps and backbone.name != PIXELS,
-        )
-        if not (dim and heads and depth) or dim % heads:
-            raise UsageError(f"--dim {dim} must be a multiple of --heads {heads}, and both and --depth be 1 or more")
-        if image_tokens not in ("backbone", "pixels") or schedule not in SCHEDULES or not part < len(columns):
-            raise UsageError(f"no such image_tokens, schedule or part: {image_tokens}, {schedule}, {part}")
-        self.token_size = token_size if image_tokens == "pixels" else None
-        self.part = part
-        self.columns = [list(widths) for widths in columns]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = self.options
+        if own.dim % own.heads:
+            raise UsageError(f"--dim {own.dim} must be a multiple of --heads {own.heads}")
+        self.part = own.part
+        self.columns = [list(widths) for widths in own.columns]
+        if not own.part < len(self.columns):
+            raise UsageError(f"no part {own.part} of {len(self.columns)}")
         for widths in self.columns:
             if not all(widths) or sum(widths) > MOST:
                 raise UsageError(f"a table with {sum(widths)} values in a row: expected at most {MOST}")
-        self.schedule = schedule
-        self.lr = lr
-        self.patience = patience
+        self.token_size = own.token_size if own.image_tokens == "pixels" else None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tokens = [TableTokens(own, dim) if own else self._image_tokens(dim) for own in self.columns]
-            self.network = Network(tokens, dim, depth, heads, dropout)
+            torch.manual_seed(self.seed)
+            tokens = [TableTokens(widths, own.dim) if widths else self._image_tokens() for widths in self.columns]
+            self.network = Network(tokens, own.dim, own.depth, own.heads, own.dropout)
         normal = torch.tensor([0.0, 1.0]).expand(len(self.columns), 2, 2)
         self.register_buffer("normal_scores", normal.clone())  # by part: mean and std of r and p
 
-    def _image_tokens(self, dim: int) -> ImageTokens:
+    @classmethod
+    def backbones_of(
+        cls, options: Mapping[str, Any], names: tuple[str, ...], layers: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """As in Detector: patches of pixels and tables need none, which is the image itself."""
+        if options["image_tokens"] == "pixels" and (names or layers):
+            raise UsageError("--image_tokens pixels reads no backbone: leave out -b and -le")
+        return (names, layers) if names or layers else ((PIXELS,), ("input",))
+
+    @property
+    def draws_aligned(self) -> bool:
+        """Of maps of a backbone alone."""
+        return self.options.align_maps and self.backbone.name != PIXELS
+
+    def _image_tokens(self) -> ImageTokens:
         if self.token_size is None and self.backbone.name == PIXELS:
             raise UsageError("images need a backbone, such as -b wideresnet50 -le layer2, or --image_tokens pixels")
         infos = self.backbone.layer_info(self.layers, self.image_size)
         channels, grid = sum(info.channels for info in infos), infos[0].grid
         if self.token_size is not None:
-            if not self.token_size or any(side % self.token_size for side in self.image_size):
+            if any(side % self.token_size for side in self.image_size):
                 raise UsageError(
                     f"--token_size {self.token_size} does not divide --imagesize {self.image_size[0]}: choose another"
                 )
@@ -192,7 +211,7 @@ class Multimodal(Detector):
                 f"{grid[0]} x {grid[1]} tokens of an image are more than {MOST}: read a deeper layer first, or choose "
                 "a larger --token_size or a smaller --imagesize"
             )
-        return ImageTokens(channels, grid, dim)
+        return ImageTokens(channels, grid, self.options.dim)
 
     def for_part(self, part: int) -> "Multimodal":
         """As in Detector."""
@@ -251,7 +270,7 @@ class Multimodal(Detector):
         if state is None:
             for own, embeddings in zip(self.network.parts, parts, strict=True):
                 own.learn_scale(embeddings)
-        batches = _Scheduled(parts, self.schedule)
+        batches = _Scheduled(parts, self.options.schedule)
         training = Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs)
         if state is not None:
             training.load_state_dict(state)
@@ -317,7 +336,7 @@ class _Trainer:
         self.trained, self.averaged = copy.deepcopy(detector.network), copy.deepcopy(detector.network).eval()
         self.average = MovingAverage(self.averaged, self.trained, AVERAGE)
         self.optimizer = torch.optim.AdamW(
-            self.trained.parameters(), lr=detector.lr, weight_decay=WEIGHT_DECAY, fused=True
+            self.trained.parameters(), lr=detector.options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
         self.generator = torch.Generator().manual_seed(detector.seed)
         self.lowest = float("inf")
@@ -346,7 +365,7 @@ class _Trainer:
             own.network.load_state_dict(self.averaged.state_dict())
             for part, samples in enumerate(self.held_out):
                 own.learn_normal_scores(part, samples if len(samples) else self.parts[part])
-        return EndOfPass(details, finished=0 < own.patience <= self.waited)
+        return EndOfPass(details, finished=0 < own.options.patience <= self.waited)
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:

@@ -15,19 +15,35 @@ corners in (4).
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones import Alignment, FeatureExtractor
+from backbones import Alignment
 from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
-from errors import UsageError
+from detection.detector import align_maps
 from methods.student import Student
+from options import option
 
 BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reverse distillation: a student that decodes the backbone's layers, given from fine to coarse, and errs where
+    an image is not normal.
+    """
+
+    align_maps: bool = align_maps()
+    blocks: int = option(
+        3, "Residual blocks of the bottleneck and of every decoder stage.", at_least=1, at_most=100, counts=True
+    )
+    lr: float = option(0.005, "Learning rate of Adam.", above=0)
+    epochs: int = option(200, "Passes over the training images; each is evaluated, see --eval_every.", at_least=1)
 
 
 class ReverseDistillation(Detector):
@@ -37,48 +53,22 @@ class ReverseDistillation(Detector):
     WideResNet50's layer1 to layer3 and 0.17 million of EfficientNet-Lite0's blocks.1, blocks.2 and blocks.4.
 
     Args:
-        backbone, layers, image_size, precision, seed: see Detector; layers from fine to coarse.
-        blocks: residual blocks of the bottleneck and of every stage of the decoder.
-        lr: of Adam with betas (0.5, 0.999).
-        epochs: passes over the training images.
-        align_maps: draw cells where they look; see Detector.
+        backbone, layers, image_size, precision, seed, options: see Detector; layers from fine to coarse.
 
     Raises:
-        UsageError: no block, layers in another order, or too small a grid.
+        UsageError: layers in another order, or too small a grid.
     """
 
-    COUNTS: ClassVar = ("blocks",)
+    Options = Options
+    DATASET_DEFAULTS: ClassVar = {"batch_size": 16, "resize_mode": "square", "imagesize": 256}  # the paper's
 
-    def __init__(
-        self,
-        backbone: FeatureExtractor,
-        layers: Sequence[str],
-        image_size: tuple[int, int],
-        *,
-        blocks: int = 3,
-        lr: float = 0.005,
-        epochs: int = 200,
-        align_maps: bool = False,
-        precision: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        if blocks < 1:
-            raise UsageError(f"--blocks {blocks} must be 1 or more")
-        super().__init__(
-            backbone,
-            layers,
-            image_size,
-            meta_epochs=epochs,
-            precision=precision,
-            seed=seed,
-            align_maps=align_maps,
-        )
-        infos = backbone.layer_info(layers, image_size)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        infos = self.backbone.layer_info(self.layers, self.image_size)
         self.shapes = [(info.channels, *info.grid) for info in infos]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.student = Student(infos, blocks)
-        self.lr = lr
+            torch.manual_seed(self.seed)
+            self.student = Student(infos, self.options.blocks)
 
     def passes_after(self, meta_epochs: int) -> int:
         """One per epoch."""
@@ -131,7 +121,7 @@ class _Trainer:
         self.detector = detector
         self.embeddings = embeddings
         learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
-        self.optimizer = torch.optim.Adam(learned, lr=detector.lr, betas=BETAS, fused=True)
+        self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:

@@ -1,165 +1,177 @@
 """SimpleNet: fit on normal images, predict scores and anomaly maps (Liu et al., CVPR 2023, arXiv 2303.15140)."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from backbones import FeatureExtractor, embed_patches
+from backbones import embed_patches
 from backbones.patches import patch_grid
 from detection import Detector, MovingAverage, Prediction, Training
+from detection.detector import align_maps
 from detection.whitening import whitening
 from errors import UsageError
+from options import WIDEST, option
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.model import Adaptor, Discriminator, Member
+from simplenet.recipes import RECIPES
 from simplenet.training import ADAPTOR_LR, Trainer
+
+
+@dataclass(frozen=True)
+class Options:
+    """SimpleNet: a discriminator of patch features and their noisy copies."""
+
+    align_maps: bool = align_maps(decides_features=True)
+    pretrain_embed_dimension: int = option(
+        1024, "Values per patch and layer.", at_least=1, at_most=WIDEST, decides_features=True
+    )
+    target_embed_dimension: int = option(
+        1024, "Values per patch, all layers together.", at_least=1, at_most=WIDEST, decides_features=True
+    )
+    patchsize: int = option(
+        3, "Side of a patch's neighbourhood, in cells of a layer map.", at_least=1, decides_features=True
+    )
+    embedding_size: int = option(
+        1024, "No effect; accepted because the original has it.", at_least=1, changes_results=False
+    )
+    meta_epochs: int = option(1, "Evaluations; each comes after --gan_epochs passes.", at_least=1)
+    aed_meta_epochs: int = option(1, "Meta epochs that --cos_lr does not count.", at_least=0)
+    gan_epochs: int = option(1, "Passes over the training images per meta epoch.", at_least=1)
+    dsc_layers: int = option(2, "Linear layers of the discriminator.", at_least=1, at_most=100, counts=True)
+    dsc_hidden: int | None = option(
+        None, "Hidden width of the discriminator; unset: each block divides by 1.5.", at_least=1, at_most=WIDEST
+    )
+    noise_std: float = option(0.05, "Standard deviation of the noise on features.", at_least=0)
+    dsc_margin: float = option(0.8, "Margin of the loss.", at_least=0)
+    dsc_lr: float = option(0.0002, "The discriminator's learning rate.", above=0)
+    auto_noise: float = option(
+        0.0,
+        "Above 0: noise of this share of every feature's own standard deviation, in place of --noise_std.",
+        at_least=0,
+    )
+    train_backbone: bool = option(False, "Train the backbone too.")
+    cos_lr: bool = option(False, "Cosine schedule of the discriminator's learning rate.")
+    pre_proj: int = option(0, "Linear layers of the feature adaptor; 0 is none.", at_least=0, at_most=100, counts=True)
+    proj_layer_type: int = option(0, "Above 1: LeakyReLU between the adaptor's layers.", at_least=0)
+    mix_noise: int = option(1, "Noise scales; scale k is 1.1^k times --noise_std.", at_least=1, at_most=100)
+    difference_noise: float = option(
+        0.0,
+        "Share of the patches whose noise is the difference of two other patches, over sqrt(2), times --noise_std.",
+        at_least=0,
+        at_most=1,
+    )
+    whiten: float = option(
+        0.0, "Above 0: the adaptor starts as a whitening of this shrinkage; 0.1 shrinks well.", at_least=0
+    )
+    adaptor_lr: float = option(ADAPTOR_LR, "The adaptor's learning rate, in units of its weights' size.", above=0)
+    ensemble: int = option(
+        1,
+        "Adaptors and discriminators; of several, each trains on random quarters of the patches.",
+        at_least=1,
+        at_most=100,
+        counts=True,
+    )
+    ema: float = option(
+        0.0,
+        "Above 0: evaluate and keep a moving average of the weights, of this decay.",
+        at_least=0,
+        below=1,
+    )
+    warm_up_cosine: bool = option(
+        False,
+        "Raise all learning rates over 30 steps, then lower them to zero.",
+        "--warm_up_cosine",
+        "--no_warm_up_cosine",
+    )
+    score_top_k: int = option(1, "An image's score is the mean of its k highest patch scores.", at_least=1)
 
 
 class SimpleNet(Detector):
     """Frozen backbone, patch embedding, feature adaptor, and a discriminator trained on features with noise.
 
     Args:
-        backbone: where layer maps come from; shared between detectors unless it is trained, then copied.
-        layers: the layers read off it; the first gives the patch grid.
-        image_size: height and width of the images and maps.
-        pretrain_embed_dimension, target_embed_dimension, patchsize: see backbones.embed_patches.
-        pre_proj, proj_layer_type: the adaptor's layers and type; see Adaptor.
-        dsc_layers, dsc_hidden: see Discriminator.
-        noise_std, mix_noise, auto_noise, difference_noise: std, scales, relative std and share; see FeatureNoise.
-        dsc_margin, dsc_lr: margin th of the loss and the discriminator's learning rate.
-        adaptor_lr: the adaptor's, for weights of the size that they have by default (RMS 1 / sqrt(D)); whitening
-            weights of another size learn proportionally faster or slower, so that the scale of features is no matter.
-        whiten: above 0, the adaptor's first layer starts as a whitening of this shrinkage; see whitening. It costs a
-            pass over the training images.
-        ensemble: how many adaptors and discriminators; a patch's score is the mean of theirs. Of several, each trains
-            on random quarters of the patches of its own batches; see Trainer.
-        ema: above 0, the detector's weights are a moving average of this decay over those that are trained; see
-            MovingAverage.
-        warm_up_cosine: learning rates rise over the first 30 steps and fall to zero at the last; see Trainer.
-        score_top_k: an image's score is the mean of its k highest patch scores; 1 is the paper's maximum (Eq. 11).
-        meta_epochs, gan_epochs: fit makes meta_epochs * gan_epochs passes and reports after every gan_epochs.
-        cos_lr, aed_meta_epochs: a cosine schedule of (meta_epochs - aed_meta_epochs) * gan_epochs steps.
-        train_backbone: also train the backbone, by AdamW.
-        align_maps: draw cells where they look; see Detector.
-        precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
-        seed: of weights and noise.
+        backbone, layers, image_size, precision, seed, options: see Detector. The adaptor's rate is for weights of the
+            size that they have by default (RMS 1 / sqrt(D)); whitening weights of another size learn proportionally
+            faster or slower, so that the scale of features is no matter. Whitening costs a pass over the images.
 
     Raises:
         UsageError: cos_lr without meta epochs left for the schedule or beside warm_up_cosine, a discriminator that
             shrinks to nothing, whiten without an adaptor, or ema of a backbone that is trained.
     """
 
-    EMBEDDING_OPTIONS: ClassVar = ("pretrain_embed_dimension", "target_embed_dimension", "patchsize", "align_maps")
-    COUNTS: ClassVar = ("ensemble", "pre_proj", "dsc_layers")
+    Options = Options
+    RECIPES: ClassVar = RECIPES
 
-    def __init__(
-        self,
-        backbone: FeatureExtractor,
-        layers: Sequence[str],
-        image_size: tuple[int, int],
-        *,
-        pretrain_embed_dimension: int = 1024,
-        target_embed_dimension: int = 1024,
-        patchsize: int = 3,
-        pre_proj: int = 0,
-        proj_layer_type: int = 0,
-        dsc_layers: int = 2,
-        dsc_hidden: int | None = None,
-        noise_std: float = 0.05,
-        mix_noise: int = 1,
-        auto_noise: float = 0.0,
-        difference_noise: float = 0.0,
-        dsc_margin: float = 0.8,
-        dsc_lr: float = 0.0002,
-        adaptor_lr: float = ADAPTOR_LR,
-        meta_epochs: int = 1,
-        gan_epochs: int = 1,
-        cos_lr: bool = False,
-        aed_meta_epochs: int = 1,
-        train_backbone: bool = False,
-        whiten: float = 0.0,
-        ensemble: int = 1,
-        ema: float = 0.0,
-        warm_up_cosine: bool = False,
-        score_top_k: int = 1,
-        align_maps: bool = False,
-        precision: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            backbone,
-            layers,
-            image_size,
-            meta_epochs=meta_epochs,
-            precision=precision,
-            seed=seed,
-            train_backbone=train_backbone,
-            align_maps=align_maps,
-            cell_shift=0.0 if patchsize % 2 else 0.5,
-        )
-        if cos_lr and meta_epochs <= aed_meta_epochs:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = self.options
+        if own.cos_lr and own.meta_epochs <= own.aed_meta_epochs:
             raise UsageError(
-                f"cos_lr needs more meta_epochs than aed_meta_epochs, not {meta_epochs} and {aed_meta_epochs}"
+                f"cos_lr needs more meta_epochs than aed_meta_epochs, not {own.meta_epochs} and {own.aed_meta_epochs}"
             )
-        if cos_lr and warm_up_cosine:
+        if own.cos_lr and own.warm_up_cosine:
             raise UsageError("cos_lr and warm_up_cosine are two schedules of the learning rate: choose one")
-        if whiten > 0 and pre_proj == 0:
+        if own.whiten > 0 and own.pre_proj == 0:
             raise UsageError("whiten sets the feature adaptor's weights: pre_proj must be 1 or more, not 0")
-        if ema > 0 and train_backbone:
+        if own.ema > 0 and own.train_backbone:
             raise UsageError("ema averages no backbone: set it to 0 where the backbone is trained")
-        self.pretrain_embed_dimension = pretrain_embed_dimension
-        self.target_embed_dimension = target_embed_dimension
-        self.patchsize = patchsize
+        dimension = own.target_embed_dimension
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.members = nn.ModuleList(
                 Member(
-                    Adaptor(target_embed_dimension, pre_proj, proj_layer_type),
-                    Discriminator(target_embed_dimension, dsc_layers, dsc_hidden),
+                    Adaptor(dimension, own.pre_proj, own.proj_layer_type),
+                    Discriminator(dimension, own.dsc_layers, own.dsc_hidden),
                 )
-                for _ in range(ensemble)
+                for _ in range(own.ensemble)
             )
-        self.noise = FeatureNoise(noise_std, mix_noise, auto_noise, difference_noise)
-        self.dsc_margin = dsc_margin
-        self.dsc_lr = dsc_lr
-        self.adaptor_lr = adaptor_lr
-        self.gan_epochs = gan_epochs
-        self.cosine_epochs = (meta_epochs - aed_meta_epochs) * gan_epochs if cos_lr else 0
-        self.whiten = whiten
-        self.ema = ema
-        self.warm_up_cosine = warm_up_cosine
-        self.score_top_k = score_top_k
+        self.noise = FeatureNoise(own.noise_std, own.mix_noise, own.auto_noise, own.difference_noise)
+
+    @property
+    def meta_epochs(self) -> int:
+        return self.options.meta_epochs
+
+    @property
+    def train_backbone(self) -> bool:
+        return self.options.train_backbone
+
+    @property
+    def cell_shift(self) -> float:
+        """Patches of even sides lie between cells."""
+        return 0.0 if self.options.patchsize % 2 else 0.5
 
     def passes_after(self, meta_epochs: int) -> int:
         """meta_epochs * gan_epochs, and one for whitening."""
-        return meta_epochs * self.gan_epochs + (self.whiten > 0)
+        return meta_epochs * self.options.gan_epochs + (self.options.whiten > 0)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
         """As in Detector; whitening reads the embeddings once more, before the first epoch."""
-        adaptor_lr = self.adaptor_lr
-        if self.whiten > 0 and state is None:
-            weight, bias = whitening(embeddings, self.whiten)
+        own = self.options
+        adaptor_lr = own.adaptor_lr
+        if own.whiten > 0 and state is None:
+            weight, bias = whitening(embeddings, own.whiten)
             for member in self.members:
                 member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
             adaptor_lr *= (weight.square().mean() * len(weight)).sqrt().item()
-        trained = copy.deepcopy(self.members).train() if self.ema > 0 else self.members
-        average = MovingAverage(self.members, trained, self.ema) if self.ema > 0 else None
+        trained = copy.deepcopy(self.members).train() if own.ema > 0 else self.members
         trainer = Trainer(
             trained,
             self.noise,
-            self.dsc_margin,
-            self.dsc_lr,
+            own.dsc_margin,
+            own.dsc_lr,
             adaptor_lr,
-            self.cosine_epochs,
-            self.meta_epochs * self.gan_epochs * len(embeddings) if self.warm_up_cosine else 0,
-            self.seed,
-            self.precision,
-            self._backbone_parameters(),
-            average,
+            cosine_epochs=(own.meta_epochs - own.aed_meta_epochs) * own.gan_epochs if own.cos_lr else 0,
+            warm_up_cosine=own.meta_epochs * own.gan_epochs * len(embeddings) if own.warm_up_cosine else 0,
+            seed=self.seed,
+            precision=self.precision,
+            backbone_parameters=self._backbone_parameters(),
+            average=MovingAverage(self.members, trained, own.ema) if own.ema > 0 else None,
         )
-        training = Training(self, trainer, embeddings, self.meta_epochs, self.gan_epochs)
+        training = Training(self, trainer, embeddings, self.meta_epochs, own.gan_epochs)
         if state is not None:
             training.load_state_dict(state)
         return training
@@ -167,10 +179,11 @@ class SimpleNet(Detector):
     def features(self, images: Tensor) -> Tensor:
         """Locally aware patch features o (Eq. 4), [B, H1, W1, D]."""
         maps = self.backbone(images, self.layers)
+        own = self.options
         embeddings = embed_patches(
-            maps, self.pretrain_embed_dimension, self.target_embed_dimension, self.patchsize, self.alignment
+            maps, own.pretrain_embed_dimension, own.target_embed_dimension, own.patchsize, self.alignment
         )
-        return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), self.patchsize))
+        return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), own.patchsize))
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Image scores, and the patch scores as maps of the images' size."""
@@ -186,7 +199,7 @@ class SimpleNet(Detector):
     def image_scores(self, patch_scores: Tensor) -> Tensor:
         """The mean of an image's score_top_k highest patch scores [B, H1, W1], of all where it has fewer: [B]."""
         flat = patch_scores.flatten(1)
-        return flat.topk(min(self.score_top_k, flat.shape[1]), dim=1).values.mean(dim=1)
+        return flat.topk(min(self.options.score_top_k, flat.shape[1]), dim=1).values.mean(dim=1)
 
     def half(self) -> "SimpleNet":
         """As in nn.Module, but for what scores are made by: the few digits of float16 would tie patches."""
@@ -198,9 +211,11 @@ class SimpleNet(Detector):
     def check(self) -> None:
         """Raises UsageError where the patches do not fit a layer."""
         for info in self.backbone.layer_info(self.layers, self.image_size):
-            if min(patch_grid(info.grid, self.patchsize)) < 1:
+            if min(patch_grid(info.grid, self.options.patchsize)) < 1:
                 size = f"{info.grid[0]} x {info.grid[1]}"
-                raise UsageError(f"--patchsize {self.patchsize} does not fit layer {info.name}, which is {size}")
+                raise UsageError(
+                    f"--patchsize {self.options.patchsize} does not fit layer {info.name}, which is {size}"
+                )
 
     def _backbone_parameters(self) -> list[nn.Parameter]:
         if not self.train_backbone:

@@ -169,7 +169,7 @@ def test_off_is_as_before(kind):
 
 def test_only_the_stable_recipe_sets_it():
     def given(command, *words):
-        return main.main.commands[command].make_context(command, list(words)).params["align_maps"]
+        return main.main.get_command(None, command).make_context(command, list(words)).params["align_maps"]
 
     assert [given(command) for command in ("net", "cfa", "rd", "logicrd", "multimodal")] == [False] * 5
     assert given("net", "--recipe", "stable") and not given("net", "--recipe", "stable", "--no_align_maps")

@@ -385,7 +385,7 @@ def test_a_run_without_a_path(run_main, tmp_path, cache, monkeypatch):
     assert config["dataset"]["assembly"] == {"n_train": 6, "n_test": 3, "dataset_seed": 5}
     data[data.index("--n_train") + 1] = "5"
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"dataset\.assembly\.n_train 6, now 5"):
+    with pytest.raises(UsageError, match=r"dataset\.options\.n_train 6, now 5"):
         main.main([*SMALL_NET, *data], standalone_mode=False)
 
 

@@ -332,7 +332,7 @@ def test_a_broken_file_keeps_what_was_finished(run_main, tmp_path):
 def test_run_sh_sorts_options_to_their_commands(tmp_path):
     """With python replaced by echo: every flag of main.py lands behind the command that it belongs to."""
     given, owner_of = [], {}
-    chain = {"": main.main, **{name: main.main.commands[name] for name in ("net", "dataset")}}
+    chain = {"": main.main, **{name: main.main.get_command(None, name) for name in ("net", "dataset")}}
     for owner, command in chain.items():
         for option in command.params:
             for name in option.opts:

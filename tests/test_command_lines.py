@@ -58,8 +58,8 @@ def options(command):
 @st.composite
 def command_lines(draw):
     name, *own = draw(st.sampled_from([SMALL_NET, SMALL_CFA, SMALL_RD, SMALL_LOGICRD, SMALL_MULTIMODAL]))
-    line = [*draw(options(main.main)), name, *own, *draw(options(main.main.commands[name]))]
-    line += ["dataset", *SMALL_DATA, *draw(options(main.main.commands["dataset"]))]
+    line = [*draw(options(main.main)), name, *own, *draw(options(main.main.get_command(None, name)))]
+    line += ["dataset", *SMALL_DATA, *draw(options(main.main.get_command(None, "dataset")))]
     name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "table", "gone"]))
     return [*line, name, *draw(st.sampled_from([["DATA"]] * 8 + [[], ["gone"], ["DATA", "more"]]))]
 

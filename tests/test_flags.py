@@ -10,8 +10,9 @@ import torch
 from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD
 
 import main
+from datasets import AUGMENT
 from errors import UsageError
-from experiment.config import parse_backbones
+from experiment.detector_config import parse_backbones
 from experiment.resolve import choose_device
 
 RUN = {
@@ -115,6 +116,7 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--half",
     "--input",
     "--opset",
+    "--debug",  # in test_cli
 }
 ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",
@@ -159,7 +161,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
 
 
 def test_every_flag_is_tested():
-    commands = [main.main, *main.main.commands.values()]
+    commands = [main.main, *(main.main.get_command(None, name) for name in main.main.list_commands(None))]
     declared = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for c in commands for p in c.params}
     flags = {name for name in declared if name.startswith("--")}
     assert flags == {*RUN, *NET, *DATASET, *ALONE, *ELSEWHERE}.union(*(own for _, own in OTHERS.values()))
@@ -237,11 +239,11 @@ def test_proj_layer_type(run):
 
 def test_augment_is_a_preset_that_flags_override(run):
     """With every change of the preset switched off again, --augment is no change at all."""
-    off = [word for name in main.AUGMENT for word in (f"--{name}", "0")]
+    off = [word for name in AUGMENT for word in (f"--{name}", "0")]
     config = json.loads((run(data=["--augment", *off]).parents[2] / "config.json").read_text())
     assert set(config["dataset"]["random"].values()) == {0}
     config = json.loads((run(data=["--augment", "--scale", "0.3"]).parents[2] / "config.json").read_text())
-    assert {k: v for k, v in config["dataset"]["random"].items() if v} == {**main.AUGMENT, "scale": 0.3}
+    assert {k: v for k, v in config["dataset"]["random"].items() if v} == {**AUGMENT, "scale": 0.3}
 
 
 def test_a_name_that_occurs_again_shows_its_layers():

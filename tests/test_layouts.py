@@ -10,7 +10,7 @@ from torch import nn
 import backbones
 from backbones.layouts import Layout, NoMapError, find_layout
 from errors import DataError, UsageError
-from experiment.config import BackboneConfig, DetectorConfig
+from experiment.detector_config import BackboneConfig, DetectorConfig
 from experiment.resolve import load_backbone
 
 SIZES = ((64, 64), (128, 192))

@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 import main
-from errors import DataError, UsageError
+from errors import DataError, Interrupted, UsageError
 from experiment import predict as predict_module
 from experiment.config import PredictConfig
 from experiment.lock import LOCK, only_writer
@@ -155,12 +155,12 @@ def test_an_interrupted_predict_loses_nothing(model, photos, monkeypatch):
 
     def interrupted(path, content, **options):
         if len(written) == 2:
-            raise main.Interrupted(2)
+            raise Interrupted(2)
         written.append(path)
         write(path, content, **options)
 
     monkeypatch.setattr(predict_module, "write_bytes", interrupted)
-    with pytest.raises(main.Interrupted):
+    with pytest.raises(Interrupted):
         predict(model, ".", "--batch_size", "2")
     assert tree(photos / "predictions.old-1") == before
     table = rows(photos / "predictions")

@@ -11,7 +11,7 @@ from trees import TREES, save
 import main
 from datasets import DATASETS, BatchLoader, ImageDataset, ImageTransform, Sample, Seen
 from errors import UsageError
-from experiment.config import DatasetConfig
+from experiment.dataset_config import DatasetConfig
 
 WIDE = (24, 72)  # height and width
 

@@ -28,24 +28,29 @@ from datasets.mvtec_loco import MVTEC_LOCO
 from datasets.sample import ClassSamples, DatasetReader
 from errors import DataError
 from files import PARTIAL
+from options import option
 
+MOST = 100_000  # images that are written to the disk
+SUMMARY = (
+    "trays, cables and rods drawn with logical and structural anomalies, classes box, cable and rods; without "
+    "DATA_PATH written to the cache folder first"
+)
 VERSION = 1  # of the images: raised whenever they change
 CLASSES = list(KINDS)
 
 
 @dataclass(frozen=True)
 class AssemblyOptions:
-    """Which images are drawn.
+    """Which images are drawn."""
 
-    Attributes:
-        n_train: training images of a class; a tenth as many, at least one, are for validation.
-        n_test: test images of each kind: good, logical and structural anomalies.
-        dataset_seed: of all that is drawn.
-    """
-
-    n_train: int = 200
-    n_test: int = 100
-    dataset_seed: int = 0
+    n_train: int = option(
+        200,
+        "Training images of a class; a tenth as many are for validation.",
+        at_least=1,
+        at_most=MOST,
+    )
+    n_test: int = option(100, "Test images, of good and both anomalies each.", at_least=1, at_most=MOST)
+    dataset_seed: int = option(0, "Seeds its images.", at_least=0)
 
     def counts(self) -> dict[str, int]:
         """How many images every split has."""
@@ -83,7 +88,9 @@ def assembly_reader(options: AssemblyOptions) -> DatasetReader:
             write_class(root / class_name, options)
         return MVTEC_LOCO.read_class(root, class_name)
 
-    return DatasetReader("assembly", MVTEC_LOCO.layout, find_classes, read_class, make_root)
+    return DatasetReader(
+        "assembly", SUMMARY, MVTEC_LOCO.layout, find_classes, read_class, make_root, options=options, of=assembly_reader
+    )
 
 
 def cache_folder(options: AssemblyOptions) -> Path:

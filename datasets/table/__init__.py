@@ -18,6 +18,7 @@ from datasets.table.formats import FORMATS, Table, read_table, read_whole_table
 from datasets.table.transform import Categorical, Column, Numeric, TableTransform, as_text, name_list, quoted
 from errors import DataError, UsageError
 from late import pandas as pd
+from options import option
 
 __all__ = [
     "TABLE",
@@ -39,17 +40,15 @@ LAYOUT = f"a file ({', '.join(FORMATS)}) with a row per record and a column of l
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Which rows are trained and tested on.
+    """Which rows are trained and tested on."""
 
-    Attributes:
-        label: the column that says which rows are anomalous; empty: the array y of .npz and .mat files.
-        test_file: rows to test on; None: half of the normal rows, and all that are anomalous.
-        split_seed: of the draw of that half.
-    """
-
-    label: str = ""
-    test_file: Path | None = None
-    split_seed: int = 0
+    label: str = option("", "The column that is 1 for anomalous rows.", shown="y of .npz and .mat")
+    test_file: Path | None = option(
+        None,
+        "Rows to test on; then all normal rows of DATA_PATH are trained on.",
+        shown="half of the normal rows, and all anomalous ones",
+    )
+    split_seed: int = option(0, "Draws the normal rows to train on.", at_least=0)
 
 
 def table_reader(options: TableOptions) -> DatasetReader:
@@ -90,7 +89,16 @@ def table_reader(options: TableOptions) -> DatasetReader:
         transform = TableTransform.fit(train.frame, str(root))
         return ClassSamples(train.samples(class_name, transform), test.samples(class_name, transform), table=transform)
 
-    return DatasetReader("table", LAYOUT, find_classes, read_class, is_file=True)
+    return DatasetReader(
+        "table",
+        "rows of a file with --label, for multimodal: DATA_PATH is a .csv, .tsv, .parquet, .npz or .mat",
+        LAYOUT,
+        find_classes,
+        read_class,
+        is_file=True,
+        options=options,
+        of=table_reader,
+    )
 
 
 @dataclass(frozen=True)

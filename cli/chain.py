@@ -1,0 +1,138 @@
+"""What the command line needs beyond click: commands made when they are asked for, links that a grid can vary."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from cli.flags import Flag
+
+CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
+USED = f"{__name__}.used"  # by every word that names an option of a given link, the option's name
+
+
+class Chain(click.Group):
+    """The chain of commands, each made when it is asked for; --ray may stand right before one, without an address.
+
+    Args:
+        sections: by the heading in help, by a command's name what it does, and the function that makes it.
+    """
+
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]], **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self.sections = sections
+        self.made: dict[str, click.Command] = {}
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        return [name for section in self.sections.values() for name in section]
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.made:
+            for section in self.sections.values():
+                if cmd_name in section:
+                    self.made[cmd_name] = section[cmd_name][1]()
+        return self.made.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What --help lists, without making any of it."""
+        for heading, section in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, summary) for name, (summary, _) in section.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names, following = self.list_commands(ctx), zip(args, [*args[1:], ""], strict=True)
+        return super().parse_args(ctx, ["--ray=local" if a == "--ray" and b in names else a for a, b in following])
+
+
+class Grouped(click.Command):
+    """A command whose options are listed under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if (record := option.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(option, "group", "") or "Options", []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Link(Grouped):
+    """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones.
+
+    Args:
+        defaults: by the name of a later link, defaults of its options that this one sets.
+    """
+
+    def __init__(self, *args: Any, defaults: Mapping[str, Mapping[str, Any]] | None = None, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.defaults = defaults or {}
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = list(args)
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.obj = words, extra
+        if parent is not None and self.defaults:
+            parent.default_map = self.defaults
+        return ctx
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As in click, but the name of a command, where another word follows, is none of the optional arguments."""
+        rest = super().parse_args(ctx, args)
+        chain = ctx.parent and ctx.parent.command
+        commands = chain.list_commands(ctx) if isinstance(chain, Chain) else []
+        for argument in self.params:
+            if isinstance(argument, click.Argument) and not argument.required:
+                word = str(ctx.params[argument.name])
+                if word in commands and ctx.args and ctx.args[0] not in commands:
+                    ctx.params[argument.name] = None
+                    ctx.args = [word, *ctx.args]
+        return rest
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_and_choose(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
+            given, rest, order = parse(args)
+            for option in self.params:
+                if option.name in ctx.meta.get(CHOICE, {}):
+                    value = ctx.meta[CHOICE][option.name]
+                    given[option.name] = value.split("+") if option.multiple else value
+            return given, rest, order
+
+        parser.parse_args = parse_and_choose
+        return parser
+
+    def invoke(self, ctx: click.Context) -> list[Any]:
+        """A configuration for every choice, in order; one object for those that choose the same here."""
+        words, extra = ctx.obj
+        names = {
+            flag.lstrip("-"): option.name for option in self.params if isinstance(option, Flag) for flag in option.opts
+        }
+        ctx.meta.setdefault(USED, {}).update(names)
+        configs: dict[tuple[tuple[str, str], ...], Any] = {}
+        chosen = []
+        for choice in ctx.find_root().params.get("grid", [{}]):
+            own = {names[flag]: value for flag, value in choice.items() if flag in names}
+            chosen.append(tuple(own.items()))
+            if chosen[-1] not in configs:
+                ctx.meta[CHOICE] = own
+                with super().make_context(ctx.info_name, list(words), ctx.parent, **extra) as again:
+                    configs[chosen[-1]] = super().invoke(again)
+        return [configs[own] for own in chosen]
+
+
+class Standalone(Grouped):
+    """A command that is no link of the chain: its options may follow its arguments."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        return super().make_context(
+            info_name, args, parent, **{**extra, "allow_extra_args": False, "allow_interspersed_args": True}
+        )

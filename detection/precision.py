@@ -1,0 +1,10 @@
+"""What a detector may compute in: the words for it, and autocast."""
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The word for a type on the command line."""
+    return next(name for name, own in PRECISIONS.items() if own == dtype)

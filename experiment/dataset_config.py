@@ -1,0 +1,117 @@
+"""Which images or rows are trained and tested on, and how they are read."""
+
+from collections.abc import Mapping, Set
+from dataclasses import MISSING, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import AUGMENT, DATASETS, READERS, DatasetReader, ImageTransform, RandomTransform, Reading
+from errors import UsageError
+from experiment.config import check_seed
+from options import WIDEST, build, declared, option
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Images of dataset NAME under DATA_PATH; options stand before NAME.
+
+    Attributes:
+        resize_mode: None becomes what suits the dataset; it stays None where that can only be seen by its images.
+        reading: whose bit_depth None is found for every class.
+        options: of the dataset itself, see DatasetReader; None of one that has none, or does not exist.
+    """
+
+    name: str = option(MISSING, "Of the dataset.", argument=True)
+    data_path: Path | None = option(None, "Where it is.", argument=True)
+    subdatasets: tuple[str, ...] = option((), "Class, repeatable; none: all classes found.", "--subdatasets", "-d")
+    train_val_split: float = option(
+        1.0, "Share of the training images that is trained on; the rest is held out.", above=0, at_most=1
+    )
+    batch_size: int = option(2, "Images per step.", at_least=1)
+    num_workers: int = option(
+        2,
+        "Processes that read images; 0 reads in the main one.",
+        at_least=0,
+        at_most=1000,
+        changes_results=False,
+    )
+    resize: int = option(
+        256,
+        "Pixels of the shorter side after resizing; not used by --resize_mode square.",
+        at_least=1,
+        at_most=WIDEST,
+    )
+    imagesize: int = option(224, "Side of the square that the network sees.", at_least=1, at_most=WIDEST)
+    resize_mode: Literal["aspect", "square"] | None = option(
+        None,
+        "aspect: resize to --resize and crop the centre. square: resize both sides to --imagesize and crop nothing.",
+        shown="what suits the dataset: aspect; square for those whose images are not square",
+    )
+    reading: Reading = field(default_factory=Reading)
+    random: RandomTransform = field(default_factory=RandomTransform)
+    augment: bool = option(
+        False,
+        "Small random rotations, shifts, zooms and changes of light; see their flags.",
+        presets={True: AUGMENT},
+        changes_results=False,
+    )
+    options: Any = None
+
+    def __post_init__(self) -> None:
+        for own in declared(type(self.options)) if self.options is not None else ():
+            if own.name.endswith("seed"):
+                check_seed(f"--{own.name}", getattr(self.options, own.name))
+        if self.resize_mode is None and self.name in DATASETS:
+            object.__setattr__(self, "resize_mode", DATASETS[self.name].resize_mode)
+        if self.resize_mode == "aspect" and self.resize < self.imagesize:
+            raise UsageError(
+                f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], given: Set[str]) -> "DatasetConfig":
+        """The configuration that a command line's values stand for.
+
+        Args:
+            values: by the names of the options, those of all datasets among them.
+            given: the names of those that the user gave.
+
+        Raises:
+            UsageError: an option of another dataset, or one without effect.
+        """
+        name = values["name"]
+        for reader in READERS:
+            own = [one.name for one in declared(type(reader.options))] if reader.options is not None else []
+            foreign = [one for one in own if one in given and name != reader.name]
+            if foreign:
+                raise UsageError(f"--{foreign[0]} is an option of dataset {reader.name}, not of '{name}': leave it out")
+            drawn = [one for one in own if one in given and reader.default_root is not None]
+            if drawn and values["data_path"] is not None:
+                raise UsageError(f"--{drawn[0]} says what to draw, but DATA_PATH is given: leave one of them out")
+        base = DATASETS.get(name)
+        options = None if base is None or base.options is None else build(type(base.options), values)
+        return build(cls, values, options=options)
+
+    def absolute(self) -> "DatasetConfig":
+        """The same with paths that do not depend on the working directory."""
+        own = {} if self.options is None else vars(self.options)
+        paths = {name: value.absolute() for name, value in own.items() if isinstance(value, Path)}
+        return replace(
+            self,
+            data_path=self.data_path and self.data_path.absolute(),
+            options=replace(self.options, **paths) if paths else self.options,
+        )
+
+    @property
+    def reader(self) -> DatasetReader:
+        """What reads the dataset of this name; KeyError where there is none."""
+        base = DATASETS[self.name]
+        return base if self.options is None else base.of(self.options)
+
+    @property
+    def train_transform(self) -> ImageTransform:
+        return ImageTransform(self.resize, self.imagesize, self.random, self.resize_mode, self.reading)
+
+    @property
+    def test_transform(self) -> ImageTransform:
+        return replace(self.train_transform, random=RandomTransform())
