@@ -2,7 +2,7 @@
 
     noise_std: float = option(0.05, "Standard deviation of the noise on features.", at_least=0)
 
-A command's flags and their help (cli/), what --grid may vary, what a detector is built from, what model.json may say and
+A command's flags and their help (cli/), what --grid may vary, what a detector is built from, what model.json says and
 the tables in docs/ are made of such fields. A field of another dataclass stands for the options of that one.
 """
 

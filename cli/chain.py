@@ -10,34 +10,34 @@ from cli.flags import Flag
 CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
 USED = f"{__name__}.used"  # by every word that names an option of a given link, the option's name
 
+Sections = Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]]
+
 
 class Chain(click.Group):
     """The chain of commands, each made when it is asked for; --ray may stand right before one, without an address.
 
     Args:
-        sections: by the heading in help, by a command's name what it does, and the function that makes it.
+        sections: gives, by the heading in help, by a command's name what it does and the function that makes it.
     """
 
-    def __init__(
-        self, *args: Any, sections: Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]], **more: Any
-    ) -> None:
+    def __init__(self, *args: Any, sections: Callable[[], Sections], **more: Any) -> None:
         super().__init__(*args, **more)
         self.sections = sections
         self.made: dict[str, click.Command] = {}
 
     def list_commands(self, ctx: click.Context | None) -> list[str]:
-        return [name for section in self.sections.values() for name in section]
+        return [name for section in self.sections().values() for name in section]
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.made:
-            for section in self.sections.values():
+            for section in self.sections().values():
                 if cmd_name in section:
                     self.made[cmd_name] = section[cmd_name][1]()
         return self.made.get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """What --help lists, without making any of it."""
-        for heading, section in self.sections.items():
+        for heading, section in self.sections().items():
             with formatter.section(heading):
                 formatter.write_dl([(name, summary) for name, (summary, _) in section.items()])
 
@@ -47,12 +47,20 @@ class Chain(click.Group):
 
 
 class Grouped(click.Command):
-    """A command whose options are listed under their headings."""
+    """A command whose options are listed under their headings.
+
+    Args:
+        lists: by a heading, what else help lists, each with what it is.
+    """
+
+    def __init__(self, *args: Any, lists: Mapping[str, Mapping[str, str]] | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.lists = lists or {}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
+        groups: dict[str, list[tuple[str, str]]] = {heading: [*own.items()] for heading, own in self.lists.items()}
         for option in self.get_params(ctx):
-            if (record := option.get_help_record(ctx)) is not None:
+            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
                 groups.setdefault(getattr(option, "group", "") or "Options", []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):

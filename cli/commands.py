@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cli.chain import Chain, Link, Standalone
+from cli.chain import Chain, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import named_grid, parse_grid
 from errors import UsageError
@@ -20,6 +21,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
 GRID = Flag(
     ["--grid"],
     multiple=True,
+    default=(),
     metavar="FLAG=V1,V2,...",
     callback=parse_grid,
     help="A run for each of these values of an option of the detector or of dataset, such as dsc_hidden=512,1024 or "
@@ -54,7 +56,7 @@ def detector(command: str) -> Link:
         command,
         callback=config,
         params=[*recipes, *parameters(BackboneOptions, group="Features"), *parameters(kind.Options)],
-        help=f"{kind.Options.__doc__}{behind}",
+        help=f"{inspect.cleandoc(kind.Options.__doc__)}{behind}",
         context_settings=SETTINGS,
         defaults={"dataset": kind.DATASET_DEFAULTS},
     )
@@ -62,15 +64,15 @@ def detector(command: str) -> Link:
 
 def dataset() -> Link:
     """The command of the data: the options of all datasets, and those that one of them has, under its name."""
-    from datasets import READERS
+    from datasets import DATASETS
     from experiment.dataset_config import DatasetConfig
 
     def config(**values: Any) -> DatasetConfig:
         ctx = click.get_current_context()
         return DatasetConfig.of(values, {name for name in values if _source(ctx, name) == ParameterSource.COMMANDLINE})
 
-    own = [reader for reader in READERS if reader.options is not None]
-    listed = "\n\n".join(f"\b\n{reader.name}\n  {reader.summary}" for reader in READERS)
+    readers = {reader.name: reader for reader in DATASETS.values()}.values()
+    own = [reader for reader in readers if reader.options is not None]
     return Link(
         "dataset",
         callback=config,
@@ -78,8 +80,8 @@ def dataset() -> Link:
             *parameters(DatasetConfig),
             *(one for reader in own for one in parameters(type(reader.options), group=f"Dataset {reader.name}")),
         ],
-        help=f"Images or rows of dataset NAME under DATA_PATH; options stand before NAME.\n\n{listed}\n\n"
-        "Random changes apply to training images only.",
+        help=DatasetConfig.__doc__,
+        lists={"Datasets": {reader.name: reader.summary for reader in readers}},
         context_settings=SETTINGS,
     )
 
@@ -90,6 +92,15 @@ def alone(command: str) -> Standalone:
     return Standalone(command, callback=kind, params=parameters(kind), help=kind.__doc__, context_settings=SETTINGS)
 
 
+def sections() -> Sections:
+    """All commands under the headings of --help."""
+    return {
+        "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
+        "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
+        "Finished runs and models": {name: (text, partial(alone, name)) for name, (_, text) in ALONE.items()},
+    }
+
+
 def _source(ctx: click.Context, name: str) -> ParameterSource | None:
     return ctx.get_parameter_source(name)
 
@@ -98,11 +109,7 @@ def _source(ctx: click.Context, name: str) -> ParameterSource | None:
     cls=Chain,
     chain=True,
     context_settings=SETTINGS,
-    sections={
-        "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
-        "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
-        "Finished runs and models": {name: (text, partial(alone, name)) for name, (_, text) in ALONE.items()},
-    },
+    sections=sections,
     params=[*parameters(RunConfig), GRID, DEBUG],
 )
 def main(**_: Any) -> None:

@@ -73,6 +73,7 @@ def _parameter(own: Declared, group: str) -> click.Parameter:
     if own.name.startswith("no_"):
         on, off = list(flags), []
     names = [own.name, "/".join([on[0], *off]), *on[1:]]
+    group = said.group or group
     more: dict[str, Any] = {"default": own.default, "show_default": said.shown or True}
     if own.kind is bool:
         more["is_flag"] = True

@@ -21,7 +21,7 @@ from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import AUGMENT, ImageTransform, RandomTransform, to_pixels
+from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, to_pixels
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -33,7 +33,7 @@ __all__ = [
     "AUGMENT",
     "DATASETS",
     "MAX_PIXELS",
-    "READERS",
+    "RANDOM",
     "AssemblyOptions",
     "Batch",
     "BatchLoader",

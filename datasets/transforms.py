@@ -19,13 +19,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+RANDOM = "Random changes of training images"
 # What --augment sets where a flag of its own does not: small changes that leave a normal part normal; no flips.
 AUGMENT = {"rotate_degrees": 5.0, "translate": 0.02, "scale": 0.05, "brightness": 0.1, "contrast": 0.1}
 
 
 def _change(name: str, text: str, most: float | None = None, below: float | None = None) -> Any:
     shown = f"0; with --augment {AUGMENT[name]:g}" if name in AUGMENT else "0"
-    return option(0.0, text, at_least=0, at_most=most, below=below, shown=shown)
+    return option(0.0, text, at_least=0, at_most=most, below=below, shown=shown, group=RANDOM)
 
 
 @dataclass(frozen=True)

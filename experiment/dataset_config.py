@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import AUGMENT, DATASETS, READERS, DatasetReader, ImageTransform, RandomTransform, Reading
+from datasets import AUGMENT, DATASETS, RANDOM, DatasetReader, ImageTransform, RandomTransform, Reading
 from errors import UsageError
 from experiment.config import check_seed
 from options import WIDEST, build, declared, option
@@ -13,13 +13,7 @@ from options import WIDEST, build, declared, option
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Images of dataset NAME under DATA_PATH; options stand before NAME.
-
-    Attributes:
-        resize_mode: None becomes what suits the dataset; it stays None where that can only be seen by its images.
-        reading: whose bit_depth None is found for every class.
-        options: of the dataset itself, see DatasetReader; None of one that has none, or does not exist.
-    """
+    """Images or rows of dataset NAME under DATA_PATH; options stand before NAME."""
 
     name: str = option(MISSING, "Of the dataset.", argument=True)
     data_path: Path | None = option(None, "Where it is.", argument=True)
@@ -43,7 +37,7 @@ class DatasetConfig:
     )
     imagesize: int = option(224, "Side of the square that the network sees.", at_least=1, at_most=WIDEST)
     resize_mode: Literal["aspect", "square"] | None = option(
-        None,
+        None,  # where only its images say what suits a dataset
         "aspect: resize to --resize and crop the centre. square: resize both sides to --imagesize and crop nothing.",
         shown="what suits the dataset: aspect; square for those whose images are not square",
     )
@@ -52,10 +46,11 @@ class DatasetConfig:
     augment: bool = option(
         False,
         "Small random rotations, shifts, zooms and changes of light; see their flags.",
+        group=RANDOM,
         presets={True: AUGMENT},
         changes_results=False,
     )
-    options: Any = None
+    options: Any = None  # of the dataset itself, see DatasetReader
 
     def __post_init__(self) -> None:
         for own in declared(type(self.options)) if self.options is not None else ():
@@ -80,7 +75,7 @@ class DatasetConfig:
             UsageError: an option of another dataset, or one without effect.
         """
         name = values["name"]
-        for reader in READERS:
+        for reader in DATASETS.values():
             own = [one.name for one in declared(type(reader.options))] if reader.options is not None else []
             foreign = [one for one in own if one in given and name != reader.name]
             if foreign:
