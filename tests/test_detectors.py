@@ -209,7 +209,7 @@ def test_what_a_description_claims_is_checked(run, tmp_path, command):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--grid", "dsc_hidden=1,2"], "dsc_hidden is no option of the commands given"),
+        (["--grid", "dsc_hidden=1,2"], "'dsc_hidden' is no option of the commands given"),
         (["net", "-b", "x"], "a run needs one detector and a dataset, not 2 and 1"),
     ],
 )

@@ -81,8 +81,8 @@ def test_cos_lr_and_a_recipe_that_contradicts_it_write_nothing(chain):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("hidden=1,2", "'hidden' is no option of a detector or of dataset"),
-        ("seed=1,2", "'seed' is no option of a detector or of dataset"),
+        ("hidden=1,2", "'hidden' is no option of the commands given"),
+        ("seed=1,2", "'seed' is no option of the commands given"),
         ("dsc_hidden", "expected FLAG=VALUE,VALUE"),
         ("dsc_hidden=1,,2", "expected FLAG=VALUE,VALUE"),
         ("dsc_hidden=6,6", "given twice"),
