@@ -59,6 +59,7 @@ def test_an_entry_is_all_that_a_metric_takes(chain, monkeypatch, capsys):
     grid = GROUP / "test"
     chain("--grid", "dsc_hidden=8")
     add(monkeypatch, replace(GAP, higher_is_better=False), HIT)
+    monkeypatch.setitem(DECISION_METRICS, "called", Metric("called", "called", lambda labels, called: called.mean()))
     capsys.readouterr()
     chain("--grid", "dsc_hidden=8,6,5")
     said = capsys.readouterr()
@@ -79,6 +80,7 @@ def test_an_entry_is_all_that_a_metric_takes(chain, monkeypatch, capsys):
             assert columns == list(METRICS) and columns[-2:] == ["image_gap", "pixel_hit"]
             assert rows["image_gap"].to_numpy() == pytest.approx(values[-1], abs=1e-6)
             assert rows["pixel_hit"].tolist() == rows["pixel_f1_max"].tolist()
+        assert pd.read_csv(point / "results.csv")["called"].iloc[0] == predictions["decision"].mean()
     board = EventAccumulator(str(model))
     board.Reload()
     assert {"image_gap", "pixel_hit"} <= set(board.Tags()["scalars"])
@@ -99,7 +101,8 @@ def test_an_entry_is_all_that_a_metric_takes(chain, monkeypatch, capsys):
     heads, _ = table(capsys, *points)  # shown side by side, of the grid's table
     assert "pixel hits" in heads
     main.main(["report", str(grid)], standalone_mode=False)
-    assert "image gap" in (grid / "report.html").read_text()
+    page = (grid / "report.html").read_text()
+    assert '<th scope="col">image gap</th>' in page and '<th scope="col">called</th>' in page
 
 
 def test_runs_side_by_side_show_the_main_metrics(chain, monkeypatch, capsys):
