@@ -30,7 +30,6 @@ import main
 import metrics
 from datasets import TableOptions, table_reader
 from errors import DataError, UsageError
-from experiment.evaluation import DECISION_METRICS, decision_metrics
 
 BACKBONE = ["-b", "efficientnet_lite0", "-le", "blocks.4", "-le", "blocks.2"]
 CELLS = ["dataset", "-d", "mono", "elpv"]
@@ -42,7 +41,8 @@ PEERS = {
     "LocalOutlierFactor": lambda _: LocalOutlierFactor(novelty=True),
 }
 KEPT, QUANTILE = 0.9, 0.995  # multimodal's --train_val_split and --threshold_quantile
-COLUMNS = ["image_auroc", "image_ap", "image_f1_max", *DECISION_METRICS]
+IMAGE_METRICS = [name for name, metric in metrics.METRICS.items() if not metric.of_pixels]
+COLUMNS = [*IMAGE_METRICS, *metrics.DECISION_METRICS]
 
 
 def run(name: str, words: list[str], seeds: list[int], results: Path) -> Iterator[dict]:
@@ -70,12 +70,7 @@ def peers(path: Path, options: TableOptions, seeds: list[int]) -> Iterator[dict]
             fitted = make(seed).fit(train[:kept])
             scores, held_out = (-fitted.score_samples(part) for part in (test, train[kept:]))
             threshold = np.quantile(held_out, QUANTILE, method="higher")
-            values = {
-                "image_auroc": metrics.auroc(labels, scores),
-                "image_ap": metrics.average_precision(labels, scores),
-                "image_f1_max": metrics.f1_max(labels, scores),
-                **decision_metrics(labels, scores > threshold),
-            }
+            values = metrics.image_metrics(labels, scores) | metrics.decision_metrics(labels, scores > threshold)
             seconds = time.perf_counter() - started
             yield {"setting": name, "class": f"table_{path.stem}", "seed": seed, "s": seconds, **values}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from errors import DataError
 from experiment.config import RunConfig
-from experiment.evaluation import LOCO_METRICS, METRICS
 from experiment.results import RunRecord, write_csv
-from experiment.tables import BEST, LAST, Table, cell, head
+from experiment.tables import BEST, LAST, Table, cell
 from files import unreadable
 from late import pandas as pd
+from metrics import LOCO_METRICS, METRICS
 
 ABLATION = "ablation.csv"
 
@@ -62,15 +62,17 @@ def ablation_table(records: Sequence[RunRecord], best_epoch: bool = False) -> Ta
     own = (record.tables.best_epoch if best_epoch else record.tables.results for record in records)
     tables = [table.set_index("class") for table in own]
     names = [name for name in dict.fromkeys(name for table in tables for name in table.index) if name != "Mean"]
-    metrics = [m for m in (*METRICS, *LOCO_METRICS) if any(m in table and table[m].notna().any() for table in tables)]
+    known = METRICS | LOCO_METRICS
+    metrics = [known[m] for m in known if any(m in table and table[m].notna().any() for table in tables)]
     flags = list(records[0].grid)
     rows, bold = [], set()
     for name in [*names, "Mean"]:
-        shown = [[cell(table, name, metric) for metric in metrics] for table in tables]
+        shown = [[cell(table, name, metric.name) for metric in metrics] for table in tables]
         for j, metric in enumerate(metrics):
-            values = pd.Series([table[metric].get(name) if metric in table else None for table in tables], dtype=float)
-            for i in values.index[values.notna() & (values == values.max())]:
+            values = pd.Series([table.get(metric.name, {}).get(name) for table in tables], dtype=float)
+            best = values.max() if metric.higher_is_better else values.min()
+            for i in values.index[values == best]:
                 bold.add((len(rows) + i, 1 + len(flags) + j))
         rows += [[name, *record.grid.values(), *cells] for record, cells in zip(records, shown, strict=True)]
     title = f"{BEST if best_epoch else LAST}, percent"
-    return Table(title, ["class", *flags, *map(head, metrics)], rows, frozenset(bold))
+    return Table(title, ["class", *flags, *(metric.title for metric in metrics)], rows, frozenset(bold))

@@ -15,16 +15,6 @@ from datasets import Defect, Sample
 from errors import DataError
 from experiment.features import Predictions
 
-METRICS = ("image_auroc", "pixel_auroc", "pro", "image_ap", "image_f1_max", "pixel_ap", "pixel_f1_max")
-DECISION_METRICS = ("precision", "recall", "f1", "accuracy")  # at the stored threshold, known once training is over
-SPRO_LIMITS = (0.05, 0.3)
-LOCO_KINDS = ("logical", "structural")
-LOCO_METRICS = tuple(  # of MVTec LOCO only, each for both kinds of anomalies and as their mean
-    f"{name}_{kind}"
-    for name in ("image_auroc", *(f"auspro_{limit}" for limit in SPRO_LIMITS))
-    for kind in (*LOCO_KINDS, "mean")
-)
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -33,7 +23,7 @@ class Evaluation:
     Attributes:
         scores: image scores [N] in the order of the samples.
         map_range: the lowest and the highest pixel score of all maps.
-        metrics: the value of every metric of METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
+        metrics: the value of every one of metrics.METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
     """
 
     scores: NDArray[np.float32]
@@ -84,35 +74,13 @@ def evaluate(
         raise DataError(
             "training diverged: scores are not finite; lower the learning rate or the noise, or look for extreme images"
         )
-    anomalous = [sample.anomalous for sample in samples]
-    values = {
-        "image_auroc": metrics.auroc(anomalous, all_scores),
-        "image_ap": metrics.average_precision(anomalous, all_scores),
-        "image_f1_max": metrics.f1_max(anomalous, all_scores),
-    }
+    values = dict.fromkeys(metrics.METRICS, math.nan)
+    values |= metrics.image_metrics([sample.anomalous for sample in samples], all_scores)
     if has_masks:
-        pixels = metrics.pixel_metrics(masks, maps, regions=regions)
-        values |= {name if name == "pro" else f"pixel_{name}": value for name, value in pixels.items()}
+        values |= metrics.map_metrics(masks, maps, regions)
         if defects:
-            values |= _loco_metrics(samples, all_scores, maps, defects)
-    values = dict.fromkeys(METRICS, math.nan) | {name: float(value) for name, value in values.items()}
+            values |= metrics.loco_metrics(_by_kind(samples, all_scores, maps, defects))
     return Evaluation(all_scores, (lowest, highest), values)
-
-
-def decision_metrics(labels: Sequence[bool], decisions: NDArray[np.bool_]) -> dict[str, float]:
-    """DECISION_METRICS of decisions [N]; NaN where all labels are the same, as of AUROC, or a share is of nothing."""
-    anomalous = np.asarray(labels, dtype=bool)
-    if anomalous.all() or not anomalous.any():
-        return dict.fromkeys(DECISION_METRICS, math.nan)
-    hits, alarms = (anomalous & decisions).sum(), (~anomalous & decisions).sum()
-    shares = (
-        (hits, hits + alarms),
-        (hits, anomalous.sum()),
-        (2 * hits, anomalous.sum() + hits + alarms),
-        ((anomalous == decisions).sum(), len(anomalous)),
-    )
-    values = (float(part / whole) if whole else math.nan for part, whole in shares)
-    return dict(zip(DECISION_METRICS, values, strict=True))
 
 
 def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float]:
@@ -134,19 +102,15 @@ def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float,
     return float(np.quantile(np.concatenate(scores), quantile, method="higher")), float(highest.min())
 
 
-def _loco_metrics(
+def _by_kind(
     samples: Sequence[Sample], scores: NDArray[np.float32], maps: NDArray[np.float32], defects: Sequence[Defect]
-) -> dict[str, float]:
-    """Image AUROC and AUsPRO of logical and of structural anomalies, each among all normal images, and their means."""
-    values: dict[str, float] = {}
-    for kind in LOCO_KINDS:
+) -> dict[str, metrics.Kind]:
+    """The anomalies of every kind among all normal images."""
+    kinds: dict[str, metrics.Kind] = {}
+    for kind in metrics.KINDS:
         chosen = [i for i, s in enumerate(samples) if not s.anomalous or s.defect_type == f"{kind}_anomalies"]
         place = {i: k for k, i in enumerate(chosen)}
-        values[f"image_auroc_{kind}"] = metrics.auroc([samples[i].anomalous for i in chosen], scores[chosen])
+        labels = np.array([samples[i].anomalous for i in chosen])
         own = [(place[i], mask, area) for i, mask, area in defects if i in place]
-        areas = metrics.spro_at(own, maps[chosen], SPRO_LIMITS)
-        values |= {f"auspro_{limit}_{kind}": area for limit, area in zip(SPRO_LIMITS, areas, strict=True)}
-    for name in LOCO_METRICS:
-        if name.endswith("_mean"):
-            values[name] = sum(values[name.removesuffix("mean") + kind] for kind in LOCO_KINDS) / len(LOCO_KINDS)
-    return {name: values[name] for name in LOCO_METRICS}
+        kinds[kind] = metrics.Kind(labels, scores[chosen], metrics.rank_defects(own, maps[chosen]))
+    return kinds

@@ -27,7 +27,7 @@ from detection.precision import PRECISIONS
 from errors import DataError, UsageError, first_line
 from experiment.config import JobName, RunConfig
 from experiment.dataset_config import DatasetConfig
-from experiment.evaluation import Evaluation, decision_metrics, evaluate, normal_thresholds
+from experiment.evaluation import Evaluation, evaluate, normal_thresholds
 from experiment.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
 from experiment.inputs import Inputs
 from experiment.memory import one_line_when_full
@@ -38,6 +38,7 @@ from experiment.results import EPOCH, JobResult, read_result, without_nan, write
 from files import move, partial, write_bytes
 from late import pandas as pd
 from methods import DETECTORS
+from metrics import decision_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -197,7 +198,8 @@ def _finish(part: _Part, run: RunConfig, bar: tqdm) -> JobResult:
     save(part.folder, detector, description)
     written = _write_predictions(part.folder, job, part.test, evaluation, description, run.save_segmentation_images)
     best = max((row for row in part.history if "image_auroc" in row), key=_rank)
-    best_row = {**job.key, **{name: best[name] for name in evaluation.metrics}, EPOCH: best["meta_epoch"]}
+    values = {name: best.get(name, math.nan) for name in evaluation.metrics}  # an earlier version's may lack one
+    best_row = {**job.key, **values, EPOCH: best["meta_epoch"]}
     return write_result(
         part.folder, JobResult(_row(job, evaluation, description), best_row, part.history, inputs=part.inputs), written
     )

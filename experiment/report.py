@@ -135,7 +135,7 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     return JobView(
         title=job.title,
         run=f"{label}, seed {job.seed}",
-        image_auroc="" if np.isnan(auroc) else f"image AUROC {100 * auroc:.1f}",
+        image_auroc="" if np.isnan(auroc) else f"{metrics.METRICS['image_auroc'].title} {100 * auroc:.1f}",
         charts=charts,
         misses=_pictures(record, job, predictions, misses),
         alarms=_pictures(record, job, predictions, alarms),
@@ -211,7 +211,7 @@ def _draw_training(axes: Axes, history: pd.DataFrame) -> None:
     if len(evaluated):
         right = axes.twinx()
         right.plot(evaluated["meta_epoch"], evaluated["image_auroc"], color=NORMAL, marker=".")
-        right.set_ylabel("test image AUROC", color=NORMAL)
+        right.set_ylabel(f"test {metrics.METRICS['image_auroc'].title}", color=NORMAL)
         right.spines["right"].set_visible(True)
 
 

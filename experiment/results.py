@@ -14,11 +14,11 @@ from typing import Any
 
 from errors import DataError, UsageError, first_line
 from experiment.config import JobName, job_names
-from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS
 from experiment.inputs import Inputs
 from experiment.provenance import CONFIG, KIND, datasets_of, read_config
 from files import read_json, readable, unreadable, write_text
 from late import pandas as pd
+from metrics import DECISION_METRICS, LOCO_METRICS, METRICS
 
 RESULT, FAILURES = "job.json", "failed.json"
 FORMAT = 1  # of job.json
@@ -132,7 +132,7 @@ def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobR
 
 
 def read_result(folder: Path, name: JobName) -> JobResult:
-    """What job.json says.
+    """What job.json says; a metric that it lacks, as one of an earlier version may, does not exist.
 
     Raises:
         DamagedResultError: it is missing, damaged, or of another job.
@@ -148,8 +148,8 @@ def read_result(folder: Path, name: JobName) -> JobResult:
         inputs = content.pop("inputs", None)
         result = JobResult(**content)
         return JobResult(
-            _numbers(result.row, name, METRICS),
-            _numbers(result.best_row, name, (*METRICS, EPOCH)),
+            _numbers(result.row, name),
+            _numbers(result.best_row, name, [EPOCH]),
             [_numbers(row, name, PROGRESS) for row in result.history],
             {str(key): str(value) for key, value in result.sha256.items()},
             None if inputs is None else Inputs(str(inputs["listed"]), str(inputs["content"])),
@@ -181,7 +181,7 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str]) -> dict[str, Any]:
+def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str] = ()) -> dict[str, Any]:
     """A row of job.json whose null is NaN again; ValueError where it is not one of this job or lacks a column."""
     if (row["class"], row["seed"]) != (name.title, name.seed):
         raise ValueError(f"it is of {row['class']}, seed {row['seed']}")

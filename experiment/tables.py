@@ -8,14 +8,13 @@ from functools import cache
 from pathlib import Path
 
 from detection.checkpoint import read_description
-from experiment.evaluation import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
 from experiment.results import EPOCH, RunRecord
 from late import pandas as pd
 from methods import DETECTORS
+from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
 
 FORMATS = {"table": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 BOLD = {"table": (" ", "*"), "markdown": ("**", "**"), "latex": ("\\textbf{", "}")}
-MAIN_METRICS = ("image_auroc", "pixel_auroc", "pro")
 LAST, BEST = "last meta epoch", "best epoch, picked on the test set"
 NONE = "-"  # a metric that does not exist
 
@@ -36,12 +35,6 @@ def published() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("published.csv"), dtype={"class": str})
 
 
-def head(metric: str) -> str:
-    """A metric's name in a table, such as "image AUROC" for image_auroc."""
-    words = {"auroc": "AUROC", "pro": "PRO", "ap": "AP", "f1": "F1", "auspro": "AUsPRO"}
-    return " ".join(words.get(word, word) for word in metric.split("_")).replace("F1 max", "max-F1")
-
-
 def run_labels(records: Sequence[RunRecord]) -> list[str]:
     """The shortest ends of the runs' paths that tell them apart."""
     parts = [record.directory.resolve().parts for record in records]
@@ -54,7 +47,7 @@ def run_labels(records: Sequence[RunRecord]) -> list[str]:
 
 
 def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
-    """Classes down; metrics in percent across, of several runs the three main ones each; then published numbers.
+    """Classes down; metrics in percent across, of several runs the main ones each; then published numbers.
 
     Args:
         records: what the runs left; at least one.
@@ -65,11 +58,12 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
     names = [name for name in dict.fromkeys(name for table in tables for name in table.index) if name != "Mean"]
     labels = run_labels(records) if len(records) > 1 else [""]
     columns: dict[str, list[str]] = {"class": [*names, "Mean"]}
+    shown = [metric for metric in (METRICS | LOCO_METRICS).values() if metric.main or len(records) == 1]
     for label, table in zip(labels, tables, strict=True):
-        shown = [*METRICS, *LOCO_METRICS] if len(records) == 1 else MAIN_METRICS
         for metric in shown:
-            if metric in table and table[metric].notna().any():
-                columns[f"{label} {head(metric)}".strip()] = [cell(table, name, metric) for name in columns["class"]]
+            if metric.name in table and table[metric.name].notna().any():
+                cells = [cell(table, name, metric.name) for name in columns["class"]]
+                columns[f"{label} {metric.title}".strip()] = cells
         if best_epoch and len(records) == 1:
             columns["epoch"] = [table[EPOCH].get(name, "") for name in names] + [""]
     columns |= _beside_published(tables, names)
@@ -97,7 +91,7 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
             source = f"{thresholds.images} {thresholds.source}"
             rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
-    heads = ["class", "threshold", "from", *map(head, DECISION_METRICS), "false-alarm rate"]
+    heads = ["class", "threshold", "from", *(metric.title for metric in DECISION_METRICS.values()), "false-alarm rate"]
     return Table("decisions at the threshold, percent", heads, rows)
 
 
@@ -143,14 +137,14 @@ def _beside_published(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> d
         if not own:
             continue
         for metric in ("image_auroc", "pixel_auroc"):
-            values = {name: row[metric] for name, row in own.items()}
+            title, values = METRICS[metric].title, {name: row[metric] for name, row in own.items()}
             cells = [f"{values[name]:.1f}" if name in values else NONE for name in names]
             mean = sum(values.values()) / len(values)
-            columns[f"{paper} {head(metric)}"] = [*cells, f"{mean:.1f}"]
+            columns[f"{paper} {title}"] = [*cells, f"{mean:.1f}"]
             if len(tables) == 1 and tables[0][metric].notna().any():
                 ours = 100 * tables[0][metric]
                 gaps = {name: ours[name] - value for name, value in values.items() if pd.notna(ours[name])}
                 cells = [f"{gaps[name]:+.1f}" if name in gaps else NONE for name in names]
                 overall = f"{sum(gaps.values()) / len(gaps):+.1f}" if gaps else NONE
-                columns[f"{head(metric)} minus {paper}"] = [*cells, overall]
+                columns[f"{title} minus {paper}"] = [*cells, overall]
     return columns

@@ -1,9 +1,43 @@
 """Detection and localisation metrics: pure functions, arrays in, numbers out, exact under ties.
 
-The pixels that are counted are those of the maps, which masks are brought to before.
+The pixels that are counted are those of the maps, which masks are brought to before. `entries` says which metrics a run
+has.
 """
 
-from metrics.pixels import pixel_metrics, pro, spro, spro_at
+from metrics.entries import (
+    DECISION_METRICS,
+    KINDS,
+    LOCO_METRICS,
+    METRICS,
+    Kind,
+    Metric,
+    decision_metrics,
+    image_metrics,
+    loco_metrics,
+    map_metrics,
+)
+from metrics.pixels import RankedPixels, pixel_metrics, pro, rank_defects, rank_pixels, spro, spro_at
 from metrics.ranking import auroc, average_precision, f1_max
 
-__all__ = ["auroc", "average_precision", "f1_max", "pixel_metrics", "pro", "spro", "spro_at"]
+__all__ = [
+    "DECISION_METRICS",
+    "KINDS",
+    "LOCO_METRICS",
+    "METRICS",
+    "Kind",
+    "Metric",
+    "RankedPixels",
+    "auroc",
+    "average_precision",
+    "decision_metrics",
+    "f1_max",
+    "image_metrics",
+    "loco_metrics",
+    "map_metrics",
+    "pixel_metrics",
+    "pro",
+    "rank_defects",
+    "rank_pixels",
+    "spro",
+    "spro_at",
+]

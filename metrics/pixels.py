@@ -1,12 +1,30 @@
 """Pixel-level metrics of anomaly maps: AUROC, average precision, max-F1, PRO and sPRO."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.ranking import Crossings, best_f1, crossings, precision_sum, roc_area
+
+
+class RankedPixels(NamedTuple):
+    """Pixel scores, ranked, from which every metric of pixels is read.
+
+    Attributes:
+        ranked: defective among normal pixels.
+        overlap: the mean share of a region, or of a defect up to its saturation area, that is found at or above each
+            distinct score of defective pixels [T].
+    """
+
+    ranked: Crossings
+    overlap: NDArray[np.float64]
+
+    def overlap_area(self, max_fpr: float) -> float:
+        """Area under the curve of the overlap over the false-positive rate up to max_fpr, divided by max_fpr."""
+        return self.ranked.area(self.overlap, max_fpr)
 
 
 def pixel_metrics(
@@ -30,15 +48,15 @@ def pixel_metrics(
     Raises:
         ValueError: shapes that differ, maps that are not finite, max_fpr out of range, or negative regions.
     """
-    ranked, defective = _ranked(masks, maps, max_fpr)
-    weights = _region_weights(defective, regions)
-    if ranked is None:
+    _check_limits(max_fpr)
+    pixels = rank_pixels(masks, maps, regions)
+    if pixels is None:
         return dict.fromkeys(("auroc", "ap", "f1_max", "pro"), float("nan"))
     return {
-        "auroc": roc_area(ranked),
-        "ap": precision_sum(ranked),
-        "f1_max": best_f1(ranked),
-        "pro": ranked.area(ranked.hits(weights), max_fpr),
+        "auroc": roc_area(pixels.ranked),
+        "ap": precision_sum(pixels.ranked),
+        "f1_max": best_f1(pixels.ranked),
+        "pro": pixels.overlap_area(max_fpr),
     }
 
 
@@ -49,9 +67,9 @@ def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3, regions: ArrayL
     all images, the false-positive rate is taken over the pixels outside them. Arguments, range and errors as in
     pixel_metrics.
     """
-    ranked, defective = _ranked(masks, maps, max_fpr)
-    weights = _region_weights(defective, regions)
-    return float("nan") if ranked is None else ranked.area(ranked.hits(weights), max_fpr)
+    _check_limits(max_fpr)
+    pixels = rank_pixels(masks, maps, regions)
+    return float("nan") if pixels is None else pixels.overlap_area(max_fpr)
 
 
 def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_fpr: float = 0.3) -> float:
@@ -76,7 +94,32 @@ def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_f
 
 def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, limits: Sequence[float]) -> list[float]:
     """spro for several values of max_fpr from one sort of the scores."""
-    scores = _checked_maps(maps, *limits)
+    _check_limits(*limits)
+    pixels = rank_defects(defects, maps)
+    return [float("nan") if pixels is None else pixels.overlap_area(limit) for limit in limits]
+
+
+def rank_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None) -> RankedPixels | None:
+    """The pixels of all images and the overlap with their regions; None where no pixel or every pixel is defective.
+
+    Arguments and errors as in pixel_metrics.
+    """
+    defective, scores = np.asarray(masks).astype(bool, copy=False), _checked_maps(maps)
+    if defective.shape != scores.shape:
+        raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
+    weights = _region_weights(defective, regions)
+    if defective.all() or not defective.any():
+        return None
+    ranked = crossings(scores, defective, scores[defective])
+    return RankedPixels(ranked, ranked.hits(weights))
+
+
+def rank_defects(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike) -> RankedPixels | None:
+    """The pixels of all images and the overlap with their defects, a pixel ranked once for every defect that it is of.
+
+    Arguments and errors as in spro; None where that is NaN.
+    """
+    scores = _checked_maps(maps)
     covered = np.zeros(scores.shape, dtype=bool)
     positives: list[NDArray[np.floating]] = []
     weights: list[NDArray[np.float64]] = []
@@ -95,10 +138,9 @@ def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, li
         positives.append(np.sort(scores[image_index][defective])[::-1])
         weights.append(np.diff(found, prepend=0.0))
     if not positives or covered.all():
-        return [float("nan")] * len(limits)
+        return None
     ranked = crossings(scores, covered, np.concatenate(positives))
-    hits = ranked.hits(np.concatenate(weights) / len(positives))
-    return [ranked.area(hits, limit) for limit in limits]
+    return RankedPixels(ranked, ranked.hits(np.concatenate(weights) / len(positives)))
 
 
 def _region_weights(defective: NDArray[np.bool_], given: ArrayLike | None) -> NDArray[np.float64]:
@@ -124,23 +166,16 @@ def _region_weights(defective: NDArray[np.bool_], given: ArrayLike | None) -> ND
     return np.concatenate(weights) / regions if weights else np.empty(0)
 
 
-def _ranked(masks: ArrayLike, maps: ArrayLike, max_fpr: float) -> tuple[Crossings | None, NDArray[np.bool_]]:
-    """Defective among normal pixel scores (None where either is missing), and the masks as booleans."""
-    defective, scores = np.asarray(masks).astype(bool, copy=False), _checked_maps(maps, max_fpr)
-    if defective.shape != scores.shape:
-        raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
-    if defective.all() or not defective.any():
-        return None, defective
-    return crossings(scores, defective, scores[defective]), defective
-
-
-def _checked_maps(maps: ArrayLike, *limits: float) -> NDArray[np.floating]:
+def _checked_maps(maps: ArrayLike) -> NDArray[np.floating]:
     scores = np.asarray(maps)
     if scores.ndim != 3:
         raise ValueError(f"maps must be [N, H, W], not {list(scores.shape)}")
     if scores.size and not np.isfinite([scores.min(), scores.max()]).all():  # no copy of the maps; NaN is either
         raise ValueError("maps must be finite")
+    return scores
+
+
+def _check_limits(*limits: float) -> None:
     for max_fpr in limits:
         if not 0 < max_fpr <= 1:
             raise ValueError(f"max_fpr must be in (0, 1], not {max_fpr}")
-    return scores

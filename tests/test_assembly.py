@@ -24,8 +24,7 @@ from datasets.assembly.pictures import KINDS, LOGICAL, SPLITS, STRUCTURAL, pictu
 from datasets.assembly.render import draw, photograph
 from datasets.assembly.scene import SIZE
 from errors import DataError, UsageError
-from experiment.evaluation import LOCO_METRICS
-from metrics import spro
+from metrics import LOCO_METRICS, spro
 
 EVERY = pytest.mark.parametrize("name", KINDS)
 SMALL = AssemblyOptions(n_train=3, n_test=4)

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from experiment.evaluation import DECISION_METRICS, METRICS
 from experiment.lock import only_writer
+from metrics import DECISION_METRICS, METRICS
 from simplenet.recipes import STABLE
 
 PAPER = [
@@ -97,7 +97,7 @@ def test_papers_command_writes_every_file(run_process, tmp_path):
 
     results = pd.read_csv(folder / "results.csv")
     assert list(results.columns) == ["class", *METRICS, *DECISION_METRICS]
-    assert METRICS[:3] == ("image_auroc", "pixel_auroc", "pro")
+    assert list(METRICS)[:3] == ["image_auroc", "pixel_auroc", "pro"]
     assert list(results["class"]) == ["mvtec_bottle", "mvtec_cable", "Mean"]
     numbers = results.drop(columns="class").to_numpy()
     assert np.isfinite(numbers).all()

@@ -1,0 +1,137 @@
+"""The metrics of a run: an entry each, which everything else reads.
+
+An entry is all that adding a metric takes: its column is then in every file of a run, its title in every table to read.
+The order of the entries is that of the columns.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metrics.decisions import accuracy, f1, precision, recall
+from metrics.pixels import RankedPixels, rank_pixels
+from metrics.ranking import auroc, average_precision, best_f1, f1_max, precision_sum, roc_area
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: of its column in CSV and JSON files, and in TensorBoard.
+        title: of its column in tables to read, which show it in percent.
+        function: of what its table below says; a finite number, or NaN where the metric does not exist.
+        of_pixels: whether it needs masks; such a function is given RankedPixels.
+        higher_is_better: which value of several is the best one.
+        main: whether it is shown where several runs stand side by side.
+    """
+
+    name: str
+    title: str
+    function: Callable[..., float]
+    of_pixels: bool = False
+    higher_is_better: bool = True
+    main: bool = False
+
+
+class Kind(NamedTuple):
+    """The anomalies of one kind among all normal images.
+
+    Attributes:
+        labels: bool [N], True for anomalous; may all be the same.
+        scores: finite [N].
+        pixels: ranked, with the overlap with saturated defects; None without any.
+    """
+
+    labels: NDArray[np.bool_]
+    scores: NDArray[np.floating]
+    pixels: RankedPixels | None
+
+
+KINDS = ("logical", "structural")
+
+
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+def _of_kinds(name: str, title: str, function: Callable[[Kind], float]) -> Iterator[Metric]:
+    """A metric of each kind, and its mean over the kinds."""
+    for kind in KINDS:
+        yield Metric(f"{name}_{kind}", f"{title} {kind}", lambda kinds, kind=kind: function(kinds[kind]))
+    yield Metric(f"{name}_mean", f"{title} mean", lambda kinds: sum(map(function, kinds.values())) / len(kinds))
+
+
+def _auspro(kind: Kind, max_fpr: float) -> float:
+    return math.nan if kind.pixels is None else kind.pixels.overlap_area(max_fpr)
+
+
+# Of labels (bool [N], both occur) and finite scores [N], or of RankedPixels.
+METRICS = _by_name(
+    Metric("image_auroc", "image AUROC", auroc, main=True),
+    Metric("pixel_auroc", "pixel AUROC", lambda pixels: roc_area(pixels.ranked), of_pixels=True, main=True),
+    Metric("pro", "PRO", lambda pixels: pixels.overlap_area(0.3), of_pixels=True, main=True),
+    Metric("image_ap", "image AP", average_precision),
+    Metric("image_f1_max", "image max-F1", f1_max),
+    Metric("pixel_ap", "pixel AP", lambda pixels: precision_sum(pixels.ranked), of_pixels=True),
+    Metric("pixel_f1_max", "pixel max-F1", lambda pixels: best_f1(pixels.ranked), of_pixels=True),
+)
+
+# Of a Kind for every one of KINDS: of MVTec LOCO and `assembly` only.
+LOCO_METRICS = _by_name(
+    *_of_kinds("image_auroc", "image AUROC", lambda kind: auroc(kind.labels, kind.scores)),
+    *_of_kinds("auspro_0.05", "AUsPRO 0.05", lambda kind: _auspro(kind, 0.05)),
+    *_of_kinds("auspro_0.3", "AUsPRO 0.3", lambda kind: _auspro(kind, 0.3)),
+)
+
+# Of labels (bool [N], both occur) and decisions (bool [N]) at the stored threshold, known once training is over.
+DECISION_METRICS = _by_name(
+    Metric("precision", "precision", precision),
+    Metric("recall", "recall", recall),
+    Metric("f1", "F1", f1),
+    Metric("accuracy", "accuracy", accuracy),
+)
+
+
+def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
+    """The metrics of METRICS that need no masks, of labels [N], non-zero for anomalous, and finite scores [N].
+
+    NaN where all labels are the same.
+    """
+    chosen = {name: metric for name, metric in METRICS.items() if not metric.of_pixels}
+    return _of_both_labels(chosen, labels, np.asarray(scores))
+
+
+def map_metrics(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None) -> dict[str, float]:
+    """The metrics of METRICS that need masks. Arguments and errors as in pixel_metrics."""
+    chosen = {name: metric for name, metric in METRICS.items() if metric.of_pixels}
+    pixels = rank_pixels(masks, maps, regions)
+    return dict.fromkeys(chosen, math.nan) if pixels is None else _values(chosen, pixels)
+
+
+def loco_metrics(kinds: Mapping[str, Kind]) -> dict[str, float]:
+    """LOCO_METRICS of all KINDS."""
+    return _values(LOCO_METRICS, kinds)
+
+
+def decision_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str, float]:
+    """DECISION_METRICS of labels [N], non-zero for anomalous, and decisions [N], non-zero for called so.
+
+    NaN where all labels are the same, as of AUROC, or a share is of nothing.
+    """
+    return _of_both_labels(DECISION_METRICS, labels, np.asarray(decisions, dtype=bool))
+
+
+def _of_both_labels(table: Mapping[str, Metric], labels: ArrayLike, values: NDArray) -> dict[str, float]:
+    anomalous = np.asarray(labels, dtype=bool)
+    if anomalous.all() or not anomalous.any():
+        return dict.fromkeys(table, math.nan)
+    return _values(table, anomalous, values)
+
+
+def _values(table: Mapping[str, Metric], *of: object) -> dict[str, float]:
+    return {name: float(metric.function(*of)) for name, metric in table.items()}
