@@ -22,7 +22,8 @@ from errors import DataError, Interrupted, UsageError
 from files import readable
 
 if TYPE_CHECKING:  # experiment brings torch along, which --help need not wait for
-    from experiment import DatasetConfig, DetectorConfig, ExportConfig, PredictConfig, ReportConfig
+    from experiment.config import DatasetConfig, DetectorConfig, ExportConfig, PredictConfig, ReportConfig
+ROOMS = {"run": "run", "report": "show.report", "predict": "use.predict", "export": "use.export"}  # of experiment/
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, huge pages: large temporaries cost a third on Linux
 
 
@@ -167,7 +168,7 @@ def detector_config(
     **options: Any,
 ) -> "DetectorConfig":
     """The configuration that a detector's options stand for; of a recipe its name and the options that it set."""
-    from experiment import DetectorConfig, parse_backbones
+    from experiment.config import DetectorConfig, parse_backbones
 
     backbones = parse_backbones(backbone_names, layers_to_extract_from)
     return DetectorConfig(command, backbones, backbone_weights, options, *recipe, normalisation=normalisation)
@@ -530,7 +531,7 @@ def dataset(name: str, data_path: Path | None, augment: bool, **options: Any) ->
     Random changes apply to training images only.
     """
     from datasets import AssemblyOptions, FolderNames, RandomTransform, Reading, TableOptions
-    from experiment import DatasetConfig
+    from experiment.config import DatasetConfig
 
     folders = own_options("folder", FolderNames, name, options)
     assembly = own_options("assembly", AssemblyOptions, name, options)
@@ -586,7 +587,7 @@ def report(**options: Any) -> "ReportConfig":
     Prints classes down, metrics across and, for MVTec AD, published numbers with the difference, in percent;
     writes report.html: tables, score histograms, ROC and training curves, worst images, configuration.
     """
-    from experiment import ReportConfig
+    from experiment.config import ReportConfig
 
     return ReportConfig(**options)
 
@@ -635,7 +636,7 @@ def predict(**options: Any) -> "PredictConfig":
     Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the new ones
     say the same.
     """
-    from experiment import PredictConfig
+    from experiment.config import PredictConfig
 
     return PredictConfig(**options)
 
@@ -670,7 +671,7 @@ def export(**options: Any) -> "ExportConfig":
     Normalisation, backbone, patches, detector, upsampling and smoothing are inside; the batch size is free. The
     file is checked against PyTorch before it is put in its place.
     """
-    from experiment import ExportConfig
+    from experiment.config import ExportConfig
 
     return ExportConfig(**options)
 
@@ -679,19 +680,15 @@ def export(**options: Any) -> "ExportConfig":
 @click.pass_context
 def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int | None:
     """Hand the configurations of the chain over."""
-    import experiment
+    from experiment import config as kinds
 
-    alone = {
-        experiment.ReportConfig: "report",
-        experiment.PredictConfig: "predict",
-        experiment.ExportConfig: "export",
-    }
+    alone = {kinds.ReportConfig: "report", kinds.PredictConfig: "predict", kinds.ExportConfig: "export"}
     for config in configs:
         if command := alone.get(type(config)):  # a link gives a list
             refuse_others(command, ctx, configs)
             return imported(command)(config)
-    detectors = [config for config in configs if isinstance(config[0], experiment.DetectorConfig)]
-    data = [config for config in configs if isinstance(config[0], experiment.DatasetConfig)]
+    detectors = [config for config in configs if isinstance(config[0], kinds.DetectorConfig)]
+    data = [config for config in configs if isinstance(config[0], kinds.DatasetConfig)]
     if len(detectors) != 1 or not data:
         raise UsageError(
             f"a run needs one detector and a dataset, not {len(detectors)} and {len(data)}: "
@@ -699,13 +696,13 @@ def execute(ctx: click.Context, configs: list[Any], **run_options: Any) -> int |
         )
     check_grid(ctx, run_options["grid"])
     choices = list(zip(run_options.pop("grid"), detectors[0], zip(*data, strict=True), strict=True))
-    imported("run")(experiment.RunConfig(**run_options), choices)
+    imported("run")(kinds.RunConfig(**run_options), choices)
     return 0
 
 
 def imported(command: str) -> Callable[..., int | None]:
     """What does the work of a command; from here on rubbish is collected again."""
-    function = getattr(importlib.import_module(f"experiment.{command}"), command)
+    function = getattr(importlib.import_module(f"experiment.{ROOMS[command]}"), command)
     if not gc.isenabled():  # by cli
         _leave_imports_alone()
         gc.enable()

@@ -49,10 +49,10 @@ from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
-from experiment.evaluation import evaluate
-from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
-from experiment.progress import progress
-from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
+from experiment.machine.progress import progress
+from experiment.plan.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
+from experiment.train.evaluation import evaluate
+from experiment.train.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
 from methods import DETECTORS
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"

@@ -28,16 +28,16 @@ HIDDEN, MARGIN = ("128", "256", "512"), ("0.2", "0.5")
 TIMED = """
 import sys, time
 sys.path.insert(0, {root!r})
-import main, experiment.task
+import main, experiment.plan.task
 seconds = 0.0
-def timed(*arguments, run_jobs=experiment.task.run_jobs):
+def timed(*arguments, run_jobs=experiment.plan.task.run_jobs):
     global seconds
     started = time.perf_counter()
     try:
         return run_jobs(*arguments)
     finally:
         seconds += time.perf_counter() - started
-experiment.task.run_jobs = timed
+experiment.plan.task.run_jobs = timed
 code = main.cli()
 print("training", seconds)
 sys.exit(code)

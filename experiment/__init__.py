@@ -1,24 +1,4 @@
-"""One job is a class, a seed and a backbone: this floor runs jobs, here or on workers, and records their results.
+"""Runs of detectors: what is to be done, doing it here or on workers, recording and showing it, using what was trained.
 
-Its commands are run.run, report.report, predict.predict and export.export: each is imported when it is given.
+A run is a configuration and its folder, a task what one model is trained for, a job a class, backbone and seed.
 """
-
-from experiment.config import (
-    DatasetConfig,
-    DetectorConfig,
-    ExportConfig,
-    PredictConfig,
-    ReportConfig,
-    RunConfig,
-    parse_backbones,
-)
-
-__all__ = [
-    "DatasetConfig",
-    "DetectorConfig",
-    "ExportConfig",
-    "PredictConfig",
-    "ReportConfig",
-    "RunConfig",
-    "parse_backbones",
-]

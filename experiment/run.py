@@ -14,15 +14,13 @@ import torch
 
 import backbones
 from errors import DataError, Interrupted, UsageError
-from experiment.ablation import ABLATION, ablation_table, is_grid, write_ablation
 from experiment.config import MODELS, DatasetConfig, DetectorConfig, JobName, RunConfig, point_names, precision_name
-from experiment.job import STATE, check_trained
-from experiment.lock import LOCK, only_writer
-from experiment.parallel import choose_cluster
-from experiment.plan import Plan, make_plan
-from experiment.provenance import CONFIG, differences, read_config, run_config
-from experiment.resolve import choose_device, choose_precision, create_directory, device_name
-from experiment.results import (
+from experiment.plan.resolve import choose_device, choose_precision, create_directory, device_name
+from experiment.plan.runs import Plan, make_plan
+from experiment.plan.task import FeatureKey, Outcome, Task, group, work
+from experiment.record.lock import LOCK, only_writer
+from experiment.record.provenance import CONFIG, differences, read_config, run_config
+from experiment.record.results import (
     FAILURES,
     DamagedResultError,
     Failure,
@@ -36,8 +34,10 @@ from experiment.results import (
     write_failures,
     write_tables,
 )
-from experiment.tables import render, summary
-from experiment.task import FeatureKey, Outcome, Task, group, work
+from experiment.scale.parallel import choose_cluster
+from experiment.show.ablation import ABLATION, ablation_table, is_grid, write_ablation
+from experiment.show.tables import render, summary
+from experiment.train.train import STATE, check_trained
 from files import PARTIAL, free_name, sha256_of, write_text
 
 GRID = "grid.json"  # in the folder of a grid's runs, from its start: the names of theirs

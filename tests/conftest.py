@@ -140,9 +140,9 @@ def caught_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What workers show their progress on; bars stay those of this process after a worker's work."""
-    from experiment import worker
+    from experiment.scale import worker
 
-    monkeypatch.setattr("experiment.progress._make_bar", worker.tqdm)
+    monkeypatch.setattr("experiment.machine.progress._make_bar", worker.tqdm)
     said: list = []
     remote = SimpleNamespace(remote=lambda *words: said.append(words))
     return SimpleNamespace(progress=remote, say=remote, said=said)
@@ -151,7 +151,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the classes that were embedded, in order."""
-    from experiment import task as task_module
+    from experiment.plan import task as task_module
 
     titles: list[str] = []
 

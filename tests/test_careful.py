@@ -14,9 +14,9 @@ from test_resume import outputs
 import files
 import main
 from errors import DataError, UsageError
-from experiment.inputs import Inputs
-from experiment.lock import LOCK, only_writer
-from experiment.provenance import differences
+from experiment.record.inputs import Inputs
+from experiment.record.lock import LOCK, only_writer
+from experiment.record.provenance import differences
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_other_images_are_another_run(run, tmp_path):
 def test_training_goes_on_with_the_images_that_it_began_with(run, tmp_path, monkeypatch):
     data = make_mvtec(tmp_path / "data", ["nut"])
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("experiment.job._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        patch.setattr("experiment.train.train._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
         run(data=data)
     mask = data / "nut/ground_truth/crack/000_mask.png"
     shutil.copy(data / "nut/ground_truth/crack/001_mask.png", mask)

@@ -6,8 +6,8 @@ from conftest import SMALL_DATA, SMALL_NET
 
 import main
 from errors import DataError
-from experiment import features
-from experiment.memory import Halving, one_line_when_full
+from experiment.machine.memory import Halving, one_line_when_full
+from experiment.train import features
 from simplenet import SimpleNet
 
 

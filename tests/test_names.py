@@ -11,7 +11,7 @@ from PIL import Image
 
 import main
 from errors import UsageError
-from experiment.results import read_run, write_csv
+from experiment.record.results import read_run, write_csv
 
 
 def run(results, data, *words):

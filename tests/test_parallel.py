@@ -20,9 +20,10 @@ from ray.cluster_utils import Cluster as Nodes
 from test_grid import csvs
 
 from errors import DataError, UsageError
-from experiment import parallel, resolve, worker
 from experiment.config import RunConfig
-from experiment.lock import holder
+from experiment.plan import resolve
+from experiment.record.lock import holder
+from experiment.scale import parallel, worker
 
 GRID = ["--seed", "0", "--seed", "1", "--grid", "dsc_hidden=8,6"]
 

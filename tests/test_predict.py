@@ -16,7 +16,7 @@ from PIL import Image
 import main
 import simplenet
 from datasets import DATASETS, ImageTransform
-from experiment.predict import _full_size
+from experiment.use.predict import _full_size
 
 
 def rows(folder):
@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_images(model, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import experiment.predict as p
+import experiment.use.predict as p
 resident = lambda: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) / 1024
 marks, done, original = [], 0, p._predict_batch
 def counted(model, items):

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 import backbones
 from errors import DataError, UsageError
-from experiment.job import label_of
-from experiment.lock import LOCK
-from experiment.progress import draw_with
-from experiment.resolve import best_precision, choose_device, choose_precision, device_name
-from experiment.task import Outcome, Task, work
+from experiment.machine.progress import draw_with
+from experiment.plan.resolve import best_precision, choose_device, choose_precision, device_name
+from experiment.plan.task import Outcome, Task, work
+from experiment.record.lock import LOCK
+from experiment.train.train import label_of
 from files import sha256_of
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from errors import DataError
 from experiment.config import RunConfig
-from experiment.results import RunRecord, write_csv
-from experiment.tables import BEST, LAST, Table, cell
+from experiment.record.results import RunRecord, write_csv
+from experiment.show.tables import BEST, LAST, Table, cell
 from files import unreadable
 from late import pandas as pd
 from metrics import LOCO_METRICS, METRICS

@@ -17,8 +17,8 @@ from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from datasets import BatchLoader, ClassSamples, ImageDataset, Sample, Seen, Shuffled, region_labels
 from detection import Detector, Prediction
 from experiment.config import DatasetConfig
-from experiment.memory import Halving, is_out_of_memory, one_line_when_full
-from experiment.progress import progress
+from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
+from experiment.machine.progress import progress
 
 EMBED_BATCH = 8  # images embedded or scored at once where the training batch does not decide
 SCORE_BATCH = 32

@@ -10,10 +10,10 @@ from datasets import ClassSamples, Reading
 from detection.checkpoint import DESCRIPTION, described, read_description
 from errors import DataError, UsageError
 from experiment.config import DatasetConfig, DetectorConfig, JobName, RunConfig, job_names
-from experiment.job import Job
-from experiment.reading import ClassFound
-from experiment.resolve import check_detector, find_classes, load_backbone, read_samples
-from experiment.task import FeatureKey, Task
+from experiment.plan.reading import ClassFound
+from experiment.plan.resolve import check_detector, find_classes, load_backbone, read_samples
+from experiment.plan.task import FeatureKey, Task
+from experiment.train.train import Job
 from files import partial, readable
 from methods import DETECTORS
 

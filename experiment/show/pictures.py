@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets import to_pixels
-from experiment.evaluation import Evaluation
-from experiment.features import Predictions
-from experiment.names import Names
-from experiment.progress import progress
+from experiment.machine.progress import progress
+from experiment.show.names import Names
+from experiment.train.evaluation import Evaluation
+from experiment.train.features import Predictions
 from files import write_bytes
 
 WORST = 4  # misses, and as many false alarms

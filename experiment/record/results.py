@@ -14,8 +14,8 @@ from typing import Any
 
 from errors import DataError, UsageError, first_line
 from experiment.config import JobName, job_names
-from experiment.inputs import Inputs
-from experiment.provenance import CONFIG, KIND, datasets_of, read_config
+from experiment.record.inputs import Inputs
+from experiment.record.provenance import CONFIG, KIND, datasets_of, read_config
 from files import read_json, readable, unreadable, write_text
 from late import pandas as pd
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS

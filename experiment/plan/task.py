@@ -10,10 +10,10 @@ import backbones
 from detection import Detector
 from errors import DataError
 from experiment.config import DetectorConfig, JobName, RunConfig
-from experiment.features import EMBED_BATCH, ClassBanks, build_banks
-from experiment.job import Job, label_of, run_jobs, test_job
-from experiment.memory import one_line_when_full
-from experiment.results import JobResult, read_result
+from experiment.machine.memory import one_line_when_full
+from experiment.record.results import JobResult, read_result
+from experiment.train.features import EMBED_BATCH, ClassBanks, build_banks
+from experiment.train.train import Job, label_of, run_jobs, test_job
 from methods import DETECTORS
 
 Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user

@@ -13,7 +13,7 @@ import backbones
 from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
-from experiment.reading import ClassFound, look_at
+from experiment.plan.reading import ClassFound, look_at
 from methods import DETECTORS
 
 

@@ -13,9 +13,9 @@ from datasets.table import Table
 from detection import TrainedModel
 from detection.checkpoint import ROWS
 from errors import DataError
-from experiment.predict_folder import OF_TABLES
-from experiment.progress import progress
-from experiment.results import quote_formula, with_mark
+from experiment.machine.progress import progress
+from experiment.record.results import quote_formula, with_mark
+from experiment.use.folder import OF_TABLES
 from files import readable, write_text
 from late import pandas as pd
 

@@ -25,14 +25,14 @@ from detection import Detector, Training
 from detection.checkpoint import DESCRIPTION, Description, Thresholds, backbone_digest, read_description, restore, save
 from errors import DataError, UsageError, first_line
 from experiment.config import PRECISIONS, DatasetConfig, JobName, RunConfig
-from experiment.evaluation import Evaluation, evaluate, normal_thresholds
-from experiment.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
-from experiment.inputs import Inputs
-from experiment.memory import one_line_when_full
-from experiment.pictures import write_segmentations, write_worst
-from experiment.progress import progress
-from experiment.provenance import flatten
-from experiment.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
+from experiment.machine.memory import one_line_when_full
+from experiment.machine.progress import progress
+from experiment.record.inputs import Inputs
+from experiment.record.provenance import flatten
+from experiment.record.results import EPOCH, JobResult, read_result, without_nan, write_csv, write_result
+from experiment.show.pictures import write_segmentations, write_worst
+from experiment.train.evaluation import Evaluation, evaluate, normal_thresholds
+from experiment.train.features import ClassBanks, HeldOut, Predictions, TrainingEmbeddings
 from files import move, partial, write_bytes
 from late import pandas as pd
 from methods import DETECTORS

@@ -24,14 +24,14 @@ from datasets import ImageTransform, to_pixels
 from detection import Prediction, TrainedModel
 from errors import DataError
 from experiment.config import PredictConfig, precision_name
-from experiment.memory import Halving, is_out_of_memory, one_line_when_full
-from experiment.pictures import captioned, encoded, panel
-from experiment.predict_folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
-from experiment.predict_inputs import Inputs, Item, read_ahead
-from experiment.predict_table import predict_tables
-from experiment.progress import progress
-from experiment.resolve import choose_device, choose_precision
-from experiment.results import BOM, quote_formula
+from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
+from experiment.machine.progress import progress
+from experiment.plan.resolve import choose_device, choose_precision
+from experiment.record.results import BOM, quote_formula
+from experiment.show.pictures import captioned, encoded, panel
+from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
+from experiment.use.inputs import Inputs, Item, read_ahead
+from experiment.use.rows import predict_tables
 from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
