@@ -49,10 +49,12 @@ from detection import Detector, EpochStats, Prediction
 from detection.anomaly_map import anomaly_maps
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, DatasetConfig, DetectorConfig
+from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.progress import progress
-from experiment.plan.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
+from experiment.plan.resolve import find_classes, load_backbone, read_samples
+from experiment.train.banks import ClassBanks, build_banks
+from experiment.train.embeddings import Predictions, TrainingEmbeddings
 from experiment.train.evaluation import evaluate
-from experiment.train.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
 from methods import DETECTORS
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
@@ -351,7 +353,9 @@ if __name__ == "__main__":
         configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
         rows: list[dict] = []
         for one in classes:
-            found = read_samples(data, root, one)
+            found = read_samples(data, root, one, {})
+            for note in found.notes:
+                click.echo(note, err=True)
             own = replace(data, reading=found.reading)
             for row in measure_class(one, found.samples, own, configs, arguments.seeds, device, precision):
                 rows.append(row)

@@ -36,7 +36,7 @@ from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled
 from detection import autocast
 from detection.checkpoint import Description, Thresholds, backbone_digest, save
 from experiment.config import ExportConfig, PredictConfig
-from experiment.plan.resolve import choose_precision
+from experiment.machine.device import choose_precision
 from experiment.use.export import export
 from experiment.use.predict import predict
 from simplenet import SimpleNet, load

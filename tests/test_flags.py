@@ -12,7 +12,7 @@ from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMA
 import main
 from errors import UsageError
 from experiment.config import parse_backbones
-from experiment.plan.resolve import choose_device
+from experiment.machine.device import choose_device
 
 RUN = {
     "--results_path": "elsewhere",

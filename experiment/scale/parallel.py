@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from errors import DataError, Interrupted, UsageError, first_line
 from experiment.config import PRECISIONS, RunConfig, precision_name
+from experiment.machine.device import best_precision, choose_device
 from experiment.machine.progress import progress
-from experiment.plan.resolve import best_precision, choose_device
-from experiment.plan.task import Outcome, Task, group
+from experiment.plan.task import Task, group
+from experiment.record.ledger import Outcome
 from experiment.record.lock import holder
 from experiment.scale.worker import Answer, Display, Settings, describe, do
 from files import move, partial
@@ -157,7 +158,7 @@ class Cluster:
         click.echo(f"Running {self.slots} jobs at once on {where} ({self.device_name} each)", err=True)
 
     def choose_precision(self, name: str) -> torch.dtype:
-        """As experiment.plan.resolve.choose_precision, of what computes."""
+        """As experiment.machine.device.choose_precision, of what computes."""
         name = self._auto if name == "auto" else name
         click.echo(f"Computing in {name}", err=True)
         return PRECISIONS[name]

@@ -23,7 +23,7 @@ import metrics
 from detection.checkpoint import read_description
 from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten
-from experiment.record.results import RunRecord, read_run
+from experiment.record.read import RunRecord, read_run
 from experiment.show.ablation import ablation_table, is_grid, point_folders
 from experiment.show.pictures import picture_name, worst
 from experiment.show.tables import decisions, published, render, run_labels, summary
