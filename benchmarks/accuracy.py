@@ -51,10 +51,12 @@ from detection.precision import PRECISIONS
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
-from experiment.evaluation import evaluate
-from experiment.features import ClassBanks, Predictions, TrainingEmbeddings, build_banks
-from experiment.progress import progress
-from experiment.resolve import choose_device, choose_precision, find_classes, load_backbone, read_samples
+from experiment.machine.device import choose_device, choose_precision
+from experiment.machine.progress import progress
+from experiment.plan.resolve import find_classes, load_backbone, read_samples
+from experiment.train.banks import ClassBanks, build_banks
+from experiment.train.embeddings import Predictions, TrainingEmbeddings
+from experiment.train.evaluation import evaluate
 from methods import DETECTORS
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
@@ -98,7 +100,7 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     name, *options = shlex.split(words)
     if epochs is not None and name != "net":
         options += ["--epochs", str(epochs)]
-    command = main.main.get_command(None, name)
+    command = main.main.commands[name]
     return command.invoke(command.make_context(name, options))[0]
 
 
@@ -353,7 +355,9 @@ if __name__ == "__main__":
         configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
         rows: list[dict] = []
         for one in classes:
-            found = read_samples(data, root, one)
+            found = read_samples(data, root, one, {})
+            for note in found.notes:
+                click.echo(note, err=True)
             own = replace(data, reading=found.reading)
             for row in measure_class(one, found.samples, own, configs, arguments.seeds, device, precision):
                 rows.append(row)

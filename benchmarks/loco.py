@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets import Defect, Sample
 from detection import Prediction
-from experiment.evaluation import evaluate
+from experiment.train.evaluation import evaluate
 
 SIDE, NORMAL, LOGICAL, STRUCTURAL, BATCH = 512, 100, 100, 100, 20
 

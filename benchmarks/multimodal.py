@@ -29,6 +29,7 @@ from sklearn.svm import OneClassSVM
 import main
 import metrics
 from datasets import TableOptions, table_reader
+from detection import is_anomalous
 from errors import DataError, UsageError
 
 BACKBONE = ["-b", "efficientnet_lite0", "-le", "blocks.4", "-le", "blocks.2"]
@@ -70,7 +71,9 @@ def peers(path: Path, options: TableOptions, seeds: list[int]) -> Iterator[dict]
             fitted = make(seed).fit(train[:kept])
             scores, held_out = (-fitted.score_samples(part) for part in (test, train[kept:]))
             threshold = np.quantile(held_out, QUANTILE, method="higher")
-            values = metrics.image_metrics(labels, scores) | metrics.decision_metrics(labels, scores > threshold)
+            values = metrics.image_metrics(labels, scores) | metrics.decision_metrics(
+                labels, is_anomalous(scores, threshold)
+            )
             seconds = time.perf_counter() - started
             yield {"setting": name, "class": f"table_{path.stem}", "seed": seed, "s": seconds, **values}
 

@@ -28,16 +28,16 @@ HIDDEN, MARGIN = ("128", "256", "512"), ("0.2", "0.5")
 TIMED = """
 import sys, time
 sys.path.insert(0, {root!r})
-import main, experiment.task
+import main, experiment.train.work
 seconds = 0.0
-def timed(*arguments, run_jobs=experiment.task.run_jobs):
+def timed(*arguments, train=experiment.train.work.train):
     global seconds
     started = time.perf_counter()
     try:
-        return run_jobs(*arguments)
+        return train(*arguments)
     finally:
         seconds += time.perf_counter() - started
-experiment.task.run_jobs = timed
+experiment.train.work.train = timed
 code = main.cli()
 print("training", seconds)
 sys.exit(code)

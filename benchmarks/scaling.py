@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --train 0.0004 --embed 0.0003 --score 0.0001    any others
 
 A job is 40 x 4 passes over a class of MVTec AD and an evaluation after every meta epoch. Jobs that share features embed
-them once per worker. They are divided and ordered as experiment/parallel.py does it; a free worker takes the
+them once per worker. They are divided and ordered as experiment/scale/parallel.py does it; a free worker takes the
 next. Bounds are the whole work divided by the workers, and the longest single job.
 """
 
@@ -46,7 +46,7 @@ STAGES = {  # seconds: measured by benchmarks/speed.py on 2 cores of an AMD EPYC
 
 def table(stages: argparse.Namespace, workers: list[int], seeds: int) -> pd.DataFrame:
     """Hours on every number of workers."""
-    from experiment.parallel import split
+    from experiment.scale.parallel import split
 
     def of_features(name: str) -> float:
         return sum(IMAGES[name]) * (stages.decode + stages.embed)

@@ -36,9 +36,9 @@ from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled
 from detection import autocast
 from detection.checkpoint import Description, Thresholds, backbone_digest, save
 from experiment.config import ExportConfig, PredictConfig
-from experiment.export import export
-from experiment.predict import predict
-from experiment.resolve import choose_precision
+from experiment.machine.device import choose_precision
+from experiment.use.export import export
+from experiment.use.predict import predict
 from simplenet import SimpleNet, load
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.training import Trainer
@@ -257,7 +257,7 @@ def measure_trained(
     save(model, detector, description)
     trained = load(model)
     config = PredictConfig(model, (str(inputs),), folder / "out", BATCH, 2, 0, None, "none", "npy", False, None)
-    with contextlib.redirect_stderr(io.StringIO()), mock.patch("experiment.predict.load", lambda *_: trained):
+    with contextlib.redirect_stderr(io.StringIO()), mock.patch("experiment.use.predict.load", lambda *_: trained):
         command, floor = medians(3, lambda: predict(config), backbone)
     row(f"predict command, {BATCH} of {TRAIN} images in files", command * BATCH / TRAIN, None, floor)
     try:

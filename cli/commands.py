@@ -31,6 +31,7 @@ GRID = Flag(
 DEBUG = Flag(
     ["--debug"], is_flag=True, help="Show where in the program an error comes from; stands before the commands."
 )
+ROOMS = {"run": "run", "report": "show.report", "predict": "use.predict", "export": "use.export"}  # of experiment/
 ALONE = {  # of what a finished run left: options, and what it does
     "report": (ReportConfig, "Tables and a page of finished runs."),
     "predict": (PredictConfig, "Scores and anomaly maps of your own images."),
@@ -153,7 +154,7 @@ def execute(
 
 def imported(command: str) -> Callable[..., int | None]:
     """What does the work of a command; from here on rubbish is collected again."""
-    function = getattr(importlib.import_module(f"experiment.{command}"), command)
+    function = getattr(importlib.import_module(f"experiment.{ROOMS[command]}"), command)
     if not gc.isenabled():  # by main.py
         _leave_imports_alone()
         gc.enable()

@@ -1,6 +1,7 @@
-"""What every detector shares: its face, the loop of its training, anomaly maps, and models on disk."""
+"""What every detector shares: its face, the loop of its training, the decision, anomaly maps, and models on disk."""
 
 from detection.checkpoint import TrainedModel, load
+from detection.decision import is_anomalous
 from detection.detector import Detector, Prediction, autocast
 from detection.training import EndOfPass, EpochStats, MovingAverage, Training, learn
 
@@ -13,6 +14,7 @@ __all__ = [
     "TrainedModel",
     "Training",
     "autocast",
+    "is_anomalous",
     "learn",
     "load",
 ]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = [
-    *["main", "commands", "experiment.run", "experiment.report", "experiment.predict", "experiment.export"],
+    *["main", "commands", "experiment.run"],
+    *["experiment.show.report", "experiment.use.predict", "experiment.use.export"],
     *["torch._dynamo", "torchvision.transforms.v2", "torch.utils.tensorboard", "pandas", "tabulate", "scipy.ndimage"],
     *["sklearn.cluster", "sklearn.covariance", "sklearn.exceptions"],
 ]

@@ -129,7 +129,7 @@ def caught_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
 
         with monkeypatch.context() as patch, pytest.raises(InterruptedError):
             patch.chdir(tmp_path)
-            patch.setattr("experiment.run._work_here", stop)
+            patch.setattr("experiment.run.work", stop)
             main.main([str(word) for word in words], standalone_mode=False)
         monkeypatch.chdir(tmp_path)
         return caught
@@ -140,9 +140,9 @@ def caught_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What workers show their progress on; bars stay those of this process after a worker's work."""
-    from experiment import worker
+    from experiment.scale import worker
 
-    monkeypatch.setattr("experiment.progress._make_bar", worker.tqdm)
+    monkeypatch.setattr("experiment.machine.progress._make_bar", worker.tqdm)
     said: list = []
     remote = SimpleNamespace(remote=lambda *words: said.append(words))
     return SimpleNamespace(progress=remote, say=remote, said=said)
@@ -151,13 +151,13 @@ def display(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the classes that were embedded, in order."""
-    from experiment import task as task_module
+    from experiment.train import banks
 
     titles: list[str] = []
 
-    def count(title, *args, build=task_module.build_banks, **options):
+    def count(title, *args, build=banks.build_banks, **options):
         titles.append(title)
         return build(title, *args, **options)
 
-    monkeypatch.setattr(task_module, "build_banks", count)
+    monkeypatch.setattr(banks, "build_banks", count)
     return titles

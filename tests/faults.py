@@ -30,7 +30,7 @@ from commands import run
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 from PIL import Image
 
-import experiment.job
+import experiment.train.train
 
 RUN = Path("results/project/group/test")
 MODEL = RUN / "models/0/mvtec_bolt"
@@ -97,7 +97,7 @@ def without_override() -> None:
 
 def stop_in_the_second_class() -> None:
     """Die as by SIGKILL after the second meta epoch of the second class."""
-    write, count = experiment.job._write_state, 0
+    write, count = experiment.train.train.write_state, 0
 
     def counted(*arguments: object) -> None:
         nonlocal count
@@ -106,7 +106,7 @@ def stop_in_the_second_class() -> None:
         if count == 5:
             os._exit(137)
 
-    experiment.job._write_state = counted
+    experiment.train.train.write_state = counted
 
 
 def damaged(where: Path, case: random.Random, cases: int) -> Iterator[tuple[str, str, str]]:

@@ -14,9 +14,9 @@ from test_resume import outputs
 import files
 import main
 from errors import DataError, UsageError
-from experiment.inputs import Inputs
-from experiment.lock import LOCK, only_writer
-from experiment.provenance import differences
+from experiment.record.inputs import Inputs
+from experiment.record.lock import LOCK, only_writer
+from experiment.record.provenance import differences
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_is_half_written_of_a_run_itself_is_removed(run):
 def test_a_grid_is_marked_from_its_start(run, monkeypatch):
     """Killed in its first job, and given again without --grid: its states stay."""
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr("experiment.run._work_here", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        patch.setattr("experiment.run.work", lambda *_: (_ for _ in ()).throw(InterruptedError))
         run("--grid", "dsc_hidden=8,6")
     state = Path("results/project/group/test/dsc_hidden=8/models/0/.mvtec_nut.partial/state.pt")
     state.parent.mkdir(parents=True)
@@ -205,7 +205,7 @@ def test_other_images_are_another_run(run, tmp_path):
 def test_training_goes_on_with_the_images_that_it_began_with(run, tmp_path, monkeypatch):
     data = make_mvtec(tmp_path / "data", ["nut"])
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("experiment.job._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        patch.setattr("experiment.train.train.finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
         run(data=data)
     mask = data / "nut/ground_truth/crack/000_mask.png"
     shutil.copy(data / "nut/ground_truth/crack/001_mask.png", mask)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from experiment.lock import only_writer
+from experiment.record.lock import only_writer
 from metrics import DECISION_METRICS, METRICS
 from simplenet.recipes import STABLE
 

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from errors import DataError
-from experiment.results import EPOCH, read_run
+from experiment.record.read import read_run
+from experiment.record.results import EPOCH
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, Metric
 
 GROUP = Path("results/project/group")

@@ -16,7 +16,7 @@ import main
 import metrics
 from datasets import Defect, Sample
 from detection import Prediction
-from experiment.evaluation import evaluate
+from experiment.train.evaluation import evaluate
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
 
 NO_BAR = tqdm(disable=True)

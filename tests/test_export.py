@@ -19,7 +19,7 @@ import main
 import simplenet
 from datasets import DATASETS, read_image
 from errors import DataError, UsageError
-from experiment import export as export_module
+from experiment.use import export as export_module
 
 
 def train(folder, mvtec, *net):
@@ -157,7 +157,7 @@ def test_out_of_memory_is_one_line(model, tmp_path, monkeypatch, step):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(f"experiment.export.{step}", full)
+    monkeypatch.setattr(f"experiment.use.export.{step}", full)
     with pytest.raises(DataError, match=r"^out of memory: free some memory, or export where there is more$"):
         export(model, "--out", tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

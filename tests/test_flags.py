@@ -13,7 +13,7 @@ import main
 from datasets import AUGMENT
 from errors import UsageError
 from experiment.detector_config import parse_backbones
-from experiment.resolve import choose_device
+from experiment.machine.device import choose_device
 
 RUN = {
     "--results_path": "elsewhere",

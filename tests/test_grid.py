@@ -9,8 +9,8 @@ from conftest import SMALL_DATA, SMALL_NET
 
 import main
 from errors import DataError, UsageError
-from experiment.ablation import point_folders
 from experiment.config import point_names
+from experiment.show.ablation import point_folders
 
 FAMILY = Path("results/project/group/test")
 

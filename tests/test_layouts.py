@@ -11,7 +11,7 @@ import backbones
 from backbones.layouts import Layout, NoMapError, find_layout
 from errors import DataError, UsageError
 from experiment.detector_config import BackboneConfig, DetectorConfig
-from experiment.resolve import load_backbone
+from experiment.plan.resolve import load_backbone
 
 SIZES = ((64, 64), (128, 192))
 

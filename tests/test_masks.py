@@ -188,7 +188,8 @@ def test_values_that_mean_nothing_are_refused(tmp_path, value):
         as_read(tmp_path / "m.tif")
 
 
-def test_a_run_names_masks_that_may_mean_something_else(tmp_path, capsys):
+def test_a_run_names_masks_that_may_mean_something_else(tmp_path, capsys, monkeypatch):
+    """Of a grid they are read once, and named again by the next command of a process."""
     make_mvtec(tmp_path / "data", ["bolt"], test=5)
     masks = tmp_path / "data" / "bolt" / "ground_truth" / "crack"
     save(masks / "000_mask.png", np.zeros((48, 48), np.uint8))
@@ -197,16 +198,25 @@ def test_a_run_names_masks_that_may_mean_something_else(tmp_path, capsys):
     palette(masks / "003_mask.png", [(255, 255, 255), (0, 0, 0)], np.eye(48))
     save(masks / "004_mask.png", mask(size=24, start=8))
     words = ["--results_path", str(tmp_path / "results"), "--grid", "dsc_hidden=8,9", *SMALL_NET, "dataset"]
-    main.main([*words, *SMALL_DATA, "mvtec", str(tmp_path / "data")], standalone_mode=False)
-    said = [line for line in capsys.readouterr().err.splitlines() if "bolt: masks that" in line]
-    assert said == [
-        "bolt: masks that have no defective pixel, though their images are anomalous: 2 "
-        f"('{masks / '000_mask.png'}', '{masks / '001_mask.png'}')",
-        f"bolt: masks that are defective everywhere: 1 ('{masks / '002_mask.png'}')",
-        "bolt: masks that have black in their palette, but not as index 0, which is background whatever its colour: 1 "
-        f"('{masks / '003_mask.png'}')",
-        f"bolt: masks that have another size than their images, and are resized: 1 ('{masks / '004_mask.png'}')",
-    ]
+    read = []
+
+    def count(*words):
+        read.append(words)
+        return remarks_on_masks(*words)
+
+    monkeypatch.setattr("experiment.plan.resolve.remarks_on_masks", count)
+    for commands in (1, 2):
+        main.main([*words, *SMALL_DATA, "mvtec", str(tmp_path / "data")], standalone_mode=False)
+        assert len(read) == commands
+        said = [line for line in capsys.readouterr().err.splitlines() if "bolt: masks that" in line]
+        assert said == [
+            "bolt: masks that have no defective pixel, though their images are anomalous: 2 "
+            f"('{masks / '000_mask.png'}', '{masks / '001_mask.png'}')",
+            f"bolt: masks that are defective everywhere: 1 ('{masks / '002_mask.png'}')",
+            "bolt: masks that have black in their palette, but not as index 0, which is background whatever its "
+            f"colour: 1 ('{masks / '003_mask.png'}')",
+            f"bolt: masks that have another size than their images, and are resized: 1 ('{masks / '004_mask.png'}')",
+        ]
 
 
 def test_ordinary_masks_are_not_spoken_of(mvtec):

@@ -6,8 +6,8 @@ from conftest import SMALL_DATA, SMALL_NET
 
 import main
 from errors import DataError
-from experiment import features
-from experiment.memory import Halving, one_line_when_full
+from experiment.machine.memory import Halving, one_line_when_full
+from experiment.train import banks
 from simplenet import SimpleNet
 
 
@@ -55,21 +55,21 @@ def test_other_errors_stay_what_they_are():
 def test_a_bank_moves_on_to_the_next_place(monkeypatch, capsys):
     tried = []
 
-    class Bank(features.FeatureBank):
+    class Bank(banks.FeatureBank):
         def __init__(self, shape, dtype, place, device):
             tried.append(place)
             if place != "disk":
                 full(None)
             super().__init__(shape, dtype, place, device)
 
-    monkeypatch.setattr(features, "FeatureBank", Bank)
-    monkeypatch.setattr(features, "choose_place", lambda size, device: "device")
+    monkeypatch.setattr(banks, "FeatureBank", Bank)
+    monkeypatch.setattr(banks, "choose_place", lambda size, device: "device")
     shape, cpu = (2, 1, 1, 4), torch.device("cpu")
-    assert features._allocate(shape, torch.float32, "auto", cpu).place == "disk"
+    assert banks._allocate(shape, torch.float32, "auto", cpu).place == "disk"
     assert tried == ["device", "host", "disk"]
     assert capsys.readouterr().err.count("No room for the feature bank") == 2
     with pytest.raises(DataError, match=r"out of memory: .*choose another --feature_bank"):
-        features._allocate(shape, torch.float32, "host", cpu)
+        banks._allocate(shape, torch.float32, "host", cpu)
 
 
 @pytest.mark.parametrize("bank", ["auto", "off"])

@@ -22,9 +22,9 @@ import backbones
 import main
 from datasets.table import Table
 from errors import DataError, UsageError
-from experiment import parallel, worker
-from experiment.ablation import point_folders
-from experiment.predict_table import _again
+from experiment.scale import parallel, worker
+from experiment.show.ablation import point_folders
+from experiment.use.rows import _again
 from methods import load
 from methods.multimodal import Multimodal, _Scheduled, _Trainer, alternate, interleave
 from methods.tokens import ImageTokens, TableTokens, window_masks

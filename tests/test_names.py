@@ -11,7 +11,8 @@ from PIL import Image
 
 import main
 from errors import UsageError
-from experiment.results import read_run, write_csv
+from experiment.record.read import read_run
+from experiment.record.sheets import write_csv
 
 
 def run(results, data, *words):

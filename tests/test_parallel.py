@@ -20,9 +20,10 @@ from ray.cluster_utils import Cluster as Nodes
 from test_grid import csvs
 
 from errors import DataError, UsageError
-from experiment import parallel, resolve, worker
 from experiment.config import RunConfig
-from experiment.lock import holder
+from experiment.machine import device
+from experiment.record.lock import holder
+from experiment.scale import parallel, worker
 
 GRID = ["--seed", "0", "--seed", "1", "--grid", "dsc_hidden=8,6"]
 
@@ -194,7 +195,7 @@ def test_flags_that_contradict_the_machine(monkeypatch, options, cuda, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "card")
-    monkeypatch.setattr(resolve.os.environ, "setdefault", lambda *_: None)
+    monkeypatch.setattr(device.os.environ, "setdefault", lambda *_: None)
     with pytest.raises(UsageError, match=message):
         parallel.choose_cluster(config(**options))
 

@@ -16,7 +16,7 @@ from PIL import Image
 import main
 import simplenet
 from datasets import DATASETS, ImageTransform
-from experiment.predict import _full_size
+from experiment.use.predict import _full_size
 
 
 def rows(folder):
@@ -202,16 +202,16 @@ def test_memory_does_not_grow_with_the_images(model, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import experiment.predict as p
+import experiment.use.predict as p
 resident = lambda: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) / 1024
-marks, done, original = [], 0, p._predict_batch
-def counted(model, items):
+marks, done, original = [], 0, p._predict_one
+def counted(*words):
     global done
-    done += len(items)
+    done += 1
     if done in (96, 1192):
         marks.append(resident())
-    return original(model, items)
-p._predict_batch = counted
+    return original(*words)
+p._predict_one = counted
 import main
 main.main(["predict", {str(model)!r}, {str(many)!r}, "--out", {str(tmp_path / "out")!r}], standalone_mode=False)
 print(marks[1] - marks[0])

@@ -15,10 +15,10 @@ from PIL import Image
 
 import main
 from errors import DataError, Interrupted, UsageError
-from experiment import predict as predict_module
 from experiment.config import PredictConfig
-from experiment.lock import LOCK, only_writer
-from experiment.names import Names
+from experiment.record.lock import LOCK, only_writer
+from experiment.show.names import Names
+from experiment.use import predict as predict_module
 from simplenet import SimpleNet
 
 
@@ -329,7 +329,7 @@ def test_no_memory_to_read_or_load(model, photos, monkeypatch, error):
         predict(model, ".")
     monkeypatch.undo()
     monkeypatch.chdir(photos)
-    monkeypatch.setattr("experiment.predict_inputs.read_image", full)
+    monkeypatch.setattr("experiment.use.inputs.read_image", full)
     assert predict(model, "0.png") == 1
     assert "'0.png' cannot be read: " in rows(photos / "predictions")["error"][0]
 

@@ -292,7 +292,7 @@ def test_a_predicted_image_beyond_the_depth_has_an_error_row(tmp_path, capsys):
 
 def test_8_bit_images_are_opened_once_as_far_as_their_header(mvtec, tmp_path, monkeypatch):
     """Whatever is found of a class costs them nothing."""
-    monkeypatch.setattr("experiment.reading.largest_value", lambda path: pytest.fail("it was read for its depth"))
+    monkeypatch.setattr("experiment.plan.reading.largest_value", lambda path: pytest.fail("it was read for its depth"))
     assert json.loads((run(tmp_path, "-d", "bolt", "mvtec", mvtec) / "model.json").read_text())["reading"] == {
         "bit_depth": 16,
         "oriented": True,

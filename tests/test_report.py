@@ -19,10 +19,12 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 import main
 from errors import DataError, UsageError
 from experiment.config import job_names
-from experiment.pictures import panel, picture_name, worst
-from experiment.report import page
-from experiment.results import EPOCH, JobResult, make_tables, read_run, write_csv, write_result, write_tables
-from experiment.tables import decisions, published, render, run_labels, summary
+from experiment.record.read import read_run
+from experiment.record.results import EPOCH, JobResult, make_tables, write_result, write_tables
+from experiment.record.sheets import write_csv
+from experiment.show.pictures import panel, picture_name, worst
+from experiment.show.report import page
+from experiment.show.tables import decisions, published, render, run_labels, summary
 from metrics import DECISION_METRICS, METRICS
 
 CLASSES = (

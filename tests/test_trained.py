@@ -17,7 +17,7 @@ import simplenet
 from datasets import DATASETS, ImageDataset, ImageTransform
 from detection import Prediction
 from errors import DataError, UsageError
-from experiment.evaluation import normal_thresholds
+from experiment.train.evaluation import normal_thresholds
 
 
 def run(folder, data, *words, net=(), name="test", flags=SMALL_DATA):

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import ClassSamples, Reading, Sample, bit_depth_of, check_headers, largest_value
 from errors import DataError
 from experiment.dataset_config import DatasetConfig
-from experiment.progress import progress
+from experiment.machine.progress import progress
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,20 @@
-"""What a run leaves: job.json in every model's folder, and the tables that are made of all of them."""
+"""What jobs leave: job.json in every model's folder, failed.json, and the tables that are made of all of them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errors import DataError, UsageError, first_line
-from experiment.config import JobName, job_names
-from experiment.inputs import Inputs
-from experiment.provenance import CONFIG, KIND, datasets_of, read_config
-from files import read_json, readable, unreadable, write_text
+from errors import DataError, first_line
+from experiment.config import JobName
+from experiment.record.inputs import Inputs
+from experiment.record.sheets import FORMULA, write_csv
+from files import read_json, unreadable, write_text
 from late import pandas as pd
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS
 
@@ -25,8 +23,6 @@ FORMAT = 1  # of job.json
 AGAIN = "the command of the run, given again, does this job anew"
 EPOCH = "epoch_picked_on_test_set"  # in results_best_epoch.csv: the protocol stands in the header
 PROGRESS = ("meta_epoch", "loss")  # in every history, whatever else a detector watches
-BOM = "\ufeff"
-FORMULA = re.compile(r"('*)[=+\-@\t\r]")  # what a spreadsheet takes for one, maybe hidden already
 
 
 class DamagedResultError(DataError):
@@ -69,57 +65,6 @@ class Tables:
     per_seed: pd.DataFrame
     best_epoch: pd.DataFrame
     history: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run that was read: its folder, config.json, the finished jobs in order, and the tables of their results."""
-
-    directory: Path
-    config: dict[str, Any]
-    results_of: dict[JobName, JobResult]
-    tables: Tables
-
-    @property
-    def seeds(self) -> list[int]:
-        return self.config["run"]["seeds"]
-
-    @property
-    def grid(self) -> dict[str, str]:
-        """What --grid chose for this run, by flag."""
-        return {str(flag): str(value) for flag, value in self.config["run"].get("grid", {}).items()}
-
-    @property
-    def jobs(self) -> list[JobName]:
-        """The finished jobs of the run, in order."""
-        return list(self.results_of)
-
-    def read(self, job: JobName, name: str) -> bytes:
-        """A file of a finished job, which must be as the job left it.
-
-        Raises:
-            DataError: it is missing or was changed.
-        """
-        path = self.directory / job.folder / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"'{path}' cannot be read ({error.strerror}): evaluate again with --test") from error
-        if hashlib.sha256(content).hexdigest() != self.results_of[job].sha256.get(name):
-            raise DataError(f"'{path}' is damaged or was changed since it was written: evaluate again with --test")
-        return content
-
-    def predictions(self, job: JobName) -> pd.DataFrame:
-        """predictions.csv of a finished job: image, label, defect_type, score, decision, and what else the
-        score is made of.
-
-        Raises:
-            DataError: it is missing or was changed.
-        """
-        table = pd.read_csv(io.BytesIO(self.read(job, "predictions.csv")), dtype={"image": str, "defect_type": str})
-        for name in ("image", "defect_type"):
-            table[name] = table[name].map(_unquoted, na_action="ignore")
-        return table
 
 
 def write_result(folder: Path, result: JobResult, files: Sequence[Path]) -> JobResult:
@@ -278,67 +223,3 @@ def _over_seeds(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     if "error" in rows:
         table = table.join(groups["error"].agg(lambda errors: "; ".join(dict.fromkeys(errors.dropna()))))
     return table.reset_index()
-
-
-def with_mark(text: str) -> str:
-    """A CSV file's text, where it is not ASCII with the mark by which spreadsheets know it as UTF-8."""
-    text = readable(text)
-    return text if text.isascii() else BOM + text
-
-
-def quote_formula(text: str) -> str:
-    """Text that starts as a spreadsheet's formula does, with an apostrophe before it."""
-    return f"'{text}" if FORMULA.match(text) else text
-
-
-def write_csv(
-    path: Path, table: pd.DataFrame, float_format: str = "%.6f", quote: Callable[[str], str] = quote_formula
-) -> None:
-    """Write a table; text that a spreadsheet would run as a formula has an apostrophe before it."""
-    text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    quoted = table.assign(**{name: table[name].map(quote, na_action="ignore") for name in text})
-    write_text(path, with_mark(quoted.to_csv(index=False, float_format=float_format, lineterminator="\n")))
-
-
-def _unquoted(text: str) -> str:
-    """What quote_formula was given."""
-    return text[1:] if (hidden := FORMULA.match(text)) and hidden[1] else text
-
-
-def read_run(directory: Path) -> RunRecord:
-    """Read what a run left.
-
-    Raises:
-        UsageError: no run's folder; those below it are named.
-        DataError: a file that is damaged.
-    """
-    if not (directory / CONFIG).is_file():
-        below = sorted(path.parent for path in directory.glob(f"**/{CONFIG}")) if directory.is_dir() else []
-        found = f"; there are runs in {', '.join(map(str, below))}" if below else ""
-        raise UsageError(f"'{directory}' is not the folder of a run: expected {CONFIG} in it{found}")
-    config = read_config(directory / CONFIG)
-    names = recorded_jobs(directory / CONFIG, config)
-    results = read_results(directory, names)
-    failures = read_failures(directory)
-    if not results and not failures:
-        raise UsageError(f"no job of the run in '{directory}' is finished yet: its command continues it")
-    return RunRecord(directory, config, results, make_tables(names, results, failures))
-
-
-def recorded_jobs(path: Path, config: Mapping[str, Any]) -> list[JobName]:
-    """All jobs that a config.json stands for, in order.
-
-    Raises:
-        DataError: entries are missing or not what they should be.
-    """
-    try:
-        net, run = config["net"], config["run"]
-        datasets = [(str(own["name"]), [str(name) for name in own["subdatasets"]]) for own in datasets_of(config)]
-        labels, seeds = [str(backbone["label"]) for backbone in net["backbones"]], [int(seed) for seed in run["seeds"]]
-        names = job_names(datasets, labels, seeds)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise unreadable(path, KIND, error) from error
-    for name in names:
-        if Path(name.folder).name in (".", "..") or len(Path(name.folder).parts) != 3:
-            raise DataError(f"'{path}' names class '{name.class_name}', which is no folder's name")
-    return names

@@ -1,6 +1,6 @@
-"""Models to train in the order that embeds every image once: those that read the same features, one after another."""
+"""A task: what one model is trained for, the unit that is handed out; those that read the same features together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,18 +8,15 @@ import torch
 
 import backbones
 from detection import Detector
-from errors import DataError
 from experiment.config import JobName, RunConfig
 from experiment.detector_config import DetectorConfig
-from experiment.features import EMBED_BATCH, ClassBanks, build_banks
-from experiment.job import Job, label_of, run_jobs, test_job
-from experiment.memory import one_line_when_full
-from experiment.results import JobResult, read_result
+from experiment.plan.job import Job, label_of
 from methods import DETECTORS
 from options import declared
 
-Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
+EMBED_BATCH = 8  # images embedded at once where the training batch does not decide
 FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], int, int | None]
+Sources = dict[FeatureKey, backbones.FeatureExtractor]
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class Task:
     """The jobs that one model is trained for, and the command line that they are of.
 
     Attributes:
-        jobs: what is trained on what; several of a JOINT detector, else one.
-        run, detector: of their run.
+        jobs: several of a JOINT detector, else one.
+        run, detector: the configuration of their run.
         problem: why a class cannot be read, where --on_error skip goes on without it.
     """
 
@@ -81,15 +78,6 @@ class Task:
         kind, options, size = DETECTORS[self.detector.command], self.jobs[0].identity["options"], (self.imagesize,) * 2
         return kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options).to(device)
 
-    def embed(self, detector: Detector) -> list[ClassBanks]:
-        """The feature banks of all jobs."""
-        return [
-            build_banks(
-                job.name.title, detector.for_part(i), job.samples, job.data, self.run.feature_bank, self.run.test
-            )
-            for i, job in enumerate(self.jobs)
-        ]
-
 
 def group(tasks: Sequence[Task]) -> list[list[Task]]:
     """Tasks that share their features together, otherwise in order."""
@@ -97,33 +85,3 @@ def group(tasks: Sequence[Task]) -> list[list[Task]]:
     for task in tasks:
         groups.setdefault(task.features, []).append(task)
     return list(groups.values())
-
-
-def work(
-    tasks: Sequence[Task], source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype
-) -> Iterator[Outcome]:
-    """Do tasks that share their features, embedding the images once.
-
-    Yields:
-        Of every task its results, or what main.py shows the user.
-    """
-    banks: list[ClassBanks] | None = None
-    for task in tasks:
-        try:
-            if task.problem:
-                raise DataError(task.problem)
-            if not task.run.test and all(job.folder.exists() for job in task.jobs):  # by a process that died since
-                yield [read_result(job.folder, job.name) for job in task.jobs]
-                continue
-            with one_line_when_full():
-                detector = task.build(source, device, precision)
-                if task.run.feature_bank != "off" and not detector.train_backbone and banks is None:
-                    banks = task.embed(detector)
-            of_task = None if detector.train_backbone else banks
-            if task.run.test:
-                parts = zip(task.jobs, of_task or [None] * len(task.jobs), strict=True)
-                yield [test_job(job, detector.for_part(i), task.run, own) for i, (job, own) in enumerate(parts)]
-            else:
-                yield run_jobs(task.jobs, detector, task.run, of_task)
-        except (DataError, OSError) as error:
-            yield error

@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 import backbones
 from errors import DataError, UsageError
-from experiment.job import label_of
-from experiment.lock import LOCK
-from experiment.progress import draw_with
-from experiment.resolve import best_precision, choose_device, choose_precision, device_name
-from experiment.task import Outcome, Task, work
+from experiment.machine.device import best_precision, choose_device, choose_precision, device_name
+from experiment.machine.progress import draw_with
+from experiment.plan.job import label_of
+from experiment.plan.task import Task
+from experiment.record.ledger import Outcome
+from experiment.record.lock import LOCK
+from experiment.train.work import work
 from files import sha256_of
 
 
@@ -115,10 +117,10 @@ def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answ
         except (UsageError, DataError) as error:
             yield from [Answer(settings.naming_host(error), None) for _ in tasks]
             return
-        outcomes = work(own, source, device, precision)
+        outcomes = work(own, {tasks[0].backbone: source}, device, precision)
         for task, placed in zip(tasks, own, strict=True):
             Bar.job = label_of(task.jobs), task.title
-            outcome = next(outcomes)
+            _, outcome = next(outcomes)
             display.progress.remote(task.title, 1.0)
             if not isinstance(outcome, list):
                 yield Answer(settings.naming_host(outcome), None)

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from detection.checkpoint import read_description
-from experiment.results import EPOCH, RunRecord
+from experiment.record.read import RunRecord
+from experiment.record.results import EPOCH
 from late import pandas as pd
 from methods import DETECTORS
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics

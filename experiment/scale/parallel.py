@@ -20,14 +20,15 @@ from tqdm import tqdm
 from detection.precision import PRECISIONS, precision_name
 from errors import DataError, Interrupted, UsageError, first_line
 from experiment.config import RunConfig
-from experiment.lock import holder
-from experiment.progress import progress
-from experiment.resolve import best_precision, choose_device
-from experiment.task import Outcome, Task, group
-from experiment.worker import Answer, Display, Settings, describe, do
+from experiment.machine.device import best_precision, choose_device
+from experiment.machine.progress import progress
+from experiment.plan.task import Task, group
+from experiment.record.ledger import Outcome
+from experiment.record.lock import holder
+from experiment.scale.worker import Answer, Display, Settings, describe, do
 from files import move, partial
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 LOCAL = "local"  # --ray without an address
 UNSENT = [".git", ".venv", "results", "predictions", "docs", "tests", "**/__pycache__"]
 RETRIES = 5  # of tasks whose worker died
@@ -158,7 +159,7 @@ class Cluster:
         click.echo(f"Running {self.slots} jobs at once on {where} ({self.device_name} each)", err=True)
 
     def choose_precision(self, name: str) -> torch.dtype:
-        """As experiment.resolve.choose_precision, of what computes."""
+        """As experiment.machine.device.choose_precision, of what computes."""
         name = self._auto if name == "auto" else name
         click.echo(f"Computing in {name}", err=True)
         return PRECISIONS[name]

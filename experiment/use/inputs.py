@@ -16,8 +16,8 @@ from torch import Tensor
 
 from datasets import ImageTransform, images_in, read_image, refuse_video, require_images, videos_in
 from errors import DataError, UsageError, first_line
-from experiment.names import Names
-from experiment.predict_folder import holds_drawings
+from experiment.show.names import Names
+from experiment.use.folder import holds_drawings
 
 STDIN = "-"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from errors import DataError
 from experiment.config import RunConfig
-from experiment.results import RunRecord, write_csv
-from experiment.tables import BEST, LAST, Table, cell
+from experiment.record.folders import ABLATION
+from experiment.record.read import RunRecord
+from experiment.record.sheets import write_csv
+from experiment.show.tables import BEST, LAST, Table, cell
 from files import unreadable
 from late import pandas as pd
 from metrics import LOCO_METRICS, METRICS
-
-ABLATION = "ablation.csv"
 
 
 def write_ablation(family: Path, runs: Sequence[tuple[RunConfig, pd.DataFrame]]) -> None:

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 import metrics
 from detection.checkpoint import read_description
-from experiment.ablation import ablation_table, is_grid, point_folders
 from experiment.config import JobName, ReportConfig
-from experiment.pictures import picture_name, worst
-from experiment.provenance import flatten
-from experiment.results import RunRecord, read_run
-from experiment.tables import decisions, published, render, run_labels, summary
+from experiment.record.provenance import flatten
+from experiment.record.read import RunRecord, read_run
+from experiment.show.ablation import ablation_table, is_grid, point_folders
+from experiment.show.pictures import picture_name, worst
+from experiment.show.tables import decisions, published, render, run_labels, summary
 from files import write_text
 from methods import DETECTORS
 

@@ -63,7 +63,7 @@ class Halving:
         """
         while True:
             try:
-                return self.join([self.function(part) for part in batch.split(self.size or len(batch))])
+                return self.join(list(map(self.function, batch.split(self.size or len(batch)))))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -13,7 +13,7 @@ import metrics
 from backbones.bank import beside_bank
 from datasets import Defect, Sample
 from errors import DataError
-from experiment.features import Predictions
+from experiment.train.embeddings import Predictions
 
 
 @dataclass(frozen=True)

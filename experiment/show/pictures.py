@@ -1,19 +1,11 @@
 """Pictures for people: an image, its mask, its anomaly map and both on each other, side by side."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets import to_pixels
-from experiment.evaluation import Evaluation
-from experiment.features import Predictions
-from experiment.names import Names
-from experiment.progress import progress
-from files import write_bytes
+from detection import is_anomalous
 
 WORST = 4  # misses, and as many false alarms
 OVERLAY = 0.45  # the map's share
@@ -55,7 +47,7 @@ def panel(
 
 def captioned(drawn: NDArray[np.uint8], score: float, threshold: float) -> NDArray[np.uint8]:
     """A picture [H, W, 3] under a line with its score, the threshold and what follows from them."""
-    decision = "anomalous" if score > threshold else "normal"
+    decision = "anomalous" if is_anomalous(score, threshold) else "normal"
     strip = Image.new("RGB", (drawn.shape[1], CAPTION), "white")
     text = f"score {score:.3f}, threshold {threshold:.3f}: {decision}"
     ImageDraw.Draw(strip).text((6, 3), text, fill="black", font=ImageFont.load_default(FONT))
@@ -84,40 +76,3 @@ def worst(anomalous: ArrayLike, scores: ArrayLike, count: int = WORST) -> tuple[
 def picture_name(index: int) -> str:
     """Where the picture of a row of predictions.csv lies below the model's folder."""
     return f"examples/{index:05}.jpg"
-
-
-def write_worst(
-    folder: Path, predictions: Predictions, evaluation: Evaluation, map_range: tuple[float, float]
-) -> list[Path]:
-    """Draw the worst misses and false alarms of the test images into `folder`/examples; returns where."""
-    misses, alarms = worst([sample.anomalous for sample in predictions.dataset.samples], evaluation.scores)
-    chosen = misses + alarms
-    for index, drawn in zip(chosen, _panels(predictions, chosen, map_range), strict=True):
-        write_bytes(folder / picture_name(index), encoded(drawn, ".jpg"), flush=False)
-    return [folder / picture_name(index) for index in chosen]
-
-
-def write_segmentations(
-    folder: Path,
-    names: list[str],
-    predictions: Predictions,
-    evaluation: Evaluation,
-    map_range: tuple[float, float],
-    threshold: float,
-) -> None:
-    """Draw every test image into `folder`/segmentations, under its name and with the ending .png."""
-    drawings, free = _panels(predictions, range(len(names)), map_range), Names()
-    with progress("pictures", total=len(names), unit="image") as bar:
-        for name, score, drawn in zip(names, evaluation.scores, drawings, strict=True):
-            path = folder / "segmentations" / f"{free.take(Path(name.removesuffix('.png')))}.png"
-            write_bytes(path, encoded(captioned(drawn, score, threshold), ".png"), flush=False)
-            bar.update()
-
-
-def _panels(
-    predictions: Predictions, indices: Sequence[int], map_range: tuple[float, float]
-) -> Iterator[NDArray[np.uint8]]:
-    has_masks = any(sample.mask_paths for sample in predictions.dataset.samples)
-    for index, anomaly_map in zip(indices, predictions.maps_of(indices), strict=True):
-        image, mask = predictions.dataset[index]
-        yield panel(to_pixels(image), mask.numpy() if has_masks else None, anomaly_map, map_range)

@@ -1,22 +1,21 @@
-"""What a command line names, found and checked: classes, images, backbones, the device and the precision."""
+"""What a command line names, found and checked: classes, images and backbones."""
 
 import difflib
-import os
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
 
 import backbones
-from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
-from detection.precision import PRECISIONS
+from datasets import DATASETS, find_root, folders_in, remarks_on_masks
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import BackboneConfig, DetectorConfig
-from experiment.reading import ClassFound, look_at
+from experiment.plan.reading import ClassFound, look_at
 from methods import DETECTORS
+
+Remarks = dict[tuple[Any, ...], tuple[str, ...]]  # on masks, by what they are of
 
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
@@ -53,30 +52,29 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     return root, classes
 
 
-def read_samples(data: DatasetConfig, root: Path, class_name: str) -> ClassFound:
+def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Remarks) -> ClassFound:
     """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
 
-    How masks are read is said where it could have been meant otherwise.
+    How masks are read is among the notes where it could have been meant otherwise.
+
+    Args:
+        data, root, class_name: which class.
+        remarks: what is known of masks; what is missing is read and added. A grid reads a class for every choice.
 
     Raises:
         DataError: what the dataset's reader and look_at raise, or no image left to train on.
     """
     found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
     samples = found.samples
-    _say_of_masks(class_name, tuple(samples.test), tuple(samples.doubts.items()), found.reading)
+    masks = class_name, tuple(samples.test), tuple(samples.doubts.items()), found.reading
+    if masks not in remarks:
+        said = remarks_on_masks(samples.test, samples.doubts, found.reading)
+        remarks[masks] = tuple(f"{class_name}: {remark}" for remark in said)
     kept = int(len(samples.train) * data.train_val_split)
     if kept < 1:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
-    held_out = samples.validation + samples.train[kept:]
-    return replace(found, samples=replace(samples, train=samples.train[:kept], validation=held_out))
-
-
-@cache  # a grid reads a class for every choice
-def _say_of_masks(
-    class_name: str, test: tuple[Sample, ...], doubts: tuple[tuple[Path, str], ...], reading: Reading
-) -> None:
-    for remark in remarks_on_masks(test, dict(doubts), reading):
-        click.echo(f"{class_name}: {remark}", err=True)
+    samples = replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+    return replace(found, samples=samples, notes=(*found.notes, *remarks[masks]))
 
 
 def load_backbone(
@@ -119,62 +117,6 @@ def check_detector(
     """
     with backbones.shapes_only():
         DETECTORS[config.command](extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
-
-
-def choose_device(gpu: tuple[int, ...]) -> torch.device:
-    """The first GPU asked for, or the CPU where there is no CUDA device.
-
-    Raises:
-        UsageError: a GPU that does not exist; those that do are listed.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        click.echo(f"No CUDA device found: using the CPU with {torch.get_num_threads()} threads", err=True)
-        return torch.device("cpu")
-    for index in gpu:
-        if index >= count:
-            found = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-            raise UsageError(f"--gpu {index} does not exist: this machine has {found}")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda", gpu[0])
-
-
-def device_name(device: torch.device) -> str:
-    """What config.json calls a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in; auto is the best for the device. TF32 is allowed unless fp32 is asked for."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
-    name = best_precision(device) if name == "auto" else name
-    click.echo(f"Computing in {name}", err=True)
-    return PRECISIONS[name]
-
-
-def best_precision(device: torch.device) -> str:
-    """bf16 where the device has instructions for it (Ampere and later; AVX512-BF16 or AMX), else fp32."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"
-
-
-def create_directory(path: Path, flag: str) -> None:
-    """Make a folder that a flag names, and check that files can be written there.
-
-    Raises:
-        UsageError: they cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to '{path}' ({error.strerror}): choose another {flag}") from error
 
 
 def _nearest(name: str, known: list[str]) -> str:

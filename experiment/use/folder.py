@@ -17,8 +17,8 @@ import click
 from datasets.table.text import SEPARATORS
 from detection.checkpoint import WEIGHTS
 from errors import UsageError
-from experiment.lock import LOCK, only_writer, refuse_where_written
-from experiment.resolve import create_directory
+from experiment.record.folders import create_directory
+from experiment.record.lock import LOCK, only_writer, refuse_where_written
 from files import PARTIAL, free_name, partial
 
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -21,22 +21,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets import ImageTransform, to_pixels
-from detection import Prediction, TrainedModel
+from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from errors import DataError
 from experiment.config import PredictConfig
-from experiment.memory import Halving, is_out_of_memory, one_line_when_full
-from experiment.pictures import captioned, encoded, panel
-from experiment.predict_folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
-from experiment.predict_inputs import Inputs, Item, read_ahead
-from experiment.predict_table import predict_tables
-from experiment.progress import progress
-from experiment.resolve import choose_device, choose_precision
-from experiment.results import BOM, quote_formula
+from experiment.machine.device import choose_device, choose_precision
+from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
+from experiment.machine.progress import progress
+from experiment.record.sheets import BOM, quote_formula
+from experiment.show.pictures import captioned, encoded, panel
+from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
+from experiment.use.inputs import Inputs, Item, read_ahead
+from experiment.use.rows import predict_tables
 from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
 ADVICE = "free some memory, or choose another --gpu"
+NOTHING = Prediction(torch.empty(0), torch.empty(0))
 
 
 def predict(config: PredictConfig) -> int:
@@ -77,13 +78,18 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
         progress("predict", total=inputs.total, unit="image") as bar,
     ):
         while batch := list(islice(stream, config.batch_size)):
-            results = iter(_predict_batch(score, [item for item in batch if not item.error]))
+            read = [item.tensor for item in batch if not item.error]
+            start = time.perf_counter()
+            prediction = score(torch.stack(read)) if read else NOTHING
+            scores, maps = prediction.scores.tolist(), prediction.maps.cpu().numpy()
+            seconds = (time.perf_counter() - start) / max(len(read), 1)
+            results = zip(scores, maps, strict=True)
             rows: list[list[str]] = []
             try:
                 for item in batch:
                     row = dict.fromkeys(COLUMNS, "") | {"path": quote_formula(item.path)}
                     rows.append(row)
-                    error = item.error or _predict_one(config, model, item, threshold, row, *next(results))
+                    error = item.error or _predict_one(config, model, item, threshold, row, seconds, *next(results))
                     if error:
                         row["error"] = quote_formula(error)
                         bar.clear()
@@ -100,19 +106,6 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     return 1 if counts["errors"] else 0
 
 
-def _predict_batch(
-    score: Callable[[torch.Tensor], Prediction], items: Sequence[Item]
-) -> list[tuple[float, float, NDArray[np.float32]]]:
-    """Score, seconds and map of every image."""
-    if not items:
-        return []
-    start = time.perf_counter()
-    prediction = score(torch.stack([item.tensor for item in items]))
-    scores, maps = prediction.scores.tolist(), prediction.maps.cpu().numpy()
-    seconds = (time.perf_counter() - start) / len(items)
-    return [(score, seconds, anomaly_map) for score, anomaly_map in zip(scores, maps, strict=True)]
-
-
 def _joined(parts: list[Prediction]) -> Prediction:
     return Prediction(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -123,12 +116,12 @@ def _predict_one(
     item: Item,
     threshold: float,
     row: dict[str, str],
-    score: float,
     seconds: float,
+    score: float,
     anomaly_map: NDArray[np.float32],
 ) -> str:
     """Fill an image's row and write its pictures; what is wrong with those, or nothing."""
-    row |= {"score": f"{score:.9g}", "decision": str(int(score > threshold)), "seconds": f"{seconds:.4f}"}
+    row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold))), "seconds": f"{seconds:.4f}"}
     try:
         drawn = _pictures(config, model, item, score, threshold, anomaly_map)
     except DataError as error:

@@ -20,7 +20,7 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detection import TrainedModel
 from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
-from experiment.memory import is_out_of_memory, one_line_when_full
+from experiment.machine.memory import is_out_of_memory, one_line_when_full
 from files import move
 from methods import load
 
@@ -154,7 +154,7 @@ def _write_onnx(
     import onnxruntime
     from onnx import checker
 
-    from experiment.opset import LOWEST, lowered
+    from experiment.use.opset import LOWEST, lowered
 
     for name in ("onnxscript", "torch.onnx", "onnx_ir"):  # what an opset needs is checked below
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,22 +1,21 @@
-"""What a command line stands for, found and checked before anything is written: classes, images, backbones, jobs."""
+"""The runs that a command line stands for, found and checked before anything is written."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import backbones
 from datasets import ClassSamples, Reading
-from detection.checkpoint import DESCRIPTION, described, read_description
+from detection.checkpoint import DESCRIPTION, read_description
 from errors import DataError, UsageError
-from experiment.config import JobName, RunConfig, job_names
+from experiment.config import JobName, RunConfig, job_names, point_names
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
-from experiment.job import Job
-from experiment.reading import ClassFound
-from experiment.resolve import check_detector, find_classes, load_backbone, read_samples
-from experiment.task import FeatureKey, Task
-from files import partial, readable
+from experiment.plan.job import make_job
+from experiment.plan.reading import ClassFound
+from experiment.plan.resolve import Remarks, check_detector, find_classes, load_backbone, read_samples
+from experiment.plan.task import Sources, Task
+from files import partial, readable, sha256_of
 from methods import DETECTORS
 
 TABLE = "table"  # the dataset whose samples are no images
@@ -25,11 +24,18 @@ ClassKey = tuple[int, str]  # a dataset of the command line, and a class of it
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run: its configuration, the classes of every dataset, its jobs and tasks, in order, and what to say of the
-    images."""
+class Run:
+    """One configuration and its folder.
 
-    run: RunConfig
+    Attributes:
+        config, detector, datasets: what the command line says.
+        classes: of every dataset.
+        names: of all jobs, in order.
+        tasks: the models to train for them, in order.
+        notes: what to say of the images.
+    """
+
+    config: RunConfig
     detector: DetectorConfig
     datasets: tuple[DatasetConfig, ...]
     classes: list[list[str]]
@@ -37,24 +43,63 @@ class Plan:
     tasks: list[Task]
     notes: list[str]
 
+    @property
+    def directory(self) -> Path:
+        """Its folder."""
+        return self.config.directory
 
-def make_plan(
-    run: RunConfig,
+
+def plan_runs(
+    config: RunConfig,
+    choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]],
+    sources: Sources,
+    is_far: bool,
+) -> list[Run]:
+    """A run for every choice of a grid.
+
+    Args:
+        config: the run options.
+        choices: what --grid chose, by flag, and the detector and datasets made with it.
+        sources: the backbones are added to them.
+        is_far: whether workers may not share this process's working directory, and need absolute paths.
+
+    Raises:
+        UsageError, DataError: as plan_run.
+    """
+    runs = []
+    digests: dict[str, str | None] = {}
+    remarks: Remarks = {}
+    for name, (grid, detector, datasets) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
+        if is_far:
+            datasets = [own.absolute() for own in datasets]
+        weights = detector.backbone_weights
+        if weights not in digests:
+            digests[weights] = sha256_of(Path(weights)) if Path(weights).is_file() else None
+        detector = replace(detector, backbone_weights_sha256=digests[weights])
+        own = replace(config, grid=dict(grid), point=name)
+        runs.append(plan_run(own, detector, datasets, sources, remarks))
+    return runs
+
+
+def plan_run(
+    config: RunConfig,
     detector: DetectorConfig,
     datasets: Sequence[DatasetConfig],
-    sources: dict[FeatureKey, backbones.FeatureExtractor],
-) -> Plan:
+    sources: Sources,
+    remarks: Remarks,
+) -> Run:
     """Find and check all that a command line names.
 
     Args:
-        run, detector, datasets: what it says.
+        config, detector, datasets: what it says.
         sources: backbones that are there, not built yet; what is missing is added.
+        remarks: as of read_samples.
 
     Raises:
         UsageError, DataError: something does not exist or cannot be used.
     """
     for backbone in detector.backbones:
-        if backbone.seed is not None and len(run.seeds) > 1:
+        if backbone.seed is not None and len(config.seeds) > 1:
             raise UsageError(f"-b {backbone.label} has a seed of its own: give one --seed, or leave it out of the name")
     is_joint = DETECTORS[detector.command].JOINT
     _check_sizes(detector.command, is_joint, datasets)
@@ -63,10 +108,10 @@ def make_plan(
     names = job_names(
         [(data.name, own) for data, own in zip(datasets, classes, strict=True)],
         [backbone.label for backbone in detector.backbones],
-        run.seeds,
+        config.seeds,
     )
     _check_titles(names)
-    looked_at, problems = _read_all(run, datasets, found, names)
+    looked_at, problems = _read_all(config, datasets, found, names, remarks)
     datasets = [
         _with_geometry(data, [looked_at[i, name] for name in own])
         for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
@@ -84,10 +129,11 @@ def make_plan(
         own = [looked_at[key] for key in keys]
         parts = _parts([one.samples for one in own]) if is_joint else [{}]
         jobs = (
-            _job(name, run, detector, sized[name.dataset], found[name.dataset][0], *part)
+            make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part)
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
         )
-        tasks.append(Task(tuple(jobs), run, detector, next((problems[key] for key in keys if key in problems), None)))
+        problem = next((problems[key] for key in keys if key in problems), None)
+        tasks.append(Task(tuple(jobs), config, detector, problem))
     checked = set()
     for task in tasks:
         backbone = detector.backbones[task.name.backbone]
@@ -99,7 +145,7 @@ def make_plan(
             checked.add(backbone)
     notes = _geometry_notes(datasets, classes, looked_at)
     notes += [note for one in looked_at.values() for note in one.notes]
-    return Plan(run, detector, tuple(datasets), classes, names, tasks, notes)
+    return Run(config, detector, tuple(datasets), classes, names, tasks, notes)
 
 
 def _check_sizes(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]) -> None:
@@ -171,6 +217,7 @@ def _read_all(
     datasets: Sequence[DatasetConfig],
     found: Sequence[tuple[Path, list[str]]],
     names: Sequence[JobName],
+    remarks: Remarks,
 ) -> tuple[dict[ClassKey, ClassFound], dict[ClassKey, str]]:
     """What every class holds, and what is wrong with the classes that --on_error skip leaves out."""
     looked_at, problems = {}, {}
@@ -178,7 +225,7 @@ def _read_all(
         for name in classes:
             try:
                 own = [one for one in names if (one.dataset, one.class_name) == (i, name)]
-                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name)
+                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name, remarks)
             except DataError as error:
                 if run.on_error == "stop":
                     raise
@@ -200,36 +247,3 @@ def _parts(samples: Sequence[ClassSamples]) -> list[dict[str, Any]]:
     """The options of a JOINT detector that tell it what every class is made of, and which of them it predicts."""
     columns = [[] if own.table is None else own.table.widths for own in samples]
     return [{"columns": columns, "part": part} for part in range(len(samples))]
-
-
-def _job(
-    name: JobName,
-    run: RunConfig,
-    detector: DetectorConfig,
-    data: DatasetConfig,
-    root: Path,
-    found: ClassFound,
-    part: dict[str, Any],
-) -> Job:
-    samples, data = found.samples, replace(data, reading=found.reading)
-    backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
-    seed = backbone.seed_in(name.seed)
-    identity: dict[str, Any] = {
-        "title": name.title,
-        "dataset": data.name,
-        "class_name": name.class_name,
-        "backbone": {
-            "name": backbone.name,
-            "layers": list(backbone.layers),
-            "weights": weights if weights in ("pretrained", "random") else str(Path(weights).resolve()),
-            "seed": seed,
-            "normalisation": asdict(backbones.normalisation_of(backbone.name, detector.normalisation)),
-        },
-        "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
-        "reading": described(data.reading),
-        "table": None if samples.table is None else samples.table.to_dict(),
-        "detector": detector.command,
-        "options": {**detector.options, **part},
-        "seed": seed,
-    }
-    return Job(name, run.directory / name.folder, samples, data, root, seed, identity)

@@ -10,12 +10,12 @@ import torch
 
 from datasets import read_whole_table
 from datasets.table import Table
-from detection import TrainedModel
+from detection import TrainedModel, is_anomalous
 from detection.checkpoint import ROWS
 from errors import DataError
-from experiment.predict_folder import OF_TABLES
-from experiment.progress import progress
-from experiment.results import quote_formula, with_mark
+from experiment.machine.progress import progress
+from experiment.record.sheets import quote_formula, with_mark
+from experiment.use.folder import OF_TABLES
 from files import readable, write_text
 from late import pandas as pd
 
@@ -45,7 +45,7 @@ def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], thr
             continue
         batches = progress(path.name, rows.split(ROWS))
         scores = torch.cat([model.predict(batch).scores for batch in batches]).cpu().numpy()
-        decisions = (scores > threshold).astype(int)
+        decisions = is_anomalous(scores, threshold).astype(int)
         shown = [f"{score:.9g}" for score in scores.tolist()]
         write_text(out / f"{name}.csv", _again(table, shown, decisions.tolist()))
         click.echo(

@@ -1,0 +1,87 @@
+"""A job: a class, a backbone and a seed, a row of results.csv; and what its trained model is known by."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import backbones
+from datasets import ClassSamples
+from detection.checkpoint import described
+from experiment.config import JobName, RunConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
+from experiment.plan.reading import ClassFound
+
+
+@dataclass(frozen=True)
+class Job:
+    """A class's images, a backbone and a seed.
+
+    Attributes:
+        name: what it is called in the run's tables.
+        folder: where checkpoint, predictions, pictures and TensorBoard scalars go.
+        samples: the class's images or rows.
+        data: how they are read.
+        root: the folder that predictions.csv names images from.
+        seed: of weights, noise, image order and random transforms.
+        identity: the part of the model's description that the command line decides.
+    """
+
+    name: JobName
+    folder: Path
+    samples: ClassSamples
+    data: DatasetConfig
+    root: Path
+    seed: int
+    identity: dict[str, Any]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What names the job in the run's tables."""
+        return {"class": self.name.title, "seed": self.name.seed}
+
+
+def label_of(jobs: Sequence[Job]) -> str:
+    """What the bar of jobs that train one model is called."""
+    return f"{' + '.join(job.name.title for job in jobs)} seed {jobs[0].name.seed}"
+
+
+def make_job(
+    name: JobName,
+    run: RunConfig,
+    detector: DetectorConfig,
+    data: DatasetConfig,
+    root: Path,
+    found: ClassFound,
+    part: dict[str, Any],
+) -> Job:
+    """A job of a run.
+
+    Args:
+        name, run, detector, data: which, and as the command line says.
+        root, found: where the class is, and what is in it.
+        part: the options of a JOINT detector that say which of its classes this is; else empty.
+    """
+    samples, data = found.samples, replace(data, reading=found.reading)
+    backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
+    seed = backbone.seed_in(name.seed)
+    identity: dict[str, Any] = {
+        "title": name.title,
+        "dataset": data.name,
+        "class_name": name.class_name,
+        "backbone": {
+            "name": backbone.name,
+            "layers": list(backbone.layers),
+            "weights": weights if weights in ("pretrained", "random") else str(Path(weights).resolve()),
+            "seed": seed,
+            "normalisation": asdict(backbones.normalisation_of(backbone.name, detector.normalisation)),
+        },
+        "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
+        "reading": described(data.reading),
+        "table": None if samples.table is None else samples.table.to_dict(),
+        "detector": detector.command,
+        "options": {**detector.options, **part},
+        "seed": seed,
+    }
+    return Job(name, run.directory / name.folder, samples, data, root, seed, identity)

@@ -1,0 +1,1 @@
+"""What people look at: tables beside published numbers, pictures, and the report."""

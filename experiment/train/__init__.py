@@ -1,0 +1,1 @@
+"""Training one model, taking it up where it was interrupted, testing it, and leaving its folder."""

@@ -1,0 +1,130 @@
+"""Feature banks: the embeddings of a class's images, read once for every job that shares them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backbones import FeatureBank
+from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
+from datasets import BatchLoader, ClassSamples, ImageDataset, Seen, region_labels
+from detection import Detector
+from experiment.dataset_config import DatasetConfig
+from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
+from experiment.machine.progress import progress
+from experiment.plan.task import EMBED_BATCH, Task
+
+
+@dataclass(frozen=True)
+class ClassBanks:
+    """Embeddings of a class's images, for every job that reads the same features.
+
+    Attributes:
+        train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
+        validation: of held-out images; None where there are none, or nothing is trained.
+        test: in the samples' order.
+        masks: of the test images, bool [N, H, W]; [N, 0, 0] of a table.
+        regions: of all their defective pixels, see datasets.region_labels.
+    """
+
+    train: FeatureBank | None
+    validation: FeatureBank | None
+    test: FeatureBank
+    masks: NDArray[np.bool_]
+    regions: NDArray[np.integer]
+
+
+def banks_of(task: Task, detector: Detector) -> list[ClassBanks]:
+    """The feature banks of all jobs of a task.
+
+    Raises:
+        DataError: as build_banks.
+    """
+    mode, test_only = task.run.feature_bank, task.run.test
+    return [
+        build_banks(job.name.title, detector.for_part(i), job.samples, job.data, mode, test_only)
+        for i, job in enumerate(task.jobs)
+    ]
+
+
+def build_banks(
+    title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig, mode: str, test_only: bool = False
+) -> ClassBanks:
+    """Read and embed a class's images once; says where the embeddings are kept.
+
+    Args:
+        title: names the class in messages.
+        detector: what embeds; its backbone must be frozen.
+        samples, data: the images and how they are read.
+        mode: device, host or disk, or auto for the first of them with room.
+        test_only: leave all but the test images out.
+
+    Raises:
+        DataError: an image that cannot be used, or no room on the disk.
+    """
+    train = validation = None
+    if data.random.is_identity and not test_only:
+        train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+    if samples.validation and not test_only:
+        held_out = ImageDataset(samples.validation, data.test_transform)
+        validation, _ = _embed_all(title, detector, held_out, data, mode)
+    size = data.test_transform.imagesize if samples.table is None else 0
+    masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk" and size > 0)
+    test, seen = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
+    banks = [bank for bank in (train, validation, test) if bank is not None]
+    size = sum(bank.features.nbytes for bank in banks) / 2**30
+    places = " and ".join(dict.fromkeys(bank.place for bank in banks))
+    if sentence := seen.sentence(title, data.test_transform):
+        click.echo(sentence, err=True)
+    click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
+    return ClassBanks(train, validation, test, masks.numpy(), region_labels(samples.test, data.test_transform))
+
+
+def _embed_all(
+    title: str,
+    detector: Detector,
+    dataset: ImageDataset,
+    data: DatasetConfig,
+    mode: str,
+    masks: Tensor | None = None,
+) -> tuple[FeatureBank, Seen]:
+    """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
+    loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
+    embed = Halving(detector.embed, "embedding")
+
+    @torch.no_grad()
+    def embeddings() -> Iterator[Tensor]:
+        start = 0
+        for batch in progress(f"{title} features", loader):
+            if masks is not None:
+                masks[start : start + len(batch.masks)] = batch.masks
+                start += len(batch.masks)
+            yield embed(batch.images)
+
+    stream = embeddings()
+    first = next(stream)
+    shape = (len(dataset), *first.shape[1:])
+    bank = _allocate(shape, first.dtype, mode, detector.device)
+    bank.fill(chain([first], stream))
+    return bank, loader.seen
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
+    """A bank where it was asked for; by auto in the first place that has room, by its own account and then in fact."""
+    if mode != "auto":
+        with one_line_when_full():
+            return FeatureBank(shape, dtype, mode, device)
+    chosen = choose_place(bank_bytes(shape, dtype), device)
+    for place in PLACES[PLACES.index(chosen) :]:
+        try:
+            return FeatureBank(shape, dtype, place, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            click.echo(f"No room for the feature bank ({place}): trying the next place", err=True)
+    raise AssertionError("the disk raises DataError")

@@ -1,0 +1,188 @@
+"""What a detector reads of a job's class: embeddings from a feature bank, or of the images again at every pass."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import repeat, tee
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from backbones import FeatureBank
+from datasets import Batch, BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled, read_defects, region_labels
+from detection import Detector, Prediction
+from experiment.dataset_config import DatasetConfig
+from experiment.plan.job import Job
+from experiment.plan.task import EMBED_BATCH
+from experiment.train.banks import ClassBanks
+
+SCORE_BATCH = 32  # embeddings scored at once
+
+
+class TrainingEmbeddings:
+    """Batches of embeddings of normal images, in a new order at every pass."""
+
+    def __init__(
+        self, detector: Detector, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
+    ) -> None:
+        self.detector = detector
+        self.bank = bank
+        self.batch_size = data.batch_size
+        self.order = Shuffled(len(samples.train), seed)
+        dataset = ImageDataset(samples.train, data.train_transform)
+        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, self.order)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.bank is not None:
+            return self.bank.batches(self.batch_size, self.order)
+        return (self.detector.embed(batch.images) for batch in self.loader)
+
+
+class Predictions:
+    """Predictions of images in batches, by the detector as it is then; with masks (bool [B, H, W]).
+
+    Args:
+        detector: what predicts.
+        samples: of what, in this order.
+        data: how images are read; random changes do not apply.
+        bank: the images' embeddings; None embeds the images every time.
+        masks: of all images where a bank is given; None: there are none.
+        title: names the class when the first pass over the images says what is not seen of them; empty: it does not.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        samples: Sequence[Sample],
+        data: DatasetConfig,
+        bank: FeatureBank | None = None,
+        masks: NDArray[np.bool_] | None = None,
+        title: str = "",
+    ) -> None:
+        self.detector = detector
+        self.title = title
+        self.bank = bank
+        self.masks = masks
+        self.batch_size = SCORE_BATCH if bank else max(EMBED_BATCH, data.batch_size)
+        self.dataset = ImageDataset(samples, data.test_transform)
+        self.num_workers = data.num_workers
+        self.loader = None if bank else BatchLoader(self.dataset, self.batch_size, data.num_workers)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether what is kept of all images belongs on the disk, as their embeddings are."""
+        return self.bank is not None and self.bank.place == "disk"
+
+    def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The anomaly maps [H, W] of some of the images."""
+        if self.bank is not None:
+            batches = map(self.detector.score, self.bank.batches(self.batch_size, indices))
+        else:
+            chosen = ImageDataset([self.dataset.samples[i] for i in indices], self.dataset.transform)
+            loader = BatchLoader(chosen, self.batch_size, self.num_workers)
+            batches = (self.detector.predict(batch.images) for batch in loader)
+        for prediction in batches:
+            yield from prediction.maps.cpu().numpy()
+
+    def embeddings(self) -> Iterator[Tensor]:
+        """The images' embeddings, in batches."""
+        if self.bank is not None:
+            return self.bank.batches(self.batch_size)
+        return (self.detector.embed(batch.images) for batch in self.loader)
+
+    def branch_scores(self) -> dict[str, NDArray[np.float32]]:
+        """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have none."""
+        if not self.detector.branches:
+            return {}
+        parts = [self.detector.branch_scores(embeddings) for embeddings in self.embeddings()]
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.detector.branches}
+
+    def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
+        if self.bank is None:
+            batches, same = tee(self._loaded())
+            predictions = map(self.detector.predict, (batch.images for batch in batches))
+            return zip(predictions, (batch.masks.numpy() for batch in same), strict=True)
+        predictions = map(self.detector.score, self.bank.batches(self.batch_size))
+        if self.masks is None:
+            return zip(predictions, repeat(None), strict=False)
+        starts = range(0, len(self.dataset), self.batch_size)
+        return zip(predictions, (self.masks[i : i + self.batch_size] for i in starts), strict=True)
+
+    def _loaded(self) -> Iterator[Batch]:
+        yield from self.loader
+        self._say_seen()
+
+    def _say_seen(self) -> None:
+        sentence = self.loader.seen.sentence(self.title, self.dataset.transform)
+        if sentence and self.title:
+            tqdm.write(sentence, file=sys.stderr)
+        self.title = ""  # once is enough
+
+
+class HeldOut:
+    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.predictions = predictions
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.predictions.embeddings() if len(self) else iter(())
+
+
+class ClassFeatures:
+    """All that a detector reads of a job's class.
+
+    Args:
+        job: whose class.
+        detector: as it embeds and predicts this class.
+        banks: the class's embeddings; None embeds the images in every pass.
+
+    Attributes:
+        train: embeddings to train on.
+        held_out: those of normal images that are not trained on.
+        normal: predictions of the images that thresholds come from: held out, where any are, else trained on.
+        test: predictions of the test images.
+        defects: of the test images, for sPRO; see read_defects.
+        regions: of all their defective pixels; read once for all jobs that share banks.
+
+    Raises:
+        DataError: a mask that cannot be used.
+    """
+
+    def __init__(self, job: Job, detector: Detector, banks: ClassBanks | None) -> None:
+        samples, data = job.samples, job.data
+        self.job = job
+        self.detector = detector
+        self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train)
+        validation = Predictions(detector, samples.validation, data, banks and banks.validation)
+        self.held_out = HeldOut(validation)
+        self.normal = validation
+        if not samples.validation:
+            self.normal = Predictions(detector, samples.train, data, banks and banks.train)
+        bank, masks = (banks.test, banks.masks) if banks else (None, None)
+        self.test = Predictions(detector, samples.test, data, bank, masks, job.name.title)
+        self.defects = read_defects(samples.test, samples.saturation, data.test_transform)
+        self.regions = banks.regions if banks else region_labels(samples.test, data.test_transform)
+
+    @property
+    def test_set(self) -> dict[str, Any]:
+        """The arguments of evaluate, but for its bar."""
+        return {
+            "predictions": self.test,
+            "samples": self.job.samples.test,
+            "defects": self.defects,
+            "on_disk": self.test.on_disk,
+            "regions": self.regions,
+        }

@@ -1,0 +1,101 @@
+"""What a trained model is kept as: its folder with model.json, predictions.csv, pictures and job.json."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from detection import is_anomalous
+from detection.checkpoint import Description, Thresholds, backbone_digest, save
+from experiment.config import RunConfig
+from experiment.plan.job import Job
+from experiment.record.inputs import Inputs
+from experiment.record.results import EPOCH, JobResult, without_nan, write_result
+from experiment.record.sheets import write_csv
+from experiment.train.drawings import write_segmentations, write_worst
+from experiment.train.embeddings import ClassFeatures, Predictions
+from experiment.train.evaluation import Evaluation, normal_thresholds
+from experiment.train.state import Rows
+from late import pandas as pd
+from metrics import decision_metrics
+
+
+def finish(
+    folder: Path, features: ClassFeatures, evaluation: Evaluation, history: Rows, inputs: Inputs, run: RunConfig
+) -> JobResult:
+    """Write the model of a job into a folder, with its predictions and pictures, and job.json."""
+    job, detector = features.job, features.detector
+    description = Description(
+        **job.identity,
+        backbone_sha256=backbone_digest(detector),
+        precision=str(detector.precision).removeprefix("torch."),
+        thresholds=_thresholds(features, run.threshold_quantile),
+        map_range=evaluation.map_range,
+        metrics=without_nan(evaluation.metrics),
+    )
+    save(folder, detector, description)
+    written = write_predictions(folder, job, features.test, evaluation, description, run.save_segmentation_images)
+    best = max((row for row in history if "image_auroc" in row), key=_rank)
+    values = {name: best.get(name, math.nan) for name in evaluation.metrics}  # an earlier version's may lack one
+    best_row = {**job.key, **values, EPOCH: best["meta_epoch"]}
+    result = JobResult(row_of(job, evaluation, description), best_row, history, inputs=inputs)
+    return write_result(folder, result, written)
+
+
+def row_of(job: Job, evaluation: Evaluation, description: Description) -> dict[str, Any]:
+    """A job's row of results.csv."""
+    anomalous = [sample.anomalous for sample in job.samples.test]
+    decisions = is_anomalous(evaluation.scores, description.thresholds.image)
+    return {**job.key, **evaluation.metrics, **decision_metrics(anomalous, decisions)}
+
+
+def _thresholds(features: ClassFeatures, quantile: float) -> Thresholds:
+    """From held-out normal images where there are any, else from the training images."""
+    samples = features.job.samples
+    kind = "images" if samples.table is None else "rows"
+    source = f"held-out normal {kind}" if samples.validation else f"training {kind}"
+    image, pixel = normal_thresholds(features.normal, quantile)
+    return Thresholds(image, pixel, quantile, source, len(features.normal.dataset))
+
+
+def write_predictions(
+    folder: Path,
+    job: Job,
+    predictions: Predictions,
+    evaluation: Evaluation,
+    description: Description,
+    save_segmentation_images: bool,
+) -> list[Path]:
+    """predictions.csv and, of images, the pictures; colours and threshold are those of the model's description.
+
+    Returns:
+        What reports read of it.
+    """
+    samples, threshold = predictions.dataset.samples, description.thresholds.image
+    names = [image_name(sample.image_path, job.root) for sample in samples]
+    has_pictures = job.samples.table is None
+    examples = write_worst(folder, predictions, evaluation, description.map_range) if has_pictures else []
+    if save_segmentation_images and has_pictures:
+        write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
+    table = {
+        "image": names,
+        "label": [int(sample.anomalous) for sample in samples],
+        "defect_type": [sample.defect_type for sample in samples],
+        "score": evaluation.scores,
+        "decision": is_anomalous(evaluation.scores, threshold).astype(int),
+        **predictions.branch_scores(),
+    }
+    write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
+    return [folder / "predictions.csv", *examples]
+
+
+def image_name(path: Path, root: Path) -> str:
+    """How predictions.csv names an image: by its path below the dataset's root, one that lies elsewhere in full."""
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100 - resolve follows links
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Image AUROC, then pixel AUROC; one that does not exist decides nothing."""
+    image, pixel = (0.0 if math.isnan(row[name]) else row[name] for name in ("image_auroc", "pixel_auroc"))
+    return image, pixel

@@ -1,0 +1,106 @@
+"""The state of training, kept after every meta epoch, and taken up from it."""
+
+import io
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from detection import Detector, Training
+from errors import DataError, first_line
+from experiment.plan.job import Job
+from experiment.record.folders import STATE
+from experiment.record.inputs import Inputs
+from experiment.train.embeddings import ClassFeatures, TrainingEmbeddings
+from files import write_bytes
+
+Rows = list[dict[str, Any]]  # of a job's history
+
+
+def write_state(
+    folders: Sequence[Path],
+    training: Training,
+    classes: Sequence[ClassFeatures],
+    histories: Sequence[Rows],
+    inputs: Sequence[Inputs],
+) -> None:
+    """Keep all that the next meta epoch depends on, in every folder that is to be gone on with; the first last."""
+    buffer = io.BytesIO()
+    state = {
+        "training": training.state_dict(),
+        "orders": [own.train.order.state_dict() for own in classes],
+        "history": list(histories),
+        "inputs": [own.content for own in inputs],
+    }
+    torch.save(state, buffer)
+    for folder in reversed(folders):
+        write_bytes(folder / STATE, buffer.getvalue())
+
+
+def read_state(path: Path, jobs: Sequence[Job], inputs: Sequence[Inputs]) -> dict[str, Any] | None:
+    """What write_state wrote of jobs, if it did.
+
+    Raises:
+        DataError: it is damaged, or of other images.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if [len(rows) for rows in state["history"]] != [state["training"]["meta_epoch"]] * len(jobs):
+            raise ValueError("its history does not fit")
+        known = state.get("inputs")  # earlier versions did not know them
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        raise _damaged(path, error) from error
+    if known is not None and known != [own.content for own in inputs]:
+        roots = " or ".join(dict.fromkeys(f"'{job.root}'" for job in jobs))
+        raise DataError(
+            f"training in '{path.parent}' began with other images than those that are now in {roots}: remove that "
+            "folder to train it from its start, or choose another --run_name"
+        )
+    return state
+
+
+def take_up(
+    detector: Detector, classes: Sequence[ClassFeatures], bar: tqdm, path: Path, state: dict[str, Any] | None
+) -> Training:
+    """Training from its start, or from a state that read_state returned.
+
+    Raises:
+        DataError: the state is not one of these jobs.
+    """
+    batches, held_out = [_Counted(own.train, bar) for own in classes], [own.held_out for own in classes]
+    if state is None:
+        return detector.training_of(batches, held_out)
+    try:
+        for own, order in zip(classes, state["orders"], strict=True):
+            own.train.order.load_state_dict(order)
+        return detector.training_of(batches, held_out, state["training"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"'{path}' is damaged ({first_line(error)}): remove the folder '{path.parent}' to train it from its start"
+    )
+
+
+class _Counted:
+    """Batches that advance a bar."""
+
+    def __init__(self, batches: TrainingEmbeddings, bar: tqdm) -> None:
+        self.batches = batches
+        self.bar = bar
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            yield batch
+            self.bar.update()

@@ -1,0 +1,127 @@
+"""Training of one model: on the classes of a task's jobs, evaluated after every meta epoch, kept as it is at last."""
+
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detection import Detector
+from errors import DataError
+from experiment.config import RunConfig
+from experiment.machine.memory import one_line_when_full
+from experiment.machine.progress import progress
+from experiment.plan.job import label_of
+from experiment.plan.task import Task
+from experiment.record.folders import STATE
+from experiment.record.inputs import Inputs
+from experiment.record.results import JobResult
+from experiment.train.banks import ClassBanks
+from experiment.train.embeddings import ClassFeatures
+from experiment.train.evaluation import Evaluation, evaluate
+from experiment.train.finish import finish
+from experiment.train.state import Rows, read_state, take_up, write_state
+from files import move, partial
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) -> list[JobResult]:
+    """Train one model on the classes of a task's jobs, evaluate it on each and save it for each.
+
+    What an interrupted process left is taken up. Everything is written into folders of temporary names, which are
+    renamed when the jobs are finished. The state of training is in all of them after every meta epoch, and read of the
+    first.
+
+    Args:
+        task: the jobs; how often to evaluate, which quantile the thresholds are, and whether all test images are drawn.
+        detector: fresh, on the device to train on.
+        banks: the embeddings of every class; None embeds the images in every pass.
+
+    Raises:
+        DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state after
+            the last good meta epoch is kept and named.
+    """
+    jobs, run = task.jobs, task.run
+    classes = [
+        ClassFeatures(job, detector.for_part(i), own)
+        for i, (job, own) in enumerate(zip(jobs, banks or [None] * len(jobs), strict=True))
+    ]
+    inputs = [Inputs.of(job.samples, job.root) for job in jobs]
+    folders = [partial(job.folder) for job in jobs]
+    path = folders[0] / STATE
+    state = read_state(path, jobs, inputs)
+    histories: list[Rows] = state["history"] if state else [[] for _ in jobs]
+    evaluations: list[Evaluation | None] = [None] * len(jobs)
+    batches, test_batches = sum(len(own.train) for own in classes), sum(len(own.test) for own in classes)
+    total = detector.passes * batches + -(-detector.meta_epochs // run.eval_every) * test_batches
+    done = kept = len(histories[0])
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(one_line_when_full())
+            bar = stack.enter_context(progress(label_of(jobs), total=total))
+            boards = [stack.enter_context(_board(folder, done)) for folder in folders]
+            if state:
+                bar.update(_done(detector, run, done, batches, test_batches))
+            training = take_up(detector, classes, bar, path, state)
+            for stats in training:
+                is_evaluated = stats.meta_epoch % run.eval_every == 0 or training.finished
+                for i, (own, board) in enumerate(zip(classes, boards, strict=True)):
+                    row = stats.row
+                    if is_evaluated:
+                        evaluations[i] = evaluate(**own.test_set, bar=bar)
+                        row = {**row, **evaluations[i].metrics}
+                    histories[i].append({**jobs[i].key, **row})
+                    for name, value in row.items():
+                        if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
+                            board.add_scalar(name, value, stats.meta_epoch)
+                if is_evaluated:
+                    aurocs = " ".join(f"{rows[-1]['image_auroc']:.4f}" for rows in histories)
+                    bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=aurocs)
+                write_state(folders, training, classes, histories, inputs)
+                kept = stats.meta_epoch
+            results = []
+            for i, own in enumerate(classes):
+                if evaluations[i] is None:  # interrupted after the last meta epoch
+                    evaluations[i] = evaluate(**own.test_set, bar=bar)
+                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run))
+    except (DataError, OSError) as error:
+        reason = str(error) if isinstance(error, DataError) else f"'{path.parent}' cannot be written: {error.strerror}"
+        where = f"; the state after meta epoch {kept} is in '{path}'" if kept else ""
+        raise DataError(reason + where) from error
+    finally:
+        if not path.exists():  # nothing to go on from
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+    for job, folder in zip(reversed(jobs), reversed(folders), strict=True):  # the first last: till then all is redone
+        shutil.rmtree(job.folder, ignore_errors=True)  # of a process that died between two of them
+        move(folder, job.folder)
+        (job.folder / STATE).unlink()
+    return results
+
+
+@contextmanager
+def _board(folder: Path, epochs: int) -> Iterator["SummaryWriter"]:
+    """TensorBoard's writer; of what an interrupted process wrote, the epochs that are repeated do not count."""
+    from torch.utils.tensorboard import SummaryWriter  # late: nothing is written before training
+
+    shown = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):  # a full disk: its thread prints it, and raises it here as well
+            shown(failed)
+
+    threading.excepthook = hook
+    try:
+        with SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None) as board:
+            yield board
+    finally:
+        threading.excepthook = shown
+
+
+def _done(detector: Detector, run: RunConfig, epochs: int, train: int, test: int) -> int:
+    """Batches that were read in the first so many meta epochs."""
+    evaluated = epochs // run.eval_every + (epochs == detector.meta_epochs and epochs % run.eval_every > 0)
+    return detector.passes_after(epochs) * train + evaluated * test

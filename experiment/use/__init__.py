@@ -1,0 +1,1 @@
+"""Using a trained model: predictions of one's own images and tables, and exports."""
