@@ -100,7 +100,7 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     name, *options = shlex.split(words)
     if epochs is not None and name != "net":
         options += ["--epochs", str(epochs)]
-    command = main.main.commands[name]
+    command = main.main.get_command(None, name)
     return command.invoke(command.make_context(name, options))[0]
 
 
