@@ -52,7 +52,7 @@ def blocks(page: Path) -> list[Block]:
             inside = None
         elif inside is not None and indented:
             inside.lines.append(line)
-        elif fence or (indented and not above.startswith(("-", "|"))):
+        elif fence or indented:
             mark = NOT_RUN.fullmatch(above)
             language = (fence[1] or "none") if fence else ""
             inside = Block(f"{name(page)}:{number}", language, [] if fence else [line], mark[1] if mark else "")
