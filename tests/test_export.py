@@ -206,10 +206,10 @@ def test_mistakes(run_main, model, words, code, message):
     assert "Traceback" not in done.stderr
 
 
-def test_readme_script_needs_onnx_runtime_alone(model, exported, mvtec, tmp_path):
-    """The README's script, in a process that cannot import torch or this project."""
-    readme = (ROOT / "README.md").read_text()
-    script = next(b.split("```")[0] for b in readme.split("```python\n")[1:] if "onnxruntime" in b)
+def test_script_of_the_docs_needs_onnx_runtime_alone(model, exported, mvtec, tmp_path):
+    """The script of docs/models.md, in a process that cannot import torch or this project."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    script = next(b.split("```")[0] for b in page.split("```python\n")[1:] if "onnxruntime" in b)
     shutil.copy(exported, tmp_path / "model.onnx")
     image = next((mvtec / "bolt" / "test").rglob("*.png"))
     (tmp_path / "script.py").write_text("import sys\nsys.modules['torch'] = None\n" + script)

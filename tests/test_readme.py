@@ -1,44 +1,14 @@
-"""What the README shows runs."""
+"""run.sh passes on what the README and the other pages say; test_docs.py has the rest of what they show."""
 
 import re
+import shlex
 import shutil
 import subprocess
 
+import pages
 import pytest
-import torch
-from conftest import ROOT, SMALL_DATA, SMALL_NET
-
-import main
-
-
-def snippet(words):
-    """The README's Python block that has these words."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (block,) = [text for text in blocks if words in text]
-    return block
-
-
-def test_python_snippet():
-    names: dict[str, object] = {}
-    exec(snippet("detector.fit"), names)
-    assert names["scores"].shape == (8,)
-    assert names["maps"].shape == (8, 160, 160)
-    assert (names["maps"].flatten(1).std(dim=1) > 0).all()  # nor NaN
-
-
-def test_load_snippet(mvtec, tmp_path, monkeypatch):
-    words = ["--results_path", str(tmp_path), *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", str(mvtec)]
-    main.main(words, standalone_mode=False)
-    monkeypatch.chdir(tmp_path)
-    block = snippet("from simplenet import load")
-    model = tmp_path / re.search(r'load\("(.*?)"\)', block).group(1)
-    shutil.copytree(tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt", model)
-    for name in re.findall(r'"(\w+\.png)"', block):
-        shutil.copy(next(mvtec.rglob("*.png")), name)
-    names: dict[str, object] = {}
-    exec(block, names)
-    assert names["maps"].shape == (2, 32, 32)
-    assert names["anomalous"].dtype == torch.bool
+from conftest import ROOT
+from test_docs import parse
 
 
 @pytest.fixture
@@ -73,3 +43,13 @@ def test_run_sh_takes_options_and_recipes(run_sh):
         assert "--noise_std" not in words
         assert "wideresnet50" in words
     assert "--noise_std" in run_sh("--recipe", "paper")
+
+
+def test_run_sh_makes_command_lines_that_main_takes(run_sh):
+    """Of every `bash run.sh /path/to/mvtec ...` on the pages."""
+    found = [command for page in pages.PAGES for block in pages.blocks(page) for command in block.commands]
+    options = [re.match("bash run.sh /path/to/mvtec(.*)", command) for command in found]
+    given = [shlex.split(match[1]) for match in options if match]
+    assert len(given) > 3
+    for words in given:
+        assert parse(run_sh(*words))
