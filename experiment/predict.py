@@ -205,37 +205,37 @@ def _table(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
     """A CSV that grows by whole rows; whatever ends the block, complete rows are in it and it is in its place."""
     temporary = partial(path)
     complete, is_ascii = 0, True
-    with temporary.open("w+b", buffering=0) as file:
+    file = temporary.open("wb", buffering=0)
 
-        def write(rows: list[list[Any]]) -> None:
-            nonlocal complete, is_ascii
-            buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="\n").writerows(rows)
-            text = readable(buffer.getvalue())
-            left = memoryview(text.encode())
-            try:
-                while left:
-                    left = left[file.write(left) :]
-            except OSError as error:
-                raise cannot_write(path, error, len(left)) from error
-            complete, is_ascii = file.tell(), is_ascii and text.isascii()
-
+    def write(rows: list[list[Any]]) -> None:
+        nonlocal complete, is_ascii
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        text = readable(buffer.getvalue())
+        left = memoryview(text.encode())
         try:
-            write([list(COLUMNS)])
-            yield write
-        finally:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            raise cannot_write(path, error, len(left)) from error
+        complete, is_ascii = file.tell(), is_ascii and text.isascii()
+
+    try:
+        write([list(COLUMNS)])
+        yield write
+    finally:
+        with file:
             file.truncate(complete)
-            if not is_ascii:
-                _mark(file, temporary)
-            move(temporary, path)
+        if not is_ascii:
+            _mark(temporary)
+        move(temporary, path)
 
 
-def _mark(file: io.FileIO, path: Path) -> None:
+def _mark(path: Path) -> None:
     """Put a byte order mark before a file's text, by which spreadsheets know it as UTF-8; no room leaves it without."""
-    file.seek(0)
     marked = partial(path)
     try:
-        with marked.open("wb") as copy:
+        with path.open("rb") as file, marked.open("wb") as copy:
             copy.write(BOM.encode())
             shutil.copyfileobj(file, copy)
         os.replace(marked, path)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import backbones
 from errors import DataError, UsageError
 from experiment.job import label_of
-from experiment.lock import LOCK
+from experiment.lock import holder_of
 from experiment.progress import draw_with
 from experiment.resolve import best_precision, choose_device, choose_precision, device_name
 from experiment.task import Outcome, Task, work
@@ -154,8 +154,7 @@ def _placed(task: Task, holder: str, scratch: Path) -> Task:
         DataError: of --test, which reads the models of that folder.
     """
     folder = task.jobs[0].folder
-    lock = folder.parents[2] / LOCK
-    if lock.is_file() and lock.read_text() == holder:
+    if holder_of(folder.parents[2]) == holder:
         return task
     if task.run.test:
         raise DataError(
