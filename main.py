@@ -607,17 +607,17 @@ MODEL = click.argument("model_dir", type=click.Path(path_type=Path))
     default="predictions",
     help="Folder for what is written: new, empty, or with earlier predictions alone.",
 )
-@click.option("--batch_size", type=IMAGES, default=8, help="Images scored at once.")
-@click.option("--num_workers", type=click.IntRange(1, 1000), default=2, help="Threads that read images.")
+@click.option("--batch_size", type=IMAGES, show_default="8", help="Images scored at once.")
+@click.option("--num_workers", type=click.IntRange(1, 1000), show_default="2", help="Threads that read images.")
 @DEVICE
 @click.option("--threshold", type=Number(), help="Image score above which is anomalous. [default: the model's]")
 @click.option(
     "--map",
     type=click.Choice(["raw", "overlay", "both", "none"]),
-    default="overlay",
+    show_default="overlay",
     help="overlay: PNGs of image, map and both; raw: the map's values.",
 )
-@click.option("--raw_format", type=click.Choice(["npy", "tiff"]), default="npy", help="Of raw maps, float32.")
+@click.option("--raw_format", type=click.Choice(["npy", "tiff"]), show_default="npy", help="Of raw maps, float32.")
 @click.option(
     "--full_size",
     is_flag=True,

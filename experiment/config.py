@@ -209,17 +209,21 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What is predicted with which model, and what is written where."""
+    """What is predicted with which model, and what is written where.
+
+    Attributes:
+        batch_size, num_workers, map, raw_format: of images; None where they are not given.
+    """
 
     model_dir: Path
     paths: tuple[str, ...]
     out: Path
-    batch_size: int
-    num_workers: int
+    batch_size: int | None
+    num_workers: int | None
     gpu: int
     threshold: float | None
-    map: str
-    raw_format: str
+    map: str | None
+    raw_format: str | None
     full_size: bool
     backbone_weights: str | None
     max_pixels: int = MAX_PIXELS

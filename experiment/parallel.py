@@ -143,6 +143,10 @@ class Cluster:
             self.slots, self.threads = int(gpus * self.run.jobs_per_gpu), 1
             self.needs = {"num_gpus": 1 / self.run.jobs_per_gpu, "num_cpus": 1}
         else:
+            if self.run.jobs_per_gpu > 1:
+                raise UsageError(
+                    f"--jobs_per_gpu {self.run.jobs_per_gpu} needs a GPU, and the cluster has none: give --jobs"
+                )
             self.slots = max(1, min(self.run.jobs or cpus, cpus))
             on_one_machine = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
             each = max(1, min(cpus // self.slots, on_one_machine))

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets import ImageTransform, to_pixels
+from datasets import MAX_PIXELS, ImageTransform, to_pixels
 from detection import Prediction, TrainedModel
-from errors import DataError
+from errors import DataError, UsageError
 from experiment.config import PredictConfig, precision_name
 from experiment.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.pictures import captioned, encoded, panel
@@ -30,12 +30,13 @@ from experiment.predict_folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free
 from experiment.predict_inputs import Inputs, Item, read_ahead
 from experiment.predict_table import predict_tables
 from experiment.progress import progress
-from experiment.resolve import choose_device, choose_precision
+from experiment.resolve import choose_device, choose_precision, refuse_unused_weights
 from experiment.results import BOM, quote_formula
 from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
 ADVICE = "free some memory, or choose another --gpu"
+OF_IMAGES = {"batch_size": 8, "num_workers": 2, "map": "overlay", "raw_format": "npy"}  # where they are not given
 
 
 def predict(config: PredictConfig) -> int:
@@ -45,21 +46,53 @@ def predict(config: PredictConfig) -> int:
         The exit code: 1 if any image could not be read or drawn, else 0.
 
     Raises:
-        UsageError: no such path, no model, or an output folder that holds anything else, cannot be written, or is
-            being written.
+        UsageError: no such path, no model, a flag without effect, or an output folder that holds anything else, cannot
+            be written, or is being written.
         DataError: a folder without images, a model that cannot be used, or no memory or room.
     """
+    _refuse_unused(config)
     inputs = Inputs(config.paths)
     check_free(config.out)
     with one_line_when_full(ADVICE):
         device = choose_device((config.gpu,))
         model = load(config.model_dir, device, config.backbone_weights)
+        refuse_unused_weights(model, config.backbone_weights)
+        if model.table is not None:
+            _refuse_of_images(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out):
             if model.table is not None:
                 return predict_tables(model, [(Path(item.path), item.name) for item in inputs], threshold, config.out)
-            return _predict_images(config, model, inputs, threshold)
+            given = {name: getattr(config, name) for name in OF_IMAGES}
+            filled = {name: default if given[name] is None else given[name] for name, default in OF_IMAGES.items()}
+            return _predict_images(replace(config, **filled), model, inputs, threshold)
+
+
+def _refuse_unused(config: PredictConfig) -> None:
+    """Refuse what is said of maps that are not written.
+
+    Raises:
+        UsageError: it is.
+    """
+    chosen = config.map or OF_IMAGES["map"]
+    if config.raw_format is not None and chosen not in ("raw", "both"):
+        raise UsageError(f"--raw_format is of raw maps, and --map {chosen} writes none: give --map raw or both")
+    if config.full_size and chosen == "none":
+        raise UsageError("--full_size is of maps, and --map none writes none: leave one of them out")
+
+
+def _refuse_of_images(config: PredictConfig) -> None:
+    """Refuse what is said of images where a table's model predicts rows.
+
+    Raises:
+        UsageError: something is.
+    """
+    given = [name for name in OF_IMAGES if getattr(config, name) is not None]
+    given += ["full_size"] * config.full_size + ["max_pixels"] * (config.max_pixels != MAX_PIXELS)
+    if given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"'{config.model_dir}' is a model of a table, and {flags} is of images: leave it out")
 
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:

@@ -11,6 +11,7 @@ import torch
 
 import backbones
 from datasets import DATASETS, Reading, Sample, find_root, folders_in, remarks_on_masks
+from detection import TrainedModel
 from errors import DataError, UsageError
 from experiment.config import PRECISIONS, BackboneConfig, DatasetConfig, DetectorConfig
 from experiment.reading import ClassFound, look_at
@@ -117,6 +118,20 @@ def check_detector(
     """
     with backbones.shapes_only():
         DETECTORS[config.command](extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
+
+
+def refuse_unused_weights(model: TrainedModel, backbone_weights: str | None) -> None:
+    """Refuse a file with a backbone's weights for a model that needs none.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if backbone_weights is None:
+        return
+    if model.description.backbone_sha256 is None:
+        raise UsageError("--backbone_weights: the model holds those of its backbone, which was trained: leave it out")
+    if model.description.backbone["name"] == backbones.PIXELS:
+        raise UsageError("--backbone_weights: the model has no backbone: leave it out")
 
 
 def choose_device(gpu: tuple[int, ...]) -> torch.device:

@@ -38,6 +38,7 @@ from experiment.results import (
 )
 from experiment.tables import render, summary
 from experiment.task import FeatureKey, Outcome, Task, group, work
+from experiment.unused import refuse_unused
 from files import PARTIAL, free_name, sha256_of, write_text
 
 GRID = "grid.json"  # in the folder of a grid's runs, from its start: the names of theirs
@@ -61,6 +62,7 @@ def run(run: RunConfig, choices: Sequence[Choice]) -> None:
     """
     if run.test and run.overwrite:
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
+    refuse_unused(run, choices)
     cluster = choose_cluster(run)
     device = torch.device("cpu") if cluster else choose_device(run.gpu)
     sources: Sources = {}
