@@ -9,7 +9,7 @@ from conftest import SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET
 
 import main
 from errors import DataError, UsageError
-from experiment.parallel import Cluster
+from experiment.parallel import Cluster, choose_cluster
 
 PIXELS = ["multimodal", "--image_tokens", "pixels", "--dim", "8", "--heads", "2", "--depth", "1", "--epochs", "1"]
 TABLES = [*PIXELS[:1], *PIXELS[3:]]
@@ -101,9 +101,16 @@ def test_the_command_line_of_a_run_is_tested_as_it_is(tmp_path, monkeypatch, mvt
 
 
 def test_jobs_per_gpu_of_a_cluster_without_gpus():
+    pytest.importorskip("ray")
     cluster = Cluster(SimpleNamespace(jobs_per_gpu=2, jobs=None), None)
-    with pytest.raises(UsageError, match="--jobs_per_gpu 2 needs a GPU, and the cluster has none: give --jobs"):
+    with pytest.raises(UsageError, match="--jobs_per_gpu needs a GPU, and the cluster has none: give --jobs"):
         cluster._divide({"CPU": 4.0}, 1)
+
+
+def test_gpus_of_this_machine_and_a_cluster():
+    run = SimpleNamespace(ray="auto", gpu=(0, 1), jobs=None, jobs_per_gpu=1)
+    with pytest.raises(UsageError, match="--gpu names devices of this machine, and --ray auto uses its cluster's"):
+        choose_cluster(run)
 
 
 @pytest.mark.parametrize("style", ["csv", "markdown", "latex"])
