@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,12 @@ def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
 def move(source: Path, target: Path) -> None:
     """Give a file or folder another name in its folder, in place of what has it; it survives a power cut."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError:  # a file system that flushes no folders
-        pass
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # a system or file system that flushes no folders
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def free_name(path: Path, word: str) -> Path:

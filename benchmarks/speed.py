@@ -256,7 +256,7 @@ def measure_trained(
     )
     save(model, detector, description)
     trained = load(model)
-    config = PredictConfig(model, (str(inputs),), folder / "out", BATCH, 2, 0, None, "none", "npy", False, None)
+    config = PredictConfig(model, (str(inputs),), folder / "out", BATCH, 2, 0, None, "none", None, False, None)
     with contextlib.redirect_stderr(io.StringIO()), mock.patch("experiment.use.predict.load", lambda *_: trained):
         command, floor = medians(3, lambda: predict(config), backbone)
     row(f"predict command, {BATCH} of {TRAIN} images in files", command * BATCH / TRAIN, None, floor)

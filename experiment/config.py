@@ -138,6 +138,10 @@ def _check_folder(flag: str, name: str) -> None:
         )
 
 
+# Of predict's options that are of images, what stands where they are not given.
+OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": 2, "map": "overlay", "raw_format": "npy"}
+
+
 def _moved_weights() -> Any:
     return option(None, "A file with the backbone's weights, where those of training have moved.")
 
@@ -159,14 +163,18 @@ class PredictConfig:
     out: Path = option(
         Path("predictions"), "Folder for what is written: new, empty, or with earlier predictions alone."
     )
-    batch_size: int = option(8, "Images scored at once.", at_least=1, at_most=100_000)
-    num_workers: int = option(2, "Threads that read images.", at_least=1, at_most=1000)
+    batch_size: int | None = option(
+        None, "Images scored at once.", at_least=1, at_most=100_000, shown=str(OF_IMAGES["batch_size"])
+    )
+    num_workers: int | None = option(
+        None, "Threads that read images.", at_least=1, at_most=1000, shown=str(OF_IMAGES["num_workers"])
+    )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
     threshold: float | None = option(None, "Image score above which is anomalous.", shown="the model's")
-    map: Literal["raw", "overlay", "both", "none"] = option(
-        "overlay", "overlay: PNGs of image, map and both; raw: the map's values."
+    map: Literal["raw", "overlay", "both", "none"] | None = option(
+        None, "overlay: PNGs of image, map and both; raw: the map's values.", shown=OF_IMAGES["map"]
     )
-    raw_format: Literal["npy", "tiff"] = option("npy", "Of raw maps, float32.")
+    raw_format: Literal["npy", "tiff"] | None = option(None, "Of raw maps, float32.", shown=OF_IMAGES["raw_format"])
     full_size: bool = option(
         False, "Maps of each image's own size; NaN where the model does not look, beyond the crop."
     )

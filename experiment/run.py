@@ -15,6 +15,7 @@ from experiment.detector_config import DetectorConfig
 from experiment.machine.device import choose_device, choose_precision, device_name
 from experiment.plan.runs import Run, plan_runs
 from experiment.plan.task import Sources
+from experiment.plan.unused import refuse_unused
 from experiment.record.folders import GRID, create_directory, move_aside, refuse_other_kind
 from experiment.record.ledger import Ledger
 from experiment.record.lock import only_writer
@@ -46,6 +47,7 @@ def run(
     """
     if config.test and config.overwrite:
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
+    refuse_unused(config, choices)
     cluster = choose_cluster(config)
     device = torch.device("cpu") if cluster else choose_device(config.gpu)
     sources: Sources = {}

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import SMALL_DATA, SMALL_MULTIMODAL
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.io import savemat
 from test_parallel import settings as worker_settings
 from test_resume import folder, outputs
 
@@ -529,6 +530,20 @@ def test_predict_gives_a_table_back_as_it_was(run, tmp_path, table):
 
 
 READ = [("a.csv", ",", "."), ("a_2_2.csv", ";", ",")]
+
+
+def test_predict_gives_arrays_back_in_full_precision(tmp_path):
+    """Numbers that six decimals cannot hold, of both kinds of files of arrays."""
+    rows = np.random.default_rng(0).normal(size=(24, 2)) * [1e-8, 1]
+    np.savez(tmp_path / "t.npz", X=rows, y=np.arange(24) % 4 == 3)
+    words = [SMALL_MULTIMODAL[0], *SMALL_MULTIMODAL[SMALL_MULTIMODAL.index("--dim") :]]
+    call("--results_path", tmp_path / "results", *words, "dataset", "table", tmp_path / "t.npz")
+    np.savez(tmp_path / "new.npz", X=rows)
+    savemat(tmp_path / "other.mat", {"X": rows})
+    model = next(tmp_path.rglob("checkpoint.safetensors")).parent
+    assert call("predict", model, tmp_path / "new.npz", tmp_path / "other.mat", "--out", tmp_path / "p") == 0
+    for name in ("new.csv", "other.csv"):
+        np.testing.assert_array_equal(pd.read_csv(tmp_path / "p" / name)[["x1", "x2"]], rows)
 
 
 def test_tables_come_back_as_csv_files(run, tmp_path, table):

@@ -346,6 +346,6 @@ def test_a_picture_that_cannot_be_drawn(model, photos, monkeypatch):
 
 
 def test_a_config_from_python(model, photos):
-    config = PredictConfig(model, ("0.png",), Path("here"), 8, 2, 0, None, "none", "npy", False, None)
+    config = PredictConfig(model, ("0.png",), Path("here"), 8, 2, 0, None, "none", None, False, None)
     assert predict_module.predict(config) == 0
     assert len(rows(photos / "here")) == 1

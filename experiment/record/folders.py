@@ -39,14 +39,14 @@ def refuse_other_kind(directory: Path, of_grid: bool) -> None:
 
 def move_aside(directory: Path) -> None:
     """Rename a run's folder, unless nothing is in it."""
-    with only_writer(directory):
+    with only_writer(directory) as unlock:
         if all(path.name == LOCK for path in directory.iterdir()):
             return
         for lock in directory.rglob(f"*/{LOCK}"):  # runs whose names go on from this one's
             with only_writer(lock.parent):
                 pass
         target = free_name(directory, "old")
-        (directory / LOCK).unlink()
+        unlock()
         directory.rename(target)
         directory.mkdir()
     click.echo(f"The earlier run is now {target}", err=True)

@@ -49,6 +49,8 @@ def choose_cluster(run: RunConfig) -> "Cluster | None":
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = list(dict.fromkeys(run.gpu)) if count else []
     here = run.ray in (None, LOCAL)
+    if not here and run.gpu != (0,):
+        raise UsageError(f"--gpu names devices of this machine, and --ray {run.ray} uses its cluster's: leave it out")
     if here and count and run.jobs is not None:
         raise UsageError("--jobs is for CPUs, and this machine has CUDA devices: give --gpu and --jobs_per_gpu")
     if here and not count and run.jobs_per_gpu > 1:
@@ -145,6 +147,8 @@ class Cluster:
             self.slots, self.threads = int(gpus * self.run.jobs_per_gpu), 1
             self.needs = {"num_gpus": 1 / self.run.jobs_per_gpu, "num_cpus": 1}
         else:
+            if self.run.jobs_per_gpu > 1:
+                raise UsageError("--jobs_per_gpu needs a GPU, and the cluster has none: give --jobs")
             self.slots = max(1, min(self.run.jobs or cpus, cpus))
             on_one_machine = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
             each = max(1, min(cpus // self.slots, on_one_machine))

@@ -20,7 +20,7 @@ from experiment.machine.progress import draw_with
 from experiment.plan.job import label_of
 from experiment.plan.task import Task
 from experiment.record.ledger import Outcome
-from experiment.record.lock import LOCK
+from experiment.record.lock import holder_of
 from experiment.train.work import work
 from files import sha256_of
 
@@ -156,8 +156,7 @@ def _placed(task: Task, holder: str, scratch: Path) -> Task:
         DataError: of --test, which reads the models of that folder.
     """
     folder = task.jobs[0].folder
-    lock = folder.parents[2] / LOCK
-    if lock.is_file() and lock.read_text() == holder:
+    if holder_of(folder.parents[2]) == holder:
         return task
     if task.run.test:
         raise DataError(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import metrics
 from detection.checkpoint import read_description
+from errors import UsageError
 from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord, read_run
@@ -66,9 +67,14 @@ def report(config: ReportConfig) -> None:
     """Print the table of some runs; unless it is for another program, write the page too.
 
     Raises:
-        UsageError: a folder that is no run's.
+        UsageError: a folder that is no run's, or a place for a page that is not written.
         DataError: a damaged file of a run.
     """
+    if config.out is not None and config.style != "table":
+        raise UsageError(
+            f"--out names the page, which --format {config.style} does not write: leave one of them out, or send the "
+            "printed table to a file by >"
+        )
     records = [read_run(folder) for directory in config.directories for folder in point_folders(directory)]
     table_of = ablation_table if is_grid(records) else summary
     if config.style != "table":

@@ -21,6 +21,7 @@ from detection import TrainedModel
 from errors import DataError, UsageError, first_line
 from experiment.config import ExportConfig
 from experiment.machine.memory import is_out_of_memory, one_line_when_full
+from experiment.use.unused import refuse_unused_weights
 from files import move
 from methods import load
 
@@ -80,6 +81,7 @@ def _export(config: ExportConfig) -> None:
     model = load(config.model_dir, backbone_weights=config.backbone_weights)
     if model.table is not None:
         raise UsageError(f"'{config.model_dir}' is a model of a table, and export is of images: use predict")
+    refuse_unused_weights(model, config.backbone_weights)
     network = Exported(model, config.half)
     side = model.transform.imagesize
     pixels = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

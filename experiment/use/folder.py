@@ -8,7 +8,7 @@ import filecmp
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from datasets.table.text import SEPARATORS
 from detection.checkpoint import WEIGHTS
 from errors import UsageError
 from experiment.record.folders import create_directory
-from experiment.record.lock import LOCK, only_writer, refuse_where_written
+from experiment.record.lock import LOCK, WHO, holder_of, only_writer, refuse_where_written
 from files import PARTIAL, free_name, partial
 
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
@@ -52,13 +52,13 @@ def own_folder(out: Path) -> Iterator[None]:
     check_free(out)
     create_directory(out, FLAG)
     with ExitStack() as stack:
-        stack.enter_context(only_writer(out, FLAG))
+        unlock = stack.enter_context(only_writer(out, FLAG))
         _refuse_others(out)
-        earlier = _move_aside(out)
+        earlier = _move_aside(out, unlock)
         if earlier is None:
             yield
             return
-        stack.enter_context(only_writer(out, FLAG))  # the other lock went with the folder
+        stack.enter_context(only_writer(out, FLAG))  # the folder is a new one
         stack.callback(_say_where, out, earlier)
         yield
         if _holds_all(out, earlier):
@@ -110,7 +110,7 @@ def _foreign(out: Path) -> str | None:
         name = path.relative_to(out)
         if path.name.startswith(".") and path.name.endswith(PARTIAL):
             continue
-        if str(name) == LOCK and (_first_line(path).startswith("process ") or not path.stat().st_size):
+        if str(name) == LOCK and (holder_of(out).startswith(f"{WHO} ") or not path.stat().st_size):
             continue
         if str(name) == TABLE and _is_predictions(path):
             continue
@@ -145,7 +145,7 @@ def _composed(name: Path) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
-def _move_aside(out: Path) -> Path | None:
+def _move_aside(out: Path, unlock: Callable[[], None]) -> Path | None:
     """Rename a folder with predictions to NAME.old-1 or the next that is free, and make a new one; None: none is in it.
 
     Raises:
@@ -156,7 +156,7 @@ def _move_aside(out: Path) -> Path | None:
     out = out.resolve()
     target = free_name(out, "old")
     try:
-        (out / LOCK).unlink()
+        unlock()
         out.rename(target)
         out.mkdir()
     except OSError as error:

@@ -24,7 +24,7 @@ from datasets import ImageTransform, to_pixels
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from errors import DataError
-from experiment.config import PredictConfig
+from experiment.config import OF_IMAGES, PredictConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
@@ -33,6 +33,7 @@ from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
 from experiment.use.inputs import Inputs, Item, read_ahead
 from experiment.use.rows import predict_tables
+from experiment.use.unused import refuse_of_images, refuse_unused, refuse_unused_weights
 from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
@@ -47,21 +48,26 @@ def predict(config: PredictConfig) -> int:
         The exit code: 1 if any image could not be read or drawn, else 0.
 
     Raises:
-        UsageError: no such path, no model, or an output folder that holds anything else, cannot be written, or is
-            being written.
+        UsageError: no such path, no model, a flag without effect, or an output folder that holds anything else, cannot
+            be written, or is being written.
         DataError: a folder without images, a model that cannot be used, or no memory or room.
     """
+    refuse_unused(config)
     inputs = Inputs(config.paths)
     check_free(config.out)
     with one_line_when_full(ADVICE):
         device = choose_device((config.gpu,))
         model = load(config.model_dir, device, config.backbone_weights)
+        refuse_unused_weights(model, config.backbone_weights)
+        if model.table is not None:
+            refuse_of_images(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out):
             if model.table is not None:
                 return predict_tables(model, [(Path(item.path), item.name) for item in inputs], threshold, config.out)
-            return _predict_images(config, model, inputs, threshold)
+            unset = {name: value for name, value in OF_IMAGES.items() if getattr(config, name) is None}
+            return _predict_images(replace(config, **unset), model, inputs, threshold)
 
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
@@ -202,37 +208,37 @@ def _table(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
     """A CSV that grows by whole rows; whatever ends the block, complete rows are in it and it is in its place."""
     temporary = partial(path)
     complete, is_ascii = 0, True
-    with temporary.open("w+b", buffering=0) as file:
+    file = temporary.open("wb", buffering=0)
 
-        def write(rows: list[list[Any]]) -> None:
-            nonlocal complete, is_ascii
-            buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="\n").writerows(rows)
-            text = readable(buffer.getvalue())
-            left = memoryview(text.encode())
-            try:
-                while left:
-                    left = left[file.write(left) :]
-            except OSError as error:
-                raise cannot_write(path, error, len(left)) from error
-            complete, is_ascii = file.tell(), is_ascii and text.isascii()
-
+    def write(rows: list[list[Any]]) -> None:
+        nonlocal complete, is_ascii
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(rows)
+        text = readable(buffer.getvalue())
+        left = memoryview(text.encode())
         try:
-            write([list(COLUMNS)])
-            yield write
-        finally:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            raise cannot_write(path, error, len(left)) from error
+        complete, is_ascii = file.tell(), is_ascii and text.isascii()
+
+    try:
+        write([list(COLUMNS)])
+        yield write
+    finally:
+        with file:
             file.truncate(complete)
-            if not is_ascii:
-                _mark(file, temporary)
-            move(temporary, path)
+        if not is_ascii:
+            _mark(temporary)
+        move(temporary, path)
 
 
-def _mark(file: io.FileIO, path: Path) -> None:
+def _mark(path: Path) -> None:
     """Put a byte order mark before a file's text, by which spreadsheets know it as UTF-8; no room leaves it without."""
-    file.seek(0)
     marked = partial(path)
     try:
-        with marked.open("wb") as copy:
+        with path.open("rb") as file, marked.open("wb") as copy:
             copy.write(BOM.encode())
             shutil.copyfileobj(file, copy)
         os.replace(marked, path)

@@ -1,0 +1,95 @@
+"""Flags that would do nothing are refused: who gives one expects something of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from backbones import PIXELS
+from datasets import RandomTransform, Reading
+from errors import UsageError
+from experiment.config import RunConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
+from experiment.plan.runs import TABLE
+from methods import DETECTORS
+from options import declared
+
+
+class Idle(NamedTuple):
+    """A flag that changes nothing as things are: whether it is given, and why it changes nothing."""
+
+    flag: str
+    is_given: bool
+    why: str
+
+
+def refuse_unused(
+    run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]]
+) -> None:
+    """See that every flag of a run that is given can change something, in one choice of its grid at least.
+
+    With --test, which takes the command line of a run that is there, none is refused. Neither are flags that run.sh and
+    the original's command lines give to every run, as --resize with --resize_mode square. The default's value counts as
+    not given.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    if run.test:
+        return
+    idle = [{own.flag: own for own in _idle(run, detector, datasets)} for _, detector, datasets in choices]
+    for flag, own in idle[0].items():
+        if all(flag in one for one in idle) and any(one[flag].is_given for one in idle):
+            raise UsageError(f"{flag} has no effect {own.why}: leave it out")
+
+
+def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetConfig]) -> Iterator[Idle]:
+    if all(data.name == TABLE for data in datasets):
+        yield Idle("--save_segmentation_images", run.save_segmentation_images, "on tables, which have no images")
+    if detector.options.get("train_backbone"):
+        is_given = run.feature_bank not in ("auto", "off")
+        yield Idle("--feature_bank", is_given, "with --train_backbone, whose features change: they are not kept")
+    yield from _idle_of_detector(detector)
+    for data in datasets:
+        if data.name == TABLE:
+            yield from _idle_on_table(data)
+
+
+def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
+    options = detector.options
+    defaults = {own.name: own.default for own in declared(DETECTORS[detector.command].Options)}
+
+    def is_given(name: str) -> bool:
+        return name not in detector.set_by_recipe and options[name] != defaults[name]
+
+    if detector.command == "net" and not options["cos_lr"]:
+        yield Idle("--aed_meta_epochs", is_given("aed_meta_epochs"), "without --cos_lr")
+    if detector.command == "net" and options["pre_proj"] < 2:
+        is_activated = is_given("proj_layer_type") and options["proj_layer_type"] > 1
+        yield Idle("--proj_layer_type", is_activated, "on fewer than two layers (--pre_proj 2)")
+    if detector.command == "net" and options["pre_proj"] == 0:
+        yield Idle("--adaptor_lr", is_given("adaptor_lr"), "without an adaptor (--pre_proj 1)")
+    if detector.command == "logicrd" and options["no_fcp"]:
+        yield Idle("--no_nii", options["no_nii"], "with --no_fcp: the gate is part of that pathway")
+    if detector.command == "multimodal" and options["image_tokens"] != "pixels":
+        yield Idle("--token_size", is_given("token_size"), "without --image_tokens pixels")
+    if all(backbone.name == PIXELS for backbone in detector.backbones):
+        why = "where no backbone is read"
+        yield Idle("--align_maps", bool(options.get("align_maps")), why)
+        yield Idle("--normalisation", detector.normalisation != "imagenet", why)
+        yield Idle("--backbone_weights", detector.backbone_weights not in ("pretrained", "random"), why)
+
+
+def _idle_on_table(data: DatasetConfig) -> Iterator[Idle]:
+    why = "on a table, which has no images"
+    unchanged = RandomTransform()
+    for own in declared(RandomTransform):
+        is_given = getattr(data.random, own.name) != getattr(unchanged, own.name)
+        yield Idle(f"--{own.name} (or --augment)", is_given, why)
+    yield Idle("--bit_depth", data.reading.bit_depth is not None, why)
+    yield Idle("--max_pixels", data.reading.max_pixels != Reading().max_pixels, why)
+    if data.options.test_file is not None:
+        yield Idle(
+            "--split_seed",
+            data.options.split_seed != 0,
+            "with --test_file: all normal rows of DATA_PATH are trained on",
+        )

@@ -1,0 +1,46 @@
+"""What is said of maps, images or weights where there are none is refused: who gives a flag expects something of it."""
+
+import backbones
+from detection import TrainedModel
+from errors import UsageError
+from experiment.config import OF_IMAGES, PredictConfig
+
+
+def refuse_unused(config: PredictConfig) -> None:
+    """Refuse what is said of maps that are not written.
+
+    Raises:
+        UsageError: it is.
+    """
+    chosen = config.map or OF_IMAGES["map"]
+    if config.raw_format is not None and chosen not in ("raw", "both"):
+        raise UsageError(f"--raw_format is of raw maps, and --map {chosen} writes none: give --map raw or both")
+    if config.full_size and chosen == "none":
+        raise UsageError("--full_size is of maps, and --map none writes none: leave one of them out")
+
+
+def refuse_of_images(config: PredictConfig) -> None:
+    """Refuse what is said of images where a table's model predicts rows.
+
+    Raises:
+        UsageError: something is.
+    """
+    given = [name for name in (*OF_IMAGES, "max_pixels") if getattr(config, name) is not None]
+    given += ["full_size"] * config.full_size
+    if given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"'{config.model_dir}' is a model of a table, and {flags} is of images: leave it out")
+
+
+def refuse_unused_weights(model: TrainedModel, backbone_weights: str | None) -> None:
+    """Refuse a file with a backbone's weights for a model that needs none.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if backbone_weights is None:
+        return
+    if model.description.backbone_sha256 is None:
+        raise UsageError("--backbone_weights: the model holds those of its backbone, which was trained: leave it out")
+    if model.description.backbone["name"] == backbones.PIXELS:
+        raise UsageError("--backbone_weights: the model has no backbone: leave it out")
