@@ -365,14 +365,13 @@ def _regions(job: Job, banks: ClassBanks | None) -> NDArray[np.integer]:
 def _thresholds(part: _Part, quantile: float) -> Thresholds:
     """From held-out normal images where there are any, else from the training images."""
     samples, banks = part.job.samples, part.banks
-    kind = "images" if samples.table is None else "rows"
     if samples.validation:
-        source, predictions = f"held-out normal {kind}", part.held_out.predictions
+        source, predictions = "held-out normal", part.held_out.predictions
     else:
         train = banks.train if banks else None
-        source, predictions = f"training {kind}", Predictions(part.detector, samples.train, part.job.data, train)
+        source, predictions = "training", Predictions(part.detector, samples.train, part.job.data, train)
     image, pixel = normal_thresholds(predictions, quantile)
-    return Thresholds(image, pixel, quantile, source, len(predictions.dataset))
+    return Thresholds(image, pixel, quantile, f"{source} {samples.kind}s", len(predictions.dataset))
 
 
 def _write_predictions(
@@ -390,7 +389,7 @@ def _write_predictions(
     """
     samples, threshold = predictions.dataset.samples, description.thresholds.image
     names = [image_name(sample.image_path, job.root) for sample in samples]
-    has_pictures = job.samples.table is None
+    has_pictures = job.samples.kind == "image"
     examples = write_worst(folder, predictions, evaluation, description.map_range) if has_pictures else []
     if save_segmentation_images and has_pictures:
         write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
