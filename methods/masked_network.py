@@ -3,7 +3,8 @@
 It sees some tokens of a sample, and says what the others are and whether the sample was tampered with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -70,3 +71,11 @@ class Network(nn.Module):
             errors = errors + found.unflatten(0, (-1, k)).sum(dim=1)
             probabilities = probabilities + logits.sigmoid().unflatten(0, (-1, k)).sum(dim=1)
         return errors / own.masks.sum(dim=0), probabilities / len(own.masks)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's global generators, from which the loss draws, start from a seed, and be as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

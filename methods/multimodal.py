@@ -16,7 +16,6 @@ is methods/masked_network.py, and the order in which it learns from several data
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from backbones import PIXELS, FeatureExtractor
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
 from errors import UsageError
-from methods.masked_network import Network
+from methods.masked_network import Network, seeded
 from methods.schedules import SCHEDULES, Scheduled
 from methods.tokens import ImageTokens, TableTokens
 
@@ -271,7 +270,7 @@ class _Trainer:
         """A step per batch of a part."""
         own, none = self.detector, torch.tensor(float("nan"), device=self.detector.device)
         self.trained.train()
-        with _seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
+        with seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
             for part, batch in batches:
                 loss = self._loss(self.trained, part, batch)
                 learn(loss, [self.optimizer], own.for_part(part).feature_type)
@@ -296,7 +295,7 @@ class _Trainer:
     def _held_out_loss(self) -> float:
         """L of held-out samples, the mean over the parts that have some; the same masks and copies every time."""
         losses = []
-        with _seeded(self.detector.device, self.detector.seed):
+        with seeded(self.detector.device, self.detector.seed):
             for part, samples in enumerate(self.held_out):
                 drawn = [self._loss(self.averaged, part, batch) for _ in range(DRAWS) for batch in samples]
                 if drawn:
@@ -326,11 +325,3 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.lowest, self.waited = state["lowest"], state["waited"]
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Let torch's global generators start from a seed, and be as before afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
