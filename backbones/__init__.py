@@ -2,7 +2,8 @@
 
 from backbones.alignment import Alignment
 from backbones.bank import FeatureBank
-from backbones.extractor import INPUT, FeatureExtractor, LayerInfo, load
+from backbones.extractor import INPUT, FeatureExtractor, load
+from backbones.layouts import LayerInfo
 from backbones.names import PIXELS
 from backbones.normalisation import IMAGENET, Normalisation, normalisation_of
 from backbones.patches import embed_patches

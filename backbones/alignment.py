@@ -1,17 +1,14 @@
 """Drawing the cells of layers where they look: maps that are resized by the middles of their cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.centres import Centres
-
-if TYPE_CHECKING:
-    from backbones.extractor import FeatureExtractor, LayerInfo
+from backbones.layouts import LayerInfo
 
 PASSES, IMAGES = 4, 4  # of the probe: so many batches of so many images of noise
 PIXELS = Centres(0.0, 1.0)
@@ -25,7 +22,7 @@ class Alignment(nn.Module):
         shift: of what is drawn against the layers' cells, in cells: 0.5 for patches of an even side.
     """
 
-    def __init__(self, infos: Sequence["LayerInfo"], shift: float = 0.0) -> None:
+    def __init__(self, infos: Sequence[LayerInfo], shift: float = 0.0) -> None:
         super().__init__()
         self.centres = [info.centres for info in infos]
         self.shift = shift
@@ -40,11 +37,9 @@ class Alignment(nn.Module):
         self.centres = [(Centres(*rows), Centres(*columns)) for rows, columns in state.tolist()]
         self.is_final = True
 
-    def measure(
-        self, backbone: "FeatureExtractor", layers: Sequence[str], size: tuple[int, int], device: torch.device
-    ) -> None:
-        """Find for good where cells look; see FeatureExtractor.centres."""
-        self.centres = backbone.centres(layers, size, device)
+    def finish(self, centres: list[tuple[Centres, Centres]]) -> None:
+        """Take for good where the cells of the layers look; see FeatureExtractor.centres."""
+        self.centres = centres
         self.is_final = True
 
     def of(self, layer: int) -> tuple[Centres, Centres]:
@@ -75,8 +70,8 @@ def interpolation(own: Centres, cells: int, wanted: Centres, count: int) -> Tens
 
 @torch.enable_grad()
 def middles(
-    backbone: "FeatureExtractor",
-    layers: Sequence[str],
+    network: nn.Module,
+    read: Callable[[Tensor], Sequence[Tensor]],
     size: tuple[int, int],
     traced: Sequence[tuple[Centres, Centres]],
     device: torch.device | str,
@@ -87,20 +82,21 @@ def middles(
     pixel, so that they do not depend on how a device rounds.
 
     Args:
-        backbone, layers, size: what is measured.
-        traced: what tracing found, of which the strides are kept; all of it where there is no gradient.
+        network: what is measured, on the device.
+        read: the maps [B, C, h, w] of layers that it makes of images [B, 3, H, W].
+        size: height and width of the images.
+        traced: of each layer what tracing found, of which the strides are kept; all of it where there is no gradient.
         device: where the network is.
     """
-    network = backbone.build(layers, size, device)
     was_training, generator = network.training, torch.Generator().manual_seed(0)
     network.eval()
-    found: list[list[Tensor]] = [[] for _ in layers]
+    found: list[list[Tensor]] = [[] for _ in traced]
     with torch.autocast(torch.device(device).type, enabled=False):
         for i in range(PASSES):
             noise = torch.randn(IMAGES, 3, *size, generator=generator)
             noise = noise if i % 2 else 3 * F.avg_pool2d(noise, 5, 1, 2)  # edges look like this more than like that
             images = noise.to(device).requires_grad_(True)
-            for own, maps, centres in zip(found, backbone(images, layers), traced, strict=True):
+            for own, maps, centres in zip(found, read(images), traced, strict=True):
                 cells = [_around_middle(length, generator) for length in maps.shape[2:]]
                 chosen = maps[torch.arange(IMAGES), :, cells[0], cells[1]]  # [IMAGES, C]
                 directions = torch.randn(chosen.shape, generator=generator).to(device)

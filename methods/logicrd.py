@@ -4,10 +4,10 @@ After Yang, Liao, Zhang and Zhao: efficient logical anomaly detection based on r
 Applications, 2025, DOI 10.11772/j.issn.1001-9081.2025020229), of which the abstract alone is known to us; see
 methods/semantics.py for what is published and what is ours. Beside (1) to (4) of methods/rd.py:
 
-    G_l, v = semantics(F)                                                                          (5)
-    S = decoder(bottleneck(F + G)), every level's map compensated by the detail of F_l through a gate (6)
-    d = sqrt((v - m)^T C^-1 (v - m)), mean m and shrunk covariance C of normal images              (7)
-    image score = z(max of the map) + z(d), z standardised on normal images                       (8)
+    G_l, v = semantics(F)                                              global semantics, (5a) to (5c) there    (5)
+    S = decoder(bottleneck(F + G)), every level's map compensated by the detail of F_l, (6a) to (6c) there     (6)
+    d = sqrt((v - m)^T C^-1 (v - m))                                   mean m, shrunk covariance C of normals  (7)
+    image score = z(max of the map) + z(d)                             z standardised on normal images         (8)
 """
 
 import math
@@ -129,7 +129,7 @@ class LogicRD(ReverseDistillation):
         highest = maps.flatten(1).amax(dim=1)
         if not self.by_semantics:
             return maps, highest.unsqueeze(0)
-        scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])
+        scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
         mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
         return maps, (scores - mean) / std
 
@@ -144,10 +144,10 @@ class LogicRD(ReverseDistillation):
         sources = list(teacher)
         if self.semantics is not None:
             levels, vectors = self.semantics([own.float() for own in teacher])
-            sources = [
+            sources = [  # F_l + G_l: [B, C_l, H_l, W_l]
                 own + fit(level, own.shape[-2:]).to(own.dtype) for own, level in zip(teacher, levels, strict=True)
             ]
-        embedding = self.student.bottleneck(sources)
+        embedding = self.student.bottleneck(sources)  # [B, 2 C_L, H_L / 2, W_L / 2]
         if self.semantics is None:
             vectors = area_means(embedding.float(), QUARTERS).flatten(1)
 
@@ -158,7 +158,7 @@ class LogicRD(ReverseDistillation):
 
 
 def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and inverse of the shrunk covariance [D, D] (Ledoit and Wolf, 2004) of vectors [N, D], float32."""
+    """m [D] and C^-1 [D, D] of (7), C shrunk as by Ledoit and Wolf (2004), of vectors [N, D]; float32."""
     from sklearn.covariance import LedoitWolf  # late: other commands need not wait for it
 
     estimate = LedoitWolf(store_precision=False).fit(vectors.double().cpu().numpy())
@@ -169,7 +169,7 @@ def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mahalanobis(vectors: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """Distances (7) of vectors [N, D]: [N]."""
+    """d (7) of vectors [N, D], mean [D] and precision C^-1 [D, D]: [N]."""
     with torch.autocast(vectors.device.type, enabled=False):
-        centred = vectors - mean
+        centred = vectors - mean  # [N, D]
         return ((centred @ precision) * centred).sum(dim=1).clamp(min=0).sqrt()

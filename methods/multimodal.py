@@ -10,92 +10,35 @@ sees some of them and a class token, says what the hidden ones are, and whether 
 
 Masks are drawn anew for every sample in training (He et al.: Masked Autoencoders Are Scalable Vision Learners, CVPR
 2022) and fixed in (2) and (3). Anomalies are never seen: y learns 1 for copies in which a part of an image or some
-columns of a row come from another sample, and 0 for samples as they are; see methods/tokens.py, and for w.
+columns of a row come from another sample, and 0 for samples as they are; see methods/tokens.py, and for w. The network
+is methods/masked_network.py, and the order in which it learns from several data sets methods/schedules.py.
 """
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones import PIXELS
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
 from detection.detector import align_maps
 from errors import UsageError
+from methods.masked_network import Network, seeded
+from methods.schedules import Scheduled
 from methods.tokens import ImageTokens, TableTokens
 from options import option
 
 AVERAGE = 0.995  # decay of the weights' moving average
 WEIGHT_DECAY = 0.01
 TOP = 5
-TOKENS_AT_ONCE = 512  # of one sample under several masks
 MOST = 4096  # tokens of an image and values of a row: every token looks at all others
 DRAWS = 4  # of masks and copies for the held-out loss
 LEAST_STD = 0.01  # of r and p: what hardly moves among a few normal samples must not rule the score
-IMAGE, TABLE = 0, 1  # modalities
-
-
-class Network(nn.Module):
-    """Pre-norm Transformer encoder over a class token and the tokens of one part, with two heads.
-
-    Args:
-        parts: the tokens of every part.
-        dim, depth, heads, dropout: of the encoder.
-    """
-
-    def __init__(
-        self, parts: Sequence[ImageTokens | TableTokens], dim: int, depth: int, heads: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.hidden = nn.Parameter(torch.randn(dim) * 0.02)  # in place of a hidden token
-        self.start = nn.Parameter(torch.randn(dim) * 0.02)
-        self.modalities = nn.Parameter(torch.randn(2, dim) * 0.02)
-        self.positions = nn.ParameterList(torch.randn(1 + own.masks.shape[1], dim) * 0.02 for own in parts)
-        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
-        self.tampered = nn.Linear(dim, 1)
-
-    def forward(self, part: int, values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoded values and logits [B] of a part's values whose tokens in masks [B, n] are hidden."""
-        own = self.parts[part]
-        tokens = torch.where(masks.unsqueeze(-1), self.hidden, own.embed(values))
-        start = self.start.expand(tokens.shape[0], 1, -1)
-        modality = self.modalities[TABLE if isinstance(own, TableTokens) else IMAGE]
-        encoded = self.encoder(torch.cat([start, tokens], dim=1) + self.positions[part] + modality)
-        return own.decode(encoded[:, 1:]), self.tampered(encoded[:, 0]).squeeze(-1).float()
-
-    def loss(self, part: int, values: Tensor) -> Tensor:
-        """L (1) of normal samples, with masks and tampered copies from torch's global generator."""
-        own, count = self.parts[part], len(values)
-        samples = torch.cat([values, own.corrupted(values)])
-        masks = own.draw_masks(2 * count)
-        decoded, logits = self(part, samples, masks)
-        shown = masks[:count]
-        error = (own.errors(values, decoded[:count]) * shown).sum() / shown.sum().clamp(min=1)
-        tampered = torch.arange(2 * count, device=values.device) >= count
-        return error + own.TAMPERED * F.binary_cross_entropy_with_logits(logits, tampered.float())
-
-    def evaluate(self, part: int, values: Tensor) -> tuple[Tensor, Tensor]:
-        """e (2) [B, n] and p (3) [B] of samples."""
-        own, count = self.parts[part], values.shape[0]  # len would make a constant of it in an export
-        n = own.masks.shape[1]
-        errors, probabilities = 0, 0
-        for masks in own.masks.split(max(1, TOKENS_AT_ONCE // n)):
-            k = len(masks)
-            hidden = masks.expand(count, k, n).flatten(0, 1)
-            repeated = values.unsqueeze(1).expand(-1, k, *values.shape[1:]).flatten(0, 1)
-            decoded, logits = self(part, repeated, hidden)
-            found = own.errors(repeated, decoded).sqrt() * hidden
-            errors = errors + found.unflatten(0, (-1, k)).sum(dim=1)
-            probabilities = probabilities + logits.sigmoid().unflatten(0, (-1, k)).sum(dim=1)
-        return errors / own.masks.sum(dim=0), probabilities / len(own.masks)
 
 
 @dataclass(frozen=True)
@@ -270,7 +213,7 @@ class Multimodal(Detector):
         if state is None:
             for own, embeddings in zip(self.network.parts, parts, strict=True):
                 own.learn_scale(embeddings)
-        batches = _Scheduled(parts, self.options.schedule)
+        batches = Scheduled(parts, self.options.schedule)
         training = Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs)
         if state is not None:
             training.load_state_dict(state)
@@ -346,7 +289,7 @@ class _Trainer:
         """A step per batch of a part."""
         own, none = self.detector, torch.tensor(float("nan"), device=self.detector.device)
         self.trained.train()
-        with _seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
+        with seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
             for part, batch in batches:
                 loss = self._loss(self.trained, part, batch)
                 learn(loss, [self.optimizer], own.for_part(part).feature_type)
@@ -371,7 +314,7 @@ class _Trainer:
     def _held_out_loss(self) -> float:
         """L of held-out samples, the mean over the parts that have some; the same masks and copies every time."""
         losses = []
-        with _seeded(self.detector.device, self.detector.seed):
+        with seeded(self.detector.device, self.detector.seed):
             for part, samples in enumerate(self.held_out):
                 drawn = [self._loss(self.averaged, part, batch) for _ in range(DRAWS) for batch in samples]
                 if drawn:
@@ -401,41 +344,3 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.lowest, self.waited = state["lowest"], state["waited"]
-
-
-class _Scheduled:
-    """Batches of all parts with the number of their part, in the order of a schedule."""
-
-    def __init__(self, parts: Sequence[Iterable[Tensor]], schedule: str) -> None:
-        self.parts = parts
-        self.order = SCHEDULES[schedule]
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        batches = [iter(own) for own in self.parts]
-        for part in self.order([len(own) for own in self.parts]):
-            with torch.random.fork_rng(devices=[]):  # readers may seed the generator that training draws from
-                batch = next(batches[part])
-            yield part, batch
-
-
-def alternate(counts: Sequence[int]) -> list[int]:
-    """The parts of so many batches each in turn, while they have any: [3, 1] gives 0, 1, 0, 0."""
-    turns = sorted((turn, part) for part, count in enumerate(counts) for turn in range(count))
-    return [part for _, part in turns]
-
-
-def interleave(counts: Sequence[int]) -> list[int]:
-    """The parts of so many batches each in proportion, every one spread evenly: [4, 2] gives 0, 1, 0, 0, 1, 0."""
-    places = sorted(((turn + 0.5) / count, part) for part, count in enumerate(counts) for turn in range(count))
-    return [part for _, part in places]
-
-
-SCHEDULES = {"alternate": alternate, "interleave": interleave}
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Let torch's global generators start from a seed, and be as before afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -2,7 +2,17 @@
 
 Of the paper only the abstract is known to us: it names global semantic enhancement across the teacher's levels, a
 feature compensation pathway, a normal information inhibition gate on it, and an evaluation by the anomaly map and the
-Mahalanobis distance of the global semantics. What these are made of here is our design.
+Mahalanobis distance of the global semantics. What these are made of here is our design; in the numbers of
+methods/logicrd.py, for the teacher's maps F_l and the student's S_l:
+
+    t_l = A_l norm(means of F_l over a grid) + p_l                       tokens of level l                    (5a)
+    [z_1, ..., z_L] = encoder([t_1, ..., t_L]),  G_l = B_l z_l           global semantics of level l          (5b)
+    v = means of all z_l over the quarters of the image                  global semantic vector               (5c)
+    d_l = squeeze(F_l - means of F_l over the grid)                      detail that the semantics have lost  (6a)
+    g_l = sigmoid(a cos(d_l, expect(S_l)) + b), cell by cell             gate on it                           (6b)
+    S_l + g_l restore(d_l)                                               the compensated map                  (6c)
+
+The gate learns on (6a) of maps of which a part comes from elsewhere (6d).
 """
 
 import math
@@ -26,7 +36,7 @@ CORRUPTED = 0.2  # share of the cells whose detail comes from elsewhere while th
 
 
 class GlobalSemantics(nn.Module):
-    """GSE: tokens of all levels under self-attention, so that each knows what lies elsewhere and on other levels.
+    """GSE, G and v (5): tokens of all levels under self-attention, each knowing what lies elsewhere and on others.
 
     Published: the levels of the hierarchy are fused into a global representation of each. Ours: means of every level's
     map over a grid, standardised, become tokens with embeddings of place and level; a transformer encoder without
@@ -51,29 +61,27 @@ class GlobalSemantics(nn.Module):
         self.to_maps = nn.ModuleList(nn.Conv2d(WIDTH, info.channels, 1) for info in infos)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Semantics of maps [B, C_l, H_l, W_l].
+        """Semantics of maps F_l [B, C_l, H_l, W_l].
 
         Returns:
-            One map [B, C_l, *grid] per level, and the global semantic vector, float32 [B, dimensions]: the means
-            of every level's tokens over the quarters of the image.
+            G_l [B, C_l, *grid] (5b) of every level, and v (5c), float32 [B, dimensions].
         """
-        tokens = [
+        tokens = [  # (5a): [B, cells, WIDTH] of every level
             to_tokens(norm(area_means(one, self.grid)).flatten(2).transpose(1, 2))
             for norm, to_tokens, one in zip(self.norms, self.to_tokens, maps, strict=True)
         ]
-        fused = self.encoder((torch.stack(tokens, dim=1) + self.places).flatten(1, 2))
-        levels = fused.unflatten(1, (len(maps), *self.grid)).permute(0, 1, 4, 2, 3)
-        vector = area_means(levels.flatten(1, 2).float(), QUARTERS).flatten(1)
+        fused = self.encoder((torch.stack(tokens, dim=1) + self.places).flatten(1, 2))  # z (5b): [B, L cells, WIDTH]
+        levels = fused.unflatten(1, (len(maps), *self.grid)).permute(0, 1, 4, 2, 3)  # [B, L, WIDTH, *grid]
+        vector = area_means(levels.flatten(1, 2).float(), QUARTERS).flatten(1)  # (5c)
         return [to_map(own) for to_map, own in zip(self.to_maps, levels.unbind(1), strict=True)], vector
 
 
 class CompensationPathway(nn.Module):
-    """FCP and NII of one level: what the semantics have lost of it, added to the student's map through a gate.
+    """FCP and NII of one level: what the semantics have lost of it (6a), added to the student's (6c) through a gate.
 
     Published: a pathway compensates the student for detail, and a gate on it inhibits what is anomalous. Ours: detail
-    is the teacher's map less its means over the grid of tokens, squeezed through few channels; the gate opens, cell by
-    cell, as far as it resembles what the student's own map lets expect, sigmoid(a cos(detail, expected) + b), and
-    learns on details of which a part come from elsewhere (see corrupted).
+    is squeezed through few channels; the gate opens, cell by cell, as far as detail resembles what the student's own
+    map lets expect (6b), and learns on details of which a part come from elsewhere (6d).
 
     Args:
         channels: of the level.
@@ -93,14 +101,14 @@ class CompensationPathway(nn.Module):
             self.bias = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """The student's map [B, C, H, W] with the detail of the teacher's."""
-        detail = self.squeeze(teacher - fit(area_means(teacher, self.grid), teacher.shape[-2:]))
-        restored = self.restore(detail)
+        """The student's map [B, C, H, W] with the detail of the teacher's (6c)."""
+        detail = self.squeeze(teacher - fit(area_means(teacher, self.grid), teacher.shape[-2:]))  # (6a): [B, n, H, W]
+        restored = self.restore(detail)  # [B, C, H, W]
         return student + (restored if self.expect is None else self.gate(detail, student) * restored)
 
     def gate(self, detail: Tensor, student: Tensor) -> Tensor:
-        """How far detail [B, n, H, W] may pass to the student's map [B, C, H, W]: [B, 1, H, W], from 0 to 1."""
-        likeness = F.cosine_similarity(detail.float(), self.expect(student).float(), dim=1).unsqueeze(1)
+        """How far detail [B, n, H, W] may pass to the student's map [B, C, H, W] (6b): [B, 1, H, W], from 0 to 1."""
+        likeness = F.cosine_similarity(detail.float(), self.expect(student).float(), dim=1).unsqueeze(1)  # [B, 1, H, W]
         return torch.sigmoid(self.steepness * likeness + self.bias).to(student.dtype)
 
 
@@ -111,13 +119,13 @@ def token_grid(infos: Sequence[LayerInfo]) -> tuple[int, int]:
 
 
 def corrupted(maps: Sequence[Tensor], grid: tuple[int, int], generator: torch.Generator) -> list[Tensor]:
-    """Maps of which a share CORRUPTED of a grid's cells comes from other images and places, the same on every level.
+    """Maps (6d), a share CORRUPTED of whose grid's cells comes from other images and places, the same on every level.
 
     Detail of these is what a gate must learn to keep from a student that is to give the true maps: it stands for
     detail that does not belong where it is.
     """
     count, device = len(maps[0]), maps[0].device
-    chosen = torch.rand(count, 1, *grid, generator=generator, device=device) < CORRUPTED
+    chosen = torch.rand(count, 1, *grid, generator=generator, device=device) < CORRUPTED  # [B, 1, *grid]
     donors = torch.randperm(count, generator=generator, device=device)
     shifts = torch.rand(2, generator=generator, device=device).tolist()
     mixed = []

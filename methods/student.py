@@ -1,8 +1,14 @@
 """The student of reverse distillation: a one-class bottleneck, and a decoder that mirrors the teacher's layers.
 
-Channels and grids are those of any backbone's layers, from fine to coarse. Blocks have the shape of WideResNet's
-bottleneck blocks (Zagoruyko and Komodakis, 2016), but take their ReLU at the entrance, so that a stage's last output
-has both signs, as the maps of many teachers have.
+What (1) of methods/rd.py is made of, for the teacher's maps F_1 to F_L, from fine to coarse:
+
+    E = bottleneck(F) = stage([path_1(F_1), ..., path_L(F_L)])           paths to the coarsest grid           (1a)
+    S_L = stage_L(E), S_l = stage_l(S_l+1)                               each of the shape of F_l             (1b)
+    stage = block(... block(x)), block(x) = shortcut(r) + main(r), r = ReLU(x)                                (1c)
+
+Channels and grids are those of any backbone's layers. Blocks have the shape of WideResNet's bottleneck blocks
+(Zagoruyko and Komodakis, 2016), but take their ReLU at the entrance, so that a stage's last output has both signs, as
+the maps of many teachers have.
 """
 
 import itertools
@@ -20,7 +26,7 @@ NARROWEST = 64  # channels inside a block: half of a thin teacher's would hold t
 
 
 class Student(nn.Module):
-    """From the teacher's maps through the bottleneck to the student's maps of the same shapes (section 3).
+    """S (1): from the teacher's maps through the bottleneck to the student's maps of the same shapes (section 3).
 
     Args:
         infos: the teacher's layers, from fine to coarse.
@@ -44,7 +50,7 @@ class Student(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """One-class bottleneck embedding: multi-scale feature fusion, then a residual stage (section 3.3).
+    """E (1a), the one-class bottleneck embedding: multi-scale feature fusion, then a residual stage (section 3.3).
 
     Fusion brings every map to the coarsest grid by convolutions of stride 2 and puts them side by side; the stage
     halves the grid once more, to twice the coarsest map's channels.
@@ -64,12 +70,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The embedding [B, 2 C_L, H_L / 2, W_L / 2] of maps from fine to coarse."""
-        fused = [fit(path(one), self.grid) for path, one in zip(self.paths, maps, strict=True)]
+        fused = [fit(path(one), self.grid) for path, one in zip(self.paths, maps, strict=True)]  # [B, C_L, H_L, W_L]
         return self.stage(torch.cat(fused, dim=1))
 
 
 class Decoder(nn.Module):
-    """Stages from the embedding up to the finest map, each with the channels and the grid of one of the layers."""
+    """S_l (1b): stages from the embedding up to the finest map, each with the channels and the grid of a layer."""
 
     def __init__(self, infos: Sequence[LayerInfo], blocks: int) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class Decoder(nn.Module):
         """
         maps: list[Tensor] = []
         for level in reversed(range(len(self.stages))):
-            embedding = fit(self.stages[level](embedding), self.grids[level])
+            embedding = fit(self.stages[level](embedding), self.grids[level])  # [B, C_l, H_l, W_l]
             if compensate is not None:
                 embedding = compensate(level, embedding)
             maps.append(embedding)
@@ -98,7 +104,7 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: S(r) + M(r), r = ReLU(x), with the shortcut S and 1 x 1, 3 x 3, 1 x 1 convolutions M.
+    """A residual block (1c), whose main path has 1 x 1, 3 x 3 and 1 x 1 convolutions.
 
     Args:
         inputs, outputs: channels.
@@ -141,12 +147,12 @@ def fit(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _stage(first: Block, channels: int, blocks: int) -> nn.Sequential:
-    """A block that resamples to so many channels, and others behind it, so many in all."""
+    """A stage (1c): a block that resamples to so many channels, and others behind it, so many in all."""
     return nn.Sequential(first, *(Block(channels, channels) for _ in range(blocks - 1)))
 
 
 def _path_down(infos: Sequence[LayerInfo]) -> nn.Sequential:
-    """From the first layer's map to the last one's grid and channels, through those of the layers between them."""
+    """A path of (1a): from the first layer's map to the last one's grid and channels, through the layers between."""
     layers: list[nn.Module] = []
     for fine, coarse in itertools.pairwise(infos):
         channels, times = fine.channels, halvings(fine, coarse)

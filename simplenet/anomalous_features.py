@@ -1,4 +1,12 @@
-"""Anomalous feature generation (SimpleNet, Eq. 6): noise that is added to adapted normal features."""
+"""Anomalous features q- = q + epsilon (3): noise that is added to adapted normal ones; see detector.py.
+
+Epsilon of a patch is, by options that the paper lacks,
+
+    epsilon = r sigma n,                 n ~ N(0, 1) in every dimension                                    (3a)
+    epsilon = r sigma (q_j - q_k) / sqrt(2), q_j and q_k of other patches, for a share of the patches      (3b)
+
+with r = 1.1^k of a k that every patch draws, and sigma one number or one per dimension.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +19,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noise:
-    """epsilon of q- = q + epsilon for N patches: differences for the first M of them, Gaussian for the others.
+    """epsilon (3) of N patches: differences (3b) for the first M of them, Gaussian (3a) for the others.
 
     Attributes:
-        unit: Gaussian numbers [N - M, D].
-        column: standard deviation per dimension, [D] or one number.
-        row: scale per patch, [N, 1] or one number.
-        difference: factor of the differences.
+        unit: Gaussian numbers n, [N - M, D].
+        column: sigma of (3a), per dimension [D] or one number.
+        row: r, per patch [N, 1] or one number.
+        difference: sigma / sqrt(2) of (3b).
     """
 
     unit: Tensor
@@ -26,20 +34,20 @@ class Noise:
     difference: float = 0.0
 
     def values(self, adapted: Tensor) -> Tensor:
-        """The noise itself, [N, D], for adapted features [N, D]."""
+        """epsilon [N, D] for adapted features q [N, D]."""
         return self.mapped(adapted, lambda unit: unit * self.column)
 
     def mapped(self, hidden: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
-        """The noise after an affine layer.
+        """W1 epsilon (8), the noise after an affine layer: [N, H].
 
         Args:
-            hidden: what the layer makes of the adapted features, [N, H].
-            first: maps `unit` as the layer's weight maps unit * column; the differences need no product of their own.
+            hidden: h, what the layer makes of the adapted features, [N, H].
+            first: maps `unit` as W1 maps unit * column; the differences need no product of their own, being those of h.
         """
-        gaussian = first(self.unit)
+        gaussian = first(self.unit)  # [N - M, H]
         if count := len(hidden) - len(gaussian):
-            own = hidden[:count]
-            gaussian = torch.cat([self.difference * (own.roll(1, 0) - own.roll(2, 0)), gaussian])
+            own = hidden[:count]  # [M, H]
+            gaussian = torch.cat([self.difference * (own.roll(1, 0) - own.roll(2, 0)), gaussian])  # [N, H]
         return self.row * gaussian
 
 
@@ -73,10 +81,10 @@ class FeatureNoise:
         column: Tensor | float = self.std
         if self.relative > 0:
             assert adapted is not None
-            column = self.relative * adapted.float().std(dim=0, correction=0)
+            column = self.relative * adapted.float().std(dim=0, correction=0)  # [D]
         row: Tensor | float = 1.0
         if self.scales > 1:
-            row = (1.1 ** source.integers(self.scales, len(features)).unsqueeze(1)).to(features.dtype)
+            row = (1.1 ** source.integers(self.scales, len(features)).unsqueeze(1)).to(features.dtype)  # [N, 1]
         gaussian = len(features) - round(self.difference * len(features))
         unit = source.normal((gaussian, features.shape[1]), features.dtype)
         return Noise(unit, column, row, (self.relative or self.std) / 2**0.5)

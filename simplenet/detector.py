@@ -1,4 +1,23 @@
-"""SimpleNet: fit on normal images, predict scores and anomaly maps (Liu et al., CVPR 2023, arXiv 2303.15140)."""
+"""SimpleNet: a discriminator of normal patch features and noisy copies (Liu et al., CVPR 2023, arXiv 2303.15140).
+
+Features of a frozen backbone are adapted to normal images, and a small network learns to tell them from copies with
+Gaussian noise; a patch that it takes for such a copy is anomalous. The equations, as numbered here (the paper's in
+brackets):
+
+    o = pool([patches(F_1), resize(patches(F_2)), ...])                 patch features of D dimensions     (1) [1-4]
+    q = G(o) = W o + b                                                  feature adaptor                    (2) [5]
+    q- = q + epsilon, epsilon ~ N(0, sigma^2)                           anomalous features                 (3) [6]
+    D(q) = w leaky(BatchNorm(W1 q + b1))                                discriminator, high where normal   (4)
+    L = mean max(0, th - D(q)) + mean max(0, th + D(q-))                loss, over all patches             (5) [7-8]
+    s = -D(q)                                                           patch score                        (6) [9-10]
+    S = max of s, anomaly map = Gaussian(upsample(s))                   image score, and where             (7) [11]
+
+G and the discriminator's first layer are both affine, so that one product makes the latter of the features:
+
+    h = W1 q + b1 = (W1 W) o + (W1 b + b1),  h- = W1 q- + b1 = h + W1 epsilon                              (8)
+
+(1) is computed by backbones.embed_patches, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in training.py.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -177,27 +196,27 @@ class SimpleNet(Detector):
         return training
 
     def features(self, images: Tensor) -> Tensor:
-        """Locally aware patch features o (Eq. 4), [B, H1, W1, D]."""
-        maps = self.backbone(images, self.layers)
+        """Patch features o (1) of images [B, 3, H, W]: [B, H1, W1, D]."""
+        maps = self.backbone(images, self.layers)  # one [B, C_l, H_l, W_l] per layer
         own = self.options
-        embeddings = embed_patches(
+        embeddings = embed_patches(  # [B, H1 W1, D]
             maps, own.pretrain_embed_dimension, own.target_embed_dimension, own.patchsize, self.alignment
         )
         return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), own.patchsize))
 
     def forward(self, embeddings: Tensor) -> Prediction:
-        """Image scores, and the patch scores as maps of the images' size."""
+        """Image scores [B] and anomaly maps [B, H, W] (7)."""
         patch_scores = self.patch_scores(embeddings).float()
         return Prediction(self.image_scores(patch_scores), self.drawn(patch_scores))
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
-        """s = -D(G(o)) (Eq. 9) of patch embeddings [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
-        features = embeddings.flatten(0, 2)
-        scores = torch.stack([member(features) for member in self.members])
+        """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
+        features = embeddings.flatten(0, 2)  # [N, D]
+        scores = torch.stack([member(features) for member in self.members])  # [members, N, 1]
         return -scores.mean(dim=0).view(embeddings.shape[:3])
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:
-        """The mean of an image's score_top_k highest patch scores [B, H1, W1], of all where it has fewer: [B]."""
+        """S (7) of patch scores [B, H1, W1]: the mean of the score_top_k highest, of all where there are fewer; [B]."""
         flat = patch_scores.flatten(1)
         return flat.topk(min(self.options.score_top_k, flat.shape[1]), dim=1).values.mean(dim=1)
 

@@ -1,4 +1,4 @@
-"""The two trained networks: feature adaptor G (SimpleNet, Eq. 5) and discriminator D (section 3.4)."""
+"""The two trained networks: feature adaptor (2) and discriminator (4), composed (8); see detector.py."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from errors import UsageError
 
 
 class Adaptor(nn.Module):
-    """Projects patch features to the target domain: q = G(o), linear layers D -> D (Eq. 5).
+    """G (2): linear layers D -> D that bring patch features to the target domain.
 
     Args:
         dim: feature dimension D.
@@ -25,12 +25,12 @@ class Adaptor(nn.Module):
             self.layers.append(_linear(dim, dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, D] -> [N, D]."""
+        """q [N, D] of o [N, D]."""
         return self.layers(features)
 
 
 class Discriminator(nn.Module):
-    """Scores normality of adapted features: an MLP whose output is high for normal patches.
+    """D (4): an MLP on adapted features whose output is high for normal patches.
 
     Args:
         dim: feature dimension D.
@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
         return self.body[0][0] if len(self.body) else self.tail
 
     def after_first(self, hidden: Tensor) -> Tensor:
-        """Scores [N, 1] from the first layer's output [N, hidden]."""
+        """Scores [N, 1] from the first layer's output h [N, H]."""
         if len(self.body) == 0:
             return hidden
         _, norm, activation = self.body[0]
@@ -70,12 +70,12 @@ class Discriminator(nn.Module):
             return self.tail(activations.float())
 
     def forward(self, adapted: Tensor) -> Tensor:
-        """[N, D] -> [N, 1]."""
+        """D(q) [N, 1] of q [N, D]."""
         return self.after_first(self.first(adapted))
 
 
 class Member(nn.Module):
-    """A feature adaptor and the discriminator that is trained with it: D(G(o))."""
+    """A feature adaptor and the discriminator that is trained with it."""
 
     def __init__(self, adaptor: Adaptor, discriminator: Discriminator) -> None:
         super().__init__()
@@ -83,26 +83,27 @@ class Member(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, D] -> [N, 1]."""
+        """D(G(o)) [N, 1] of o [N, D]."""
         composed = compose(self.adaptor, self.discriminator)
         if composed is None:
             return self.discriminator(self.adaptor(features))
         return self.discriminator.after_first(F.linear(features, *composed))
 
 
-def compose(adaptor: Adaptor, discriminator: Discriminator) -> tuple[Tensor, Tensor | None] | None:
-    """The affine map from features to the discriminator's first layer: its weight [hidden, D] and bias [hidden].
+def compose(adaptor: nn.Module, discriminator: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """W1 W and W1 b + b1 (8): the weight [H, D] and bias [H] that make h of o.
 
-    With no activation in the adaptor it is W1 (Wn ... (Wp o + bp) + bn) + b1, and one product of features replaces two.
-    None if the adaptor has an activation.
+    Of several layers in the adaptor all are multiplied. None where it has an activation, or the networks are others.
     """
-    weight, bias = discriminator.first.weight, discriminator.first.bias
+    if not (isinstance(adaptor, Adaptor) and isinstance(discriminator, Discriminator)):
+        return None
+    weight, bias = discriminator.first.weight, discriminator.first.bias  # W1 [H, D], b1 [H]
     for layer in reversed(adaptor.layers):
         if not isinstance(layer, nn.Linear):
             return None
-        shift = weight @ layer.bias
+        shift = weight @ layer.bias  # W1 b: [H]
         bias = shift if bias is None else bias + shift
-        weight = weight @ layer.weight
+        weight = weight @ layer.weight  # W1 W: [H, D]
     return weight, bias
 
 

@@ -1,4 +1,4 @@
-"""Training adaptor and discriminator on patch features (SimpleNet, section 3.5 and Algorithm 1)."""
+"""Training adaptor and discriminator by the loss (5) of detector.py (the paper's section 3.5 and Algorithm 1)."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,27 +23,55 @@ POOL = 8  # batches that members draw theirs from: enough for orders of their ow
 
 
 def discrimination_loss(
-    adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Tensor, margin: float
+    adaptor: nn.Module,
+    discriminator: nn.Module,
+    features: Tensor,
+    noise: Tensor | Noise,
+    margin: float,
+    watched: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Truncated l1 loss of normal features and their noisy copies (Eqs. 5-8).
+    """L (5) of normal features and their noisy copies; every training step is a step down its gradient.
 
     Args:
         adaptor, discriminator: modules on [N, D].
-        features: patch embeddings [N, D].
-        noise: what turns adapted features into anomalous ones [N, D].
+        features: patch embeddings o, float [N, D].
+        noise: epsilon (3), [N, D], or how it is drawn.
         margin: th, the score that normal patches should exceed and anomalous ones stay below the negative of.
+        watched: takes in the scores of normal and of anomalous patches, [N, 1] each, without gradient.
 
     Returns:
-        Scalar mean(max(0, th - D(q))) + mean(max(0, th + D(q + noise))), q = G(features).
+        A scalar, float32 at least.
 
     Raises:
         ValueError: features and noise differ in shape.
     """
-    if features.ndim != 2 or features.shape != noise.shape:
-        raise ValueError(f"features {list(features.shape)} and noise {list(noise.shape)} must both be [N, D]")
-    adapted = adaptor(features)
-    true, fake = discriminator(torch.cat([adapted, adapted + noise])).chunk(2)
-    return truncated_l1(true, fake, margin)
+    if isinstance(noise, Tensor):
+        if features.ndim != 2 or features.shape != noise.shape:
+            raise ValueError(f"features {list(features.shape)} and noise {list(noise.shape)} must both be [N, D]")
+        noise = Noise(noise)
+    true, fake = discriminate(adaptor, discriminator, features, noise)  # [N, 1] each
+    if watched is not None:
+        watched.append((true.detach(), fake.detach()))
+    true, fake = (scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in (true, fake))
+    return (margin - true).clamp(min=0).mean() + (margin + fake).clamp(min=0).mean()
+
+
+def discriminate(adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """D(q) and D(q-) (4), [N, 1] each, of features [N, D]: as ONE batch, so that they share BatchNorm's statistics.
+
+    By (8) where the networks allow it: the same with four products of N x D x H, forwards and backwards, in place of
+    nine (at the paper's sizes).
+    """
+    composed = compose(adaptor, discriminator)
+    if composed is None:
+        adapted = adaptor(features)  # q (2): [N, D]
+        both = torch.cat([adapted, adapted + noise.values(adapted)])  # q and q- (3): [2 N, D]
+        true, fake = discriminator(both).chunk(2)
+        return true, fake
+    hidden = F.linear(features, *composed)  # h (8): [N, H]
+    shift = noise.mapped(hidden, lambda unit: F.linear(unit, discriminator.first.weight * noise.column))  # W1 epsilon
+    true, fake = discriminator.after_first(torch.cat([hidden, hidden + shift])).chunk(2)  # of h and h-: [2 N, H]
+    return true, fake
 
 
 class StepStats(NamedTuple):
@@ -61,10 +89,6 @@ class Trainer:
     AdamW(backbone, 1e-3). Of several members, each learns from random quarters of the patches of batches of its
     own, which are drawn from a pool of POOL batches (subagging, Buehlmann and Yu: Analyzing bagging, 2002): members
     that saw the same images in the same order would share what that order does to them, and their mean would keep it.
-
-    The adaptor's layers and the discriminator's first are all affine unless --proj_layer_type puts activations between
-    them, so they are composed: h = W o + b with W = W1 Wp, and h- = h + W1 epsilon. The step is the same, with four
-    products of N x D x H in place of nine (at the paper's sizes).
 
     Args:
         members: the networks to train.
@@ -152,18 +176,22 @@ class Trainer:
             shares: patch embeddings [N, D] for every member, in random order where the noise needs it.
             noise: replaces the drawn one.
         """
-        scores = []
+        losses: list[Tensor] = []
+        watched: list[tuple[Tensor, Tensor]] = []
         with autocast(self.device, self.precision):
             for member, share in zip(self.members, shares, strict=True):
+                features = share.to(self.precision)  # [N, D]
                 own = self._sample(member, share) if noise is None else noise
-                scores.append(_discriminate(member, share.to(self.precision), own))
-        loss = torch.stack([truncated_l1(true.float(), fake.float(), self.margin) for true, fake in scores]).sum()
+                losses.append(
+                    discrimination_loss(member.adaptor, member.discriminator, features, own, self.margin, watched)
+                )
+        loss = torch.stack(losses).sum()
         learn(loss, self.optimizers, self.precision)
         for schedule in self.step_schedules:
             schedule.step()
-        true, fake = (torch.cat(parts).detach() for parts in zip(*scores, strict=True))
+        true, fake = (torch.cat(scores) for scores in zip(*watched, strict=True))  # [members N, 1] each
         return StepStats(
-            loss.detach() / len(scores),
+            loss.detach() / len(losses),
             (true >= self.margin).float().mean(),
             (fake < -self.margin).float().mean(),
         )
@@ -210,22 +238,3 @@ class Trainer:
 def warm_up_cosine_factor(step: int, steps: int) -> float:
     """What a learning rate is multiplied by at a step from 0: it rises over the first 30 and is 0 after `steps`."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def _discriminate(member: Member, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Scores [N, 1] of normal and anomalous features as ONE batch, so that they share BatchNorm's statistics."""
-    adaptor, discriminator = member.adaptor, member.discriminator
-    composed = compose(adaptor, discriminator)
-    if composed is None:
-        adapted = adaptor(features)
-        true, fake = discriminator(torch.cat([adapted, adapted + noise.values(adapted)])).chunk(2)
-        return true, fake
-    hidden = F.linear(features, *composed)
-    shift = noise.mapped(hidden, lambda unit: F.linear(unit, discriminator.first.weight * noise.column))
-    true, fake = discriminator.after_first(torch.cat([hidden, hidden + shift])).chunk(2)
-    return true, fake
-
-
-def truncated_l1(true: Tensor, fake: Tensor, margin: float) -> Tensor:
-    """mean(max(0, th - true)) + mean(max(0, th + fake)) (Eq. 7)."""
-    return (margin - true).clamp(min=0).mean() + (margin + fake).clamp(min=0).mean()

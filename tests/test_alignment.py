@@ -124,7 +124,8 @@ def test_learned_weights_look_where_they_are_measured(monkeypatch):
         assert abs(rows.offset - even) <= 1.5 and abs(columns.offset - even) <= 1.5
         assert rows.offset * 4 % 1 == 0
     assert traced[1][0].offset == 7
-    assert alignment.middles(lite0, layers, size, traced, "cpu") == found
+    network = lite0.build(layers, size)
+    assert alignment.middles(network, lambda images: lite0(images, layers), size, traced, "cpu") == found
     monkeypatch.setattr(extractor, "middles", None)
     assert lite0.centres(layers, size) is found
 

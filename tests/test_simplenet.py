@@ -19,7 +19,7 @@ from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, SimpleNet, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
-from simplenet.training import POOL, Trainer, _discriminate, truncated_l1
+from simplenet.training import POOL, Trainer
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "simplenet_golden.npz")
 META = json.loads(GOLDEN["meta"].tobytes())
@@ -520,10 +520,30 @@ def test_everything_happens_on_the_detectors_device():
         (member,) = detector.members
         adapted = member.adaptor(features).detach()
         noise = detector.noise.sample(features, adapted, source)
-        true, fake = _discriminate(member, features, noise)
-        assert true.device.type == fake.device.type == "cuda"
-        loss = discrimination_loss(member.adaptor, member.discriminator, features, noise.values(adapted), 0.5)
-        assert loss.device.type == "cuda"
+        for epsilon in (noise, noise.values(adapted)):
+            loss = discrimination_loss(member.adaptor, member.discriminator, features, epsilon, 0.5)
+            assert loss.device.type == "cuda"
+
+
+def test_the_loss_that_is_read_is_trained(monkeypatch):
+    """A step calls discrimination_loss once per member and goes down its gradient; twice the loss is another step."""
+    members = [Member(Adaptor(6), Discriminator(6, hidden=5)) for _ in range(2)]
+    shares, noise = [torch.randn(20, 6), torch.randn(20, 6)], Noise(torch.randn(20, 6))
+    others = copy.deepcopy(members)
+    loss = Trainer(members, FeatureNoise(0.1), 0.5, 1e-3).step(shares, noise).loss
+    monkeypatch.setattr("simplenet.training.discrimination_loss", lambda *args: 2 * discrimination_loss(*args))
+    assert Trainer(others, FeatureNoise(0.1), 0.5, 1e-3).step(shares, noise).loss == 2 * loss
+    for found, single in zip(others, members, strict=True):
+        torch.testing.assert_close(found.adaptor.layers[0].weight.grad, 2 * single.adaptor.layers[0].weight.grad)
+
+
+def test_loss_of_other_networks():
+    """Modules that are not ours are not composed, nor looked into."""
+    adaptor, discriminator = torch.nn.Linear(6, 6), torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.Linear(3, 1))
+    features, noise = torch.randn(40, 6), torch.randn(40, 6)
+    q = adaptor(features)
+    expected = torch.relu(0.5 - discriminator(q)).mean() + torch.relu(0.5 + discriminator(q + noise)).mean()
+    torch.testing.assert_close(discrimination_loss(adaptor, discriminator, features, noise, 0.5), expected)
 
 
 @pytest.mark.parametrize("layer_type", [0, 2])
@@ -538,8 +558,10 @@ def test_composed_step_has_the_plain_steps_gradients(n_layers, dsc_layers, hidde
         unit, column=torch.rand(12, dtype=torch.float64), row=1.1 ** torch.randint(3, (60, 1)), difference=0.7
     )
     parameters = [*adaptor.parameters(), *discriminator.parameters()]
-    plain = discrimination_loss(adaptor, discriminator, features, noise.values(adaptor(features)), 0.5)
-    composed = truncated_l1(*_discriminate(Member(adaptor, discriminator), features, noise), 0.5)
+    q = adaptor(features)
+    true, fake = discriminator(torch.cat([q, q + noise.values(q)])).chunk(2)
+    plain = torch.relu(0.5 - true).mean() + torch.relu(0.5 + fake).mean()
+    composed = discrimination_loss(adaptor, discriminator, features, noise, 0.5)
     assert (compose(adaptor, discriminator) is None) == (layer_type == 2 and n_layers == 3)
     torch.testing.assert_close(composed, plain)
     expected = torch.autograd.grad(plain, parameters)

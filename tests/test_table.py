@@ -384,7 +384,7 @@ def test_columns_without_a_value_are_filled():
 
 
 def test_too_many_columns(monkeypatch):
-    monkeypatch.setattr("datasets.table.transform.MAX_VALUES", 4)
+    monkeypatch.setattr("datasets.columns.MAX_VALUES", 4)
     with pytest.raises(DataError, match=r"'t.csv': expected columns with 1 to 4 values in all, found 5"):
         TableTransform.fit(pd.DataFrame(np.eye(5)), "t.csv")
 

@@ -13,9 +13,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.columns import Categorical, Column, Numeric, TableTransform, as_text, name_list, quoted
 from datasets.sample import ClassSamples, DatasetReader, Sample
 from datasets.table.formats import FORMATS, Table, read_table, read_whole_table
-from datasets.table.transform import Categorical, Column, Numeric, TableTransform, as_text, name_list, quoted
 from errors import DataError, UsageError
 from late import pandas as pd
 from options import option

@@ -35,10 +35,10 @@ def look_at(data: DatasetConfig, title: str, samples: ClassSamples) -> ClassFoun
         DataError: a file that is no image, is too large, or has values beyond the depth; or a mask of another size than
             its image.
     """
+    if samples.kind == "row":
+        return ClassFound(samples, replace(data.reading, bit_depth=data.reading.bit_depth or 16))
     train, rest = samples.train, samples.validation + samples.test
     headers = check_headers(train + rest, data.reading)
-    if not headers:  # rows
-        return ClassFound(samples, replace(data.reading, bit_depth=data.reading.bit_depth or 16))
     notes = []
     if turned := sum(header.orientation != 1 for header in headers):
         notes.append(f"{title}: {_images(turned)} turned as their EXIF orientation says")

@@ -28,14 +28,14 @@ class ClassBanks:
         train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
         validation: of held-out images; None where there are none, or nothing is trained.
         test: in the samples' order.
-        masks: of the test images, bool [N, H, W]; [N, 0, 0] of a table.
+        masks: of the test images, bool [N, H, W]; None where none has any.
         regions: of all their defective pixels, see datasets.region_labels.
     """
 
     train: FeatureBank | None
     validation: FeatureBank | None
     test: FeatureBank
-    masks: NDArray[np.bool_]
+    masks: NDArray[np.bool_] | None
     regions: NDArray[np.integer]
 
 
@@ -73,8 +73,9 @@ def build_banks(
     if samples.validation and not test_only:
         held_out = ImageDataset(samples.validation, data.test_transform)
         validation, _ = _embed_all(title, detector, held_out, data, mode)
-    size = data.test_transform.imagesize if samples.table is None else 0
-    masks = beside_bank((len(samples.test), size, size), torch.bool, mode == "disk" and size > 0)
+    masks = None
+    if any(sample.mask_paths for sample in samples.test):
+        masks = beside_bank((len(samples.test), data.imagesize, data.imagesize), torch.bool, mode == "disk").numpy()
     test, seen = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, validation, test) if bank is not None]
     size = sum(bank.features.nbytes for bank in banks) / 2**30
@@ -82,7 +83,7 @@ def build_banks(
     if sentence := seen.sentence(title, data.test_transform):
         click.echo(sentence, err=True)
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
-    return ClassBanks(train, validation, test, masks.numpy(), region_labels(samples.test, data.test_transform))
+    return ClassBanks(train, validation, test, masks, region_labels(samples.test, data.test_transform))
 
 
 def _embed_all(
@@ -91,7 +92,7 @@ def _embed_all(
     dataset: ImageDataset,
     data: DatasetConfig,
     mode: str,
-    masks: Tensor | None = None,
+    masks: NDArray[np.bool_] | None = None,
 ) -> tuple[FeatureBank, Seen]:
     """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
@@ -102,7 +103,7 @@ def _embed_all(
         start = 0
         for batch in progress(f"{title} features", loader):
             if masks is not None:
-                masks[start : start + len(batch.masks)] = batch.masks
+                masks[start : start + len(batch.masks)] = batch.masks.numpy()
                 start += len(batch.masks)
             yield embed(batch.images)
 

@@ -52,8 +52,7 @@ def row_of(job: Job, evaluation: Evaluation, description: Description) -> dict[s
 def _thresholds(features: ClassFeatures, quantile: float) -> Thresholds:
     """From held-out normal images where there are any, else from the training images."""
     samples = features.job.samples
-    kind = "images" if samples.table is None else "rows"
-    source = f"held-out normal {kind}" if samples.validation else f"training {kind}"
+    source = f"{'held-out normal' if samples.validation else 'training'} {samples.kind}s"
     image, pixel = normal_thresholds(features.normal, quantile)
     return Thresholds(image, pixel, quantile, source, len(features.normal.dataset))
 
@@ -73,7 +72,7 @@ def write_predictions(
     """
     samples, threshold = predictions.dataset.samples, description.thresholds.image
     names = [image_name(sample.image_path, job.root) for sample in samples]
-    has_pictures = job.samples.table is None
+    has_pictures = job.samples.kind == "image"
     examples = write_worst(folder, predictions, evaluation, description.map_range) if has_pictures else []
     if save_segmentation_images and has_pictures:
         write_segmentations(folder, names, predictions, evaluation, description.map_range, threshold)
