@@ -11,6 +11,7 @@ from files import readable
 from options import option
 
 MODELS = "models"  # the folder in a run's that its models are in
+LOCAL = "local"  # --ray without an address
 LARGEST_SEED = 2**32 - 1  # of NumPy and scikit-learn; PyTorch takes more
 
 
@@ -87,7 +88,7 @@ class RunConfig:
         None,
         "Run the jobs by Ray: on the cluster at ADDRESS, such as auto or HOST:6379, else on this machine alone.",
         metavar="[ADDRESS]",
-        without_value="local",
+        without_value=LOCAL,
         changes_results=False,
     )
     save_segmentation_images: bool = option(False, "Draw every test image with its mask and anomaly map.")

@@ -52,32 +52,23 @@ def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_mvtec(tmp_path_factory.mktemp("mvtec"))
 
 
-SMALL_NET = [
-    "net",
-    "-b",
-    "resnet18",
-    "-le",
-    "layer1",
-    "-le",
-    "layer2",
-    "--backbone_weights",
-    "random",
-    "--pretrain_embed_dimension",
-    "24",
-    "--target_embed_dimension",
-    "16",
-    "--dsc_hidden",
-    "8",
-    "--pre_proj",
-    "1",
-]
-SMALL_CFA = "cfa -b resnet18 -le layer1 -le layer2 --backbone_weights random --gamma_d 12 --epochs 2".split()
-SMALL_RD = "rd -b resnet18 -le layer1 -le layer2 --backbone_weights random --blocks 1 --epochs 2".split()
-SMALL_LOGICRD = ["logicrd", *SMALL_RD[1:]]
-SMALL_MULTIMODAL = [
-    *["multimodal", "-b", "resnet18", "-le", "layer2", "-le", "layer1", "--backbone_weights", "random"],
-    *["--dim", "8", "--heads", "2", "--depth", "1", "--epochs", "2"],
-]
+RESNET = "-b resnet18 -le layer1 -le layer2 --backbone_weights random"
+SMALL = {  # every detector's smallest setting
+    "net": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --dsc_hidden 8 --pre_proj 1",
+    "cfa": f"{RESNET} --gamma_d 12 --epochs 2",
+    "rd": f"{RESNET} --blocks 1 --epochs 2",
+    "logicrd": f"{RESNET} --blocks 1 --epochs 2",
+    "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
+}
+
+
+def small(command: str) -> list[str]:
+    """A detector's command in its smallest setting."""
+    return [command, *SMALL[command].split()]
+
+
+SMALL_NET, SMALL_CFA, SMALL_RD = small("net"), small("cfa"), small("rd")
+SMALL_LOGICRD, SMALL_MULTIMODAL = small("logicrd"), small("multimodal")
 SMALL_DATA = ["--num_workers", "0", "--resize", "40", "--imagesize", "32"]
 
 

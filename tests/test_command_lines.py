@@ -6,7 +6,7 @@ import sys
 
 import click
 import hypothesis.strategies as st
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD
+from conftest import SMALL, SMALL_DATA, small
 from hypothesis import HealthCheck, given, settings
 
 import main
@@ -57,7 +57,7 @@ def options(command):
 
 @st.composite
 def command_lines(draw):
-    name, *own = draw(st.sampled_from([SMALL_NET, SMALL_CFA, SMALL_RD, SMALL_LOGICRD, SMALL_MULTIMODAL]))
+    name, *own = draw(st.sampled_from([small(command) for command in SMALL]))
     line = [*draw(options(main.main)), name, *own, *draw(options(main.main.get_command(None, name)))]
     line += ["dataset", *SMALL_DATA, *draw(options(main.main.get_command(None, "dataset")))]
     name = draw(st.sampled_from(["mvtec"] * 8 + ["folder", "visa", "elpv", "table", "gone"]))

@@ -11,7 +11,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_RD
+from conftest import SMALL, SMALL_DATA, SMALL_NET, small
 from test_multimodal import write_table
 from test_resume import begun, folder, outputs, start
 
@@ -19,23 +19,16 @@ import main
 from datasets import read_image, to_pixels
 from errors import DataError, UsageError
 from methods import DETECTORS, load
+from options import declared
 
-SMALL = {"cfa": SMALL_CFA, "rd": SMALL_RD, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL}
-VARIED = {  # an option, its value in SMALL, and another
-    "cfa": ("gamma_c", "1", "4"),
-    "rd": ("blocks", "1", "2"),
-    "logicrd": ("blocks", "1", "2"),
-    "multimodal": ("depth", "1", "2"),
-}
 DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would set both
-CLAIMS = {  # what model.json may say of an option that is not so, and what is said then
+CLAIMS = {  # what else than any option's model.json may say that is not so, and what is said then
     "cfa": [
-        ("gamma_d", 0, "must be from 1 to 192"),
+        ("gamma_d", 0, "--gamma_d 0 must be from 1 to 1e+06"),
+        ("gamma_d", 500, "must be from 1 to 192"),
         ("gamma_c", 60000, "leaves 0 centres"),
         ("k_nearest", 0, "must be 1 or more"),
         ("gamma_c", 2, "memory is torch.float32 [64, 16], not torch.float32 [32, 16]"),
-        ("nu", "1", "nu is '1'"),
-        ("dsc_hidden", 4, "options that do not exist: dsc_hidden"),
     ],
     "rd": [
         ("blocks", 0, "--blocks 0 must be 1 or more"),
@@ -50,7 +43,8 @@ CLAIMS = {  # what model.json may say of an option that is not so, and what is s
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),
-        ("part", 2, "no such image_tokens, schedule or part"),
+        ("part", 2, "no part 2 of 1"),
+        ("schedule", "never", "--schedule never must be one of alternate, interleave"),
         ("columns", [[], [1, 1]], "does not fit"),
         ("columns", [[], ["1"]], "columns is [[], ['1']]"),
         ("columns", [[], [60000]], "at most 4096"),
@@ -59,7 +53,7 @@ CLAIMS = {  # what model.json may say of an option that is not so, and what is s
 
 
 def chain(command, mvtec, *net, data=()):
-    return [*SMALL[command], *net, "dataset", *DATA, *data, "mvtec", str(mvtec)]
+    return [*small(command), *net, "dataset", *DATA, *data, "mvtec", str(mvtec)]
 
 
 JOINT = {"multimodal": ["--dropout", "0.1"]}  # what learns from a table too, and what is random in that
@@ -78,11 +72,21 @@ def tables(tmp_path_factory):
     return write_table(tmp_path_factory.mktemp("tables") / "records.csv").parent
 
 
+def varied(command):
+    """An option of a detector that leaves its features alone, its value in the smallest setting, and twice that."""
+    words = SMALL[command].split()
+    numbers = [own for own in declared(DETECTORS[command].Options) if own.kind in (int, float)]
+    free = [own for own in numbers if not own.option.decides_features and own.default and own.name != "epochs"]
+    option = next((own for own in free if own.option.counts), free[0])
+    value = words[words.index(f"--{option.name}") + 1] if f"--{option.name}" in words else str(option.default)
+    return option.name, value, str(2 * option.kind(value))
+
+
 def call(*words):
     return main.main([str(word) for word in words], standalone_mode=False)
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=[name for name in SMALL if name != "net"])
 def command(request):
     return request.param
 
@@ -96,11 +100,11 @@ def run(command, mvtec, tmp_path_factory):
 
 
 def test_every_detector_is_here():
-    assert {"net", *SMALL} == set(DETECTORS)
+    assert set(SMALL) == set(DETECTORS)
 
 
 def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
-    option, default, other = VARIED[command]
+    option, default, other = varied(command)
     words = ["--save_segmentation_images", *joint_chain(command, mvtec, f"--{option}", other, tables=tables)]
     trained = run_main(*words)
     assert trained.returncode == 0, trained.stderr
@@ -171,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, comma
 
 def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded, command):
     monkeypatch.chdir(tmp_path)
-    option, default, other = VARIED[command]
+    option, default, other = varied(command)
     data = ["-d", "bolt"]
     call("--grid", f"{option}={default},{other}", "--grid", "lr=0.1,0.01", *chain(command, mvtec, data=data))
     assert embedded == ["mvtec_bolt"]
@@ -184,20 +188,21 @@ def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec,
 def of_simplenet(mvtec, tmp_path_factory):
     """A finished run of net; tests must not change it."""
     where = tmp_path_factory.mktemp("net")
-    net = "net -b resnet18 -le layer1 --backbone_weights random --target_embed_dimension 8".split()
-    call("--results_path", where / "results", *net, "dataset", *SMALL_DATA, "mvtec", mvtec)
+    call("--results_path", where / "results", *SMALL_NET, "dataset", *SMALL_DATA, "mvtec", mvtec)
     return folder(where)
 
 
 def test_report_compares_it_with_simplenet(run, of_simplenet, tmp_path, command):
     call("report", run, of_simplenet, "--out", tmp_path / "report.html")
-    assert VARIED[command][0] in (tmp_path / "report.html").read_text()
+    assert varied(command)[0] in (tmp_path / "report.html").read_text()
 
 
 def test_what_a_description_claims_is_checked(run, tmp_path, command):
     model = shutil.copytree(run / "models/0/mvtec_bolt", tmp_path / "model")
     written = (model / "model.json").read_text()
-    for option, value, words in CLAIMS[command]:
+    number = next(own.name for own in declared(DETECTORS[command].Options) if own.kind is int)
+    general = [(number, "1", f"{number} is '1'"), ("gone", 4, "options that do not exist: gone")]
+    for option, value, words in [*general, *CLAIMS.get(command, [])]:
         description = json.loads(written)
         description["options"][option] = value
         (model / "model.json").write_text(json.dumps(description))

@@ -19,26 +19,19 @@ import pandas as pd
 import pytest
 import torch
 import trees
-from conftest import (
-    ROOT,
-    SMALL_CFA,
-    SMALL_DATA,
-    SMALL_LOGICRD,
-    SMALL_MULTIMODAL,
-    SMALL_NET,
-    SMALL_RD,
-    make_mvtec,
-)
+from conftest import ROOT, SMALL, SMALL_DATA, make_mvtec, small
 from PIL import Image
 
 import main
+from cli.tables import filled
 from datasets import DATASETS
+from methods import DETECTORS
 from simplenet.recipes import RECIPES
 
-README = ROOT / "README.md"
+README, DETECTOR_PAGES = ROOT / "README.md", ROOT / "docs" / "detectors"
 MAIN = re.compile(r"(?:^|[|;]\s*|--\s+)python main\.py (.*)")
-SMALL = {link[0]: link for link in (SMALL_CFA, SMALL_RD, SMALL_LOGICRD, SMALL_MULTIMODAL)}
-SMALL |= {"net": [*SMALL_NET, "--meta_epochs", "1"], "dataset": ["dataset", *SMALL_DATA]}
+LINKS = {command: small(command) for command in SMALL}
+LINKS |= {"net": [*LINKS["net"], "--meta_epochs", "1"], "dataset": ["dataset", *SMALL_DATA]}
 LEFT = {  # by a page's commands
     "README.md": [
         "results/project/group/parts/results.csv",
@@ -60,7 +53,7 @@ def parse(words):
 
 def commands():
     """All commands by name; "run" are the options before them."""
-    return {"run": main.main, **main.main.commands}
+    return {"run": main.main, **{name: main.main.get_command(None, name) for name in main.main.list_commands(None)}}
 
 
 def of_main(command):
@@ -69,19 +62,19 @@ def of_main(command):
     return shlex.split(found[1], comments=True) if found else None
 
 
-def small(words):
+def shrunk(words):
     """The same command line with a small backbone of random weights, small networks and small images."""
     links = [[]]
     for word in words:
-        if word in SMALL:
+        if word in LINKS:
             links.append([])
         links[-1].append(word)
-    return [word for link in links for word in (exchange(link) if link and link[0] in SMALL else link)]
+    return [word for link in links for word in (exchange(link) if link and link[0] in LINKS else link)]
 
 
 def exchange(link):
-    """A link of the chain with the values of SMALL; no backbone where it has none."""
-    values = pairs(SMALL[link[0]][1:])
+    """A link of the chain with the values of LINKS; no backbone where it has none."""
+    values = pairs(LINKS[link[0]][1:])
     if link[0] == "multimodal" and "-b" not in link:
         values = [pair for pair in values if pair[0] not in ("-b", "-le", "--backbone_weights")]
     flags = {flag for flag, _ in values}
@@ -133,7 +126,7 @@ def test_commands_run(page, desk, monkeypatch):
                 before = command[: command.index("|")]
                 done = subprocess.run(["bash", "-c", before], capture_output=True, text=True, check=True)
                 monkeypatch.setattr(sys, "stdin", io.StringIO(done.stdout))
-            assert main.main(small(words), standalone_mode=False) in (None, 0), f"{block.place}: {command}"
+            assert main.main(shrunk(words), standalone_mode=False) in (None, 0), f"{block.place}: {command}"
     missing = [path for path in LEFT.get(pages.name(page), []) if not list(desk.glob(path))]
     assert not missing
 
@@ -211,14 +204,20 @@ def test_readme_is_short():
 
 
 def test_every_option_has_its_table():
-    """Each command's options stand between two marks, on one page."""
+    """Each command's options stand between two marks, on one page; a detector's on its own, where it has one."""
     opened = []
     for page in pages.PAGES:
         marks = re.findall(r"<!-- (options: [\w ]+|end) -->", page.read_text())
         assert marks[1::2] == ["end"] * (len(marks) // 2) and len(marks) % 2 == 0, pages.name(page)
         opened += [mark.removeprefix("options: ") for mark in marks[::2]]
-    wanted = [*commands(), *(f"dataset {name}" for name in ("folder", "assembly", "table"))]
+    wanted = [name for name in commands() if name not in DETECTORS or (DETECTOR_PAGES / f"{name}.md").is_file()]
+    wanted += [f"dataset {reader.name}" for reader in DATASETS.values() if reader.options is not None]
     assert sorted(opened) == sorted(wanted)
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_tables_are_those_of_the_command_line(page):
+    assert filled(page.read_text()) == page.read_text(), "python -m cli.tables writes them"
 
 
 def test_stable_recipe():

@@ -7,13 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD
+from conftest import SMALL, SMALL_CFA, SMALL_DATA, SMALL_NET, small
 
 import main
 from datasets import AUGMENT
 from errors import UsageError
 from experiment.detector_config import parse_backbones
 from experiment.machine.device import choose_device
+from methods import DETECTORS
+from options import declared
 
 RUN = {
     "--results_path": "elsewhere",
@@ -99,12 +101,6 @@ DATASET = {
     "--augment": ["--augment"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
-OTHERS = {
-    "cfa": (WIDE_CFA, CFA),
-    "rd": (SMALL_RD, RD),
-    "logicrd": (SMALL_LOGICRD, LOGICRD),
-    "multimodal": (SMALL_MULTIMODAL, MULTIMODAL),
-}
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",
@@ -157,6 +153,31 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--token_size",
     "--schedule",
     "--patience",
+}
+
+
+def another(own):
+    """The words that give an option another value than its default."""
+    flag = f"--{own.name}"
+    if own.kind is bool:
+        return [flag]
+    if own.choices:
+        return [flag, next(choice for choice in own.choices if choice != own.default)]
+    value = own.default or 1
+    return [flag, str(next(new for new in (value + 1, value / 2, value) if own.fits(own.kind(new))))]
+
+
+def changes(command, chosen):
+    """Words for every option of a detector that is not tested elsewhere: those chosen, else any that it takes."""
+    options = declared(DETECTORS[command].Options)
+    return {f"--{own.name}": another(own) for own in options if f"--{own.name}" not in ELSEWHERE} | chosen
+
+
+CHOSEN = {"cfa": CFA, "rd": RD, "logicrd": LOGICRD, "multimodal": MULTIMODAL}
+OTHERS = {
+    command: (WIDE_CFA if command == "cfa" else small(command), changes(command, CHOSEN.get(command, {})))
+    for command in SMALL
+    if command != "net"
 }
 
 

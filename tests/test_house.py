@@ -10,7 +10,6 @@ from commands import ROOT
 
 FLOORS = {
     "main": 5,
-    "chain": 4,
     "cli": 4,
     "experiment": 3,
     "simplenet": 2,

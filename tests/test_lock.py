@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from errors import UsageError
-from experiment import lock
+from experiment.record import lock
 from experiment.record.lock import LOCK, holder, holder_of, only_writer, refuse_where_written
 
 

@@ -1,30 +1,48 @@
 """run.sh passes on what the README and the other pages say; test_docs.py has the rest of what they show."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pages
 import pytest
 from conftest import ROOT
 from test_docs import parse
 
+from cli.script import words
+from simplenet.recipes import RECIPES
 
-@pytest.fixture
-def run_sh(tmp_path):
+
+def run_sh(*options):
     """What run.sh, with options behind the path, passes to main.py."""
+    return words("/path/to/mvtec", options)
+
+
+@pytest.mark.parametrize("given", [["/path/to/mvtec"], ["/a b", "--grid", "dsc_hidden=1,2"], ["--help"]])
+def test_run_sh_asks_python(tmp_path, given):
     shutil.copy(ROOT / "run.sh", tmp_path)
-    (tmp_path / "setup.sh").write_text(f"here={tmp_path} python=echo\nsetup() {{ :; }}\n")
+    (tmp_path / "setup.sh").write_text(f"here={tmp_path} python=shown\nsetup() {{ :; }}\n")
+    (tmp_path / "shown").write_text('#!/bin/sh\nprintf \'%s\\n\' "$PYTHONPATH" "$@"\n')
+    (tmp_path / "shown").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(tmp_path / "run.sh"), *given], capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines() == [str(tmp_path), "-m", "cli.script", *given], done.stderr
 
-    def words(*options):
-        command = ["bash", str(tmp_path / "run.sh"), "/path/to/mvtec", *options]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1:]
 
-    return words
+def test_cli_script_becomes_main(tmp_path):
+    """As a process: its help, and main.py's answer to what it was given."""
+    command = [sys.executable, "-m", "cli.script"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert said.returncode == 0 and said.stdout.startswith("bash run.sh /path/to/mvtec [options]")
+    done = subprocess.run([*command, "gone", "-d", "x"], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2 and done.stderr.endswith("Error: DATA_PATH 'gone' is not a folder\n")
 
 
-def test_papers_command_is_run_shs(run_sh):
+def test_papers_command_is_run_shs():
     """The README shows the command that run.sh runs."""
     shown = re.search(
         r"    python (main.py --log_project MVTec.*?mvtec /path/to/mvtec)\n", (ROOT / "README.md").read_text(), re.S
@@ -32,24 +50,39 @@ def test_papers_command_is_run_shs(run_sh):
     assert [word for word in shown.group(1).split() if word != "\\"][1:] == run_sh()
 
 
-def test_run_sh_takes_options_and_recipes(run_sh):
-    words = run_sh("-d", "bottle", "--gpu", "1", "--meta_epochs", "10", "--batch_size", "4")
-    net, dataset = words.index("net"), words.index("dataset")
-    assert words[net - 2 : net] == ["--gpu", "1"]
-    assert words[dataset - 2 : dataset] == ["--meta_epochs", "10"]
-    assert words[-6:] == ["-d", "bottle", "--batch_size", "4", "mvtec", "/path/to/mvtec"]
-    for stable in (["--recipe", "stable"], ["--recipe=stable"]):
-        words = run_sh(*stable, "--ema", "0.9")
-        assert "--noise_std" not in words
-        assert "wideresnet50" in words
-    assert "--noise_std" in run_sh("--recipe", "paper")
+def test_options_go_to_the_command_that_has_them():
+    line = run_sh("-d", "bottle", "--gpu=1", "--meta_epochs", "10", "--batch_size", "4", "--bit_depth=12", "--ray")
+    net, dataset = line.index("net"), line.index("dataset")
+    assert line[net - 2 : net] == ["--gpu=1", "--ray"]
+    assert line[dataset - 2 : dataset] == ["--meta_epochs", "10"]
+    assert line[-7:] == ["-d", "bottle", "--batch_size", "4", "--bit_depth=12", "mvtec", "/path/to/mvtec"]
 
 
-def test_run_sh_makes_command_lines_that_main_takes(run_sh):
+def test_options_take_the_place_of_the_papers():
+    """Of those that may be given several times too, and negative numbers are no flags."""
+    line = run_sh("-b", "resnet18", "--meta_epochs=10", "--noise_std", "-1")
+    assert line.count("-b") == 1 and "wideresnet50" not in line and line.count("-le") == 2
+    assert "--meta_epochs" not in line and line[line.index("--noise_std") + 1] == "-1"
+    assert "layer3" not in run_sh("--layers_to_extract_from", "layer1")
+
+
+def test_an_unknown_option_is_nets_to_refuse():
+    line = run_sh("--bachsize", "4")
+    assert line[line.index("dataset") - 2 : line.index("dataset")] == ["--bachsize", "4"]
+
+
+@pytest.mark.parametrize("recipe", [["--recipe", "stable"], ["--recipe=stable"]])
+def test_a_recipe_sets_its_own_options(recipe):
+    line = run_sh(*recipe, "--ema", "0.9")
+    assert not {f"--{name}" for name in RECIPES["stable"] if name != "ema"} & set(line)
+    assert "wideresnet50" in line and "--noise_std" in run_sh("--recipe", "paper")
+
+
+def test_run_sh_makes_command_lines_that_main_takes():
     """Of every `bash run.sh /path/to/mvtec ...` on the pages."""
     found = [command for page in pages.PAGES for block in pages.blocks(page) for command in block.commands]
     options = [re.match("bash run.sh /path/to/mvtec(.*)", command) for command in found]
     given = [shlex.split(match[1]) for match in options if match]
     assert len(given) > 3
-    for words in given:
-        assert parse(run_sh(*words))
+    for own in given:
+        assert parse(run_sh(*own))

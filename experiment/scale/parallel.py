@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from detection.precision import PRECISIONS, precision_name
 from errors import DataError, Interrupted, UsageError, first_line
-from experiment.config import RunConfig
+from experiment.config import LOCAL, RunConfig
 from experiment.machine.device import best_precision, choose_device
 from experiment.machine.progress import progress
 from experiment.plan.task import Task, group
@@ -29,7 +29,6 @@ from experiment.scale.worker import Answer, Display, Settings, describe, do
 from files import move, partial
 
 ROOT = Path(__file__).parent.parent.parent
-LOCAL = "local"  # --ray without an address
 UNSENT = [".git", ".venv", "results", "predictions", "docs", "tests", "**/__pycache__"]
 RETRIES = 5  # of tasks whose worker died
 QUIET = {
