@@ -46,6 +46,11 @@ class Flag(click.Option):
         super().__init__(*args, **more)
         self.group = group
 
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """As in click, a default in words as it stands."""
+        extra = super().get_help_extra(ctx)
+        return extra | {"default": self.show_default} if isinstance(self.show_default, str) else extra
+
 
 def parameters(*kinds: type, group: str = "") -> list[click.Parameter]:
     """The flags and arguments of dataclasses of options, in order, under one heading."""
