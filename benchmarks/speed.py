@@ -34,7 +34,8 @@ import metrics
 from benchmarks import reference
 from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, to_pixels
 from detection import autocast
-from detection.checkpoint import Description, Thresholds, backbone_digest, save
+from detection.checkpoint import backbone_digest, save
+from detection.description import Description, Thresholds
 from experiment.config import ExportConfig, PredictConfig
 from experiment.machine.device import choose_precision
 from experiment.use.export import export

@@ -18,7 +18,7 @@ import simplenet
 from datasets import DATASETS, BatchLoader, ImageDataset, ImageTransform, Reading, Sample, check_headers, read_image
 from datasets.decode import read_header
 from datasets.masks import read_mask
-from detection.checkpoint import UNSAID
+from detection.description import UNSAID
 from errors import DataError, UsageError
 
 TURN = Image.Transpose

@@ -241,7 +241,7 @@ def test_warm_up_cosine_ends_with_training():
     detector = random_detector(warm_up_cosine=True, meta_epochs=5, gan_epochs=4)
     training = detector.training_on([torch.randn(2, 4, 4, 16)] * 3)
     list(training)
-    factor = training.trainer.optimizers[0].param_groups[0]["lr"] / detector.dsc_lr
+    factor = training.trainer.optimizers[0].param_groups[0]["lr"] / detector.options.dsc_lr
     assert factor == pytest.approx(0, abs=1e-9)  # after 60 steps
     (schedule, *_) = training.trainer.step_schedules
     assert schedule.lr_lambdas[0](40) == pytest.approx((1 + np.cos(np.pi * 40 / 60)) / 2)
@@ -389,7 +389,8 @@ def test_cosine_schedule():
         trainer.end_pass()
     expected = [0.4e-3 + 0.6e-3 * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(7)]
     assert rates == pytest.approx(expected)
-    assert random_detector(cos_lr=True, meta_epochs=5, gan_epochs=3, aed_meta_epochs=2).cosine_epochs == 9
+    detector = random_detector(cos_lr=True, meta_epochs=5, gan_epochs=3, aed_meta_epochs=2)
+    assert detector.training_on([torch.randn(2, 4, 4, 16)]).trainer.epoch_schedule.T_max == 9
 
 
 def test_cos_lr_needs_epochs():

@@ -7,7 +7,7 @@ from typing import Any
 
 import backbones
 from datasets import ClassSamples
-from detection.checkpoint import described
+from detection.description import described
 from experiment.config import JobName, RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig

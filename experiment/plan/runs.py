@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassSamples, Reading
-from detection.checkpoint import DESCRIPTION, read_description
+from detection.description import DESCRIPTION, read_description
 from errors import DataError, UsageError
 from experiment.config import JobName, RunConfig, job_names, point_names
 from experiment.dataset_config import DatasetConfig

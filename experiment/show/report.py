@@ -20,7 +20,7 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 import metrics
-from detection.checkpoint import read_description
+from detection.description import read_description
 from errors import UsageError
 from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten

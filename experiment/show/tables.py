@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from detection.checkpoint import read_description
+from detection.description import read_description
 from experiment.record.read import RunRecord
 from experiment.record.results import EPOCH
 from late import pandas as pd

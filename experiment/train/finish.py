@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from detection import is_anomalous
-from detection.checkpoint import Description, Thresholds, backbone_digest, save
+from detection.checkpoint import backbone_digest, save
+from detection.description import Description, Thresholds
 from experiment.config import RunConfig
 from experiment.plan.job import Job
 from experiment.record.inputs import Inputs

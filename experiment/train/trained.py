@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from detection import Detector
-from detection.checkpoint import DESCRIPTION, Description, read_description, restore
+from detection.checkpoint import restore
+from detection.description import DESCRIPTION, Description, read_description
 from detection.precision import PRECISIONS
 from errors import UsageError
 from experiment.config import RunConfig

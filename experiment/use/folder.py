@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from datasets.table.text import SEPARATORS
-from detection.checkpoint import WEIGHTS
+from detection.description import WEIGHTS
 from errors import UsageError
 from experiment.record.folders import create_directory
 from experiment.record.lock import LOCK, WHO, holder_of, only_writer, refuse_where_written

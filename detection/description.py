@@ -1,0 +1,182 @@
+"""model.json: what a trained model is, and all that rebuilds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+import backbones
+from datasets import Reading, TableTransform
+from detection.detector import Detector
+from detection.precision import PRECISIONS
+from errors import DataError, UsageError
+from files import read_json, unreadable, write_text
+from options import declared, is_of
+
+FORMAT = 2
+LARGEST = 2**16  # of whole numbers in a description that decide sizes
+DESCRIPTION, WEIGHTS = "model.json", "checkpoint.safetensors"
+UNSAID = {"bit_depth": 16, "oriented": False, "background": None}  # how images of older models were read
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores above which an image or a pixel is called anomalous, and where they come from.
+
+    Attributes:
+        image, pixel: the scores.
+        quantile: the share of normal images, and of their pixels, that stays at or below them.
+        source: "held-out normal images" or "training images"; of a table rows.
+        images: how many of them.
+    """
+
+    image: float
+    pixel: float
+    quantile: float
+    source: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What model.json holds beside the format: every option that rebuilds the model, and what is known of it.
+
+    Attributes:
+        title, dataset, class_name: such as "mvtec_bottle", "mvtec" and "bottle".
+        backbone: name, weights (pretrained, random or a file), seed, layers and normalisation.
+        backbone_sha256: of the frozen backbone's weights; None where the checkpoint holds them.
+        transform: resize, imagesize and resize_mode.
+        reading: how image files become pixels, see datasets.Reading; of models that do not say it as they were trained.
+        table: what a TableTransform is made of, where the model is of a table.
+        options: keyword arguments of the detector.
+        seed: of weights and noise.
+        precision: that it was trained in, such as "bfloat16".
+        thresholds: for decisions.
+        map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures.
+        metrics: of the test images.
+        detector: the command that trains such a model.
+        checkpoint_sha256: of the checkpoint beside it; save fills it in.
+    """
+
+    title: str
+    dataset: str
+    class_name: str
+    backbone: dict[str, Any]
+    backbone_sha256: str | None
+    transform: dict[str, Any]
+    options: dict[str, Any]
+    seed: int
+    precision: str
+    thresholds: Thresholds
+    map_range: tuple[float, float]
+    metrics: dict[str, float | None]
+    table: dict[str, Any] | None = None
+    detector: str = "net"
+    checkpoint_sha256: str = ""
+    reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {str(own).removeprefix("torch."): own for own in PRECISIONS.values()}[self.precision]
+
+
+def described(reading: Reading) -> dict[str, Any]:
+    """What a description says of a reading: all that images depend on."""
+    return {name: value for name, value in asdict(reading).items() if name in UNSAID}
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write model.json into a folder that exists."""
+    write_text(folder / DESCRIPTION, json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n")
+
+
+def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> Description:
+    """What model.json says.
+
+    Args:
+        folder: of the model.
+        detectors: what it may be a model of, by command.
+
+    Raises:
+        UsageError: no folder of a model; those below it are named.
+        DataError: model.json is damaged, of another version, or of another detector.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        below = sorted(str(found.parent) for found in folder.glob(f"**/{DESCRIPTION}")) if folder.is_dir() else []
+        found = f"; there are models in {', '.join(below)}" if below else ""
+        raise UsageError(f"'{folder}' is not the folder of a model: expected {DESCRIPTION} and {WEIGHTS} in it{found}")
+    kind = "a model's description"
+    content = read_json(path, kind)
+    try:
+        version = content.pop("format")
+        if version != FORMAT:
+            raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
+        content["backbone"].setdefault("normalisation", asdict(backbones.IMAGENET))  # of models older than it
+        content["thresholds"] = Thresholds(**content["thresholds"])
+        content["map_range"] = tuple(content["map_range"])
+        description = Description(**content)
+        if description.detector not in detectors:
+            raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
+        own = detectors[description.detector]
+        _check(description, own)
+        return replace(description, options={**_newer_options(description, own), **description.options})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise unreadable(path, kind, error) from error
+
+
+def _check(description: Description, kind: type[Detector]) -> None:
+    """Types and bounds of what decides how much is computed; ValueError says what is wrong."""
+    backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
+    backbones.Normalisation.from_dict(backbone["normalisation"])
+    _check_options(description.options, kind.Options)
+    claims: list[tuple[str, Any, Any]] = [
+        *((name, transform[name], int) for name in ("resize", "imagesize")),
+        *((name, value, float) for name, value in asdict(thresholds).items() if name not in ("source", "images")),
+        *(("map_range", value, float) for value in description.map_range),
+        *(("layers", value, str) for value in backbone["layers"]),
+        *((name, backbone[name], str) for name in ("name", "weights")),
+        *(("seed", value, int) for value in (description.seed, backbone["seed"])),
+    ]
+    for name, value, kind in claims:
+        if not is_of(value, kind, 2**63 if name == "seed" else LARGEST):
+            raise ValueError(f"{name} is {value!r}")
+    if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
+        raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
+    reading = description.reading
+    if (
+        reading.keys() != UNSAID.keys()
+        or not (
+            is_of(reading["bit_depth"], int, 16) and reading["bit_depth"] >= 8 and is_of(reading["oriented"], bool, 0)
+        )
+        or reading["background"] not in (None, "black")
+    ):
+        raise ValueError(f"reading is {reading}")
+    if description.table is not None:
+        widths, part = TableTransform.from_dict(description.table).widths, description.options["part"]
+        if widths != description.options["columns"][part]:
+            raise ValueError(f"its table has columns of widths {widths}, its model of others")
+    description.dtype  # noqa: B018 - KeyError where there is no such precision
+
+
+def _check_options(options: Mapping[str, Any], kind: type) -> None:
+    """See that what a description says of a detector's options are values of theirs; ValueError says what is wrong."""
+    types, flags = get_type_hints(kind), {own.name: own for own in declared(kind)}
+    if unknown := [name for name in options if name not in types]:
+        raise ValueError(f"it holds options that do not exist: {', '.join(unknown)}")
+    for name, value in options.items():
+        is_one = flags[name].is_one(value) if name in flags else is_of(value, types[name], LARGEST)
+        if not is_one or (isinstance(value, int) and value > LARGEST):
+            raise ValueError(f"{name} is {value!r}")
+
+
+def _newer_options(description: Description, kind: type[Detector]) -> dict[str, Any]:
+    """The defaults of options that a description lacks since its model is older than they are."""
+    idle = {own.name for own in declared(kind.Options) if not own.option.changes_results}
+    own = (one for one in fields(kind.Options) if one.name not in {*description.options, *idle})
+    return {one.name: one.default for one in own}
