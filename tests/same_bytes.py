@@ -146,11 +146,8 @@ class Comparison:
             images = np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8)
             found.append(session.run(None, {"images": images}))
             notes.append(session.get_modelmeta().custom_metadata_map)
-        apart = [
-            f"output {i} by {np.abs(a - b).max()}"
-            for i, (a, b) in enumerate(zip(*found, strict=True))
-            if (a != b).any()
-        ]
+        outputs = zip(("scores", "maps"), *found, strict=True)
+        apart = [f"{kind} by {np.abs(old - new).max()}" for kind, old, new in outputs if (old != new).any()]
         apart += [f"metadata {key}" for key in notes[0] if notes[0][key] != notes[1].get(key)]
         self.say(name, ", ".join(apart))
 

@@ -100,6 +100,7 @@ def test_seeds_that_are_too_large(tmp_path, mvtec, words):
     chain = ["--results_path", str(tmp_path / "r")]
     chain += words if words[0] in ("--seed", "--grid") else []
     chain += ["cfa", *(words if words[0] == "-b" else ["-b", "resnet18"]), "-le", "layer2", "--gamma_c", "2"]
+    chain += ["--backbone_weights", "random", "--epochs", "1"]
     name = "assembly" if words[0] == "--dataset_seed" else "table" if "split_seed" in str(words) else "mvtec"
     chain += ["dataset", *(words if words[0] in ("--dataset_seed", "--split_seed") else []), name]
     with pytest.raises(UsageError, match=r"expected (a whole number from )?0 to 4294967295"):
