@@ -347,8 +347,10 @@ if __name__ == "__main__":
     words = [f"--resize_mode=square --imagesize={arguments.imagesize} --batch_size={arguments.batch_size}"]
     words += [f"-d {shlex.quote(one)}" for one in arguments.classes] + [arguments.name, shlex.quote(arguments.path)]
     try:
-        context = main.main.get_command(None, "dataset").make_context("dataset", [word for word in shlex.split(" ".join(words)) if word])
-        data = main.dataset.invoke(context)[0]
+        context = main.main.get_command(None, "dataset").make_context(
+            "dataset", [word for word in shlex.split(" ".join(words)) if word]
+        )
+        data = context.command.invoke(context)[0]
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)

@@ -381,7 +381,7 @@ def test_a_run_without_a_path(run_main, tmp_path, cache, monkeypatch):
     predictions = pd.read_csv(next(folder.rglob("predictions.csv")))
     assert (len(predictions), predictions["label"].sum()) == (9, 6)
     config = json.loads((folder / "config.json").read_text())
-    assert config["dataset"]["assembly"] == {"n_train": 6, "n_test": 3, "dataset_seed": 5}
+    assert config["dataset"]["options"] == {"n_train": 6, "n_test": 3, "dataset_seed": 5}
     data[data.index("--n_train") + 1] = "5"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"dataset\.options\.n_train 6, now 5"):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -120,14 +121,15 @@ def test_folders_that_may_not_be_looked_into_are_passed_over(tmp_path):
         return reader.find_classes(folder)
 
     (tmp_path / "closed").mkdir()
-    guarded = type(reader)("mvtec", reader.layout, find_classes, reader.read_class)
+    guarded = replace(reader, find_classes=find_classes)
     assert find_root(guarded, tmp_path)[0] == tmp_path / "data"
     with pytest.raises(PermissionError):
         find_root(guarded, tmp_path / "closed")
 
 
 def test_help_names_every_dataset():
-    text = main.dataset.help
+    command = main.main.get_command(None, "dataset")
+    text = command.get_help(command.make_context("dataset", ["mvtec"]))
     assert all(any(name in line for line in text.splitlines()) for name in DATASETS)
 
 
@@ -293,7 +295,7 @@ def test_own_folders_on_the_command_line(tmp_path, own):
     assert predictions["image"].tolist() == ["more/0.png", "ng/cut/0.png", "ng/hole/1.png"]
     assert predictions["defect_type"].tolist() == ["good", "cut", "hole"]
     config = json.loads((tmp_path / "results/project/group/test/config.json").read_text())
-    assert config["dataset"]["folders"]["abnormal_dir"] == ["ng/cut", "ng/hole"]
+    assert config["dataset"]["options"]["abnormal_dir"] == ["ng/cut", "ng/hole"]
     results, predictions = run(tmp_path / "without", *folders, "--mask_dir", "", "folder", own)
     assert results.loc["folder_own"].filter(regex="pixel|pro").isna().all()
     auroc = roc_auc_score(predictions["label"], predictions["score"])
