@@ -64,7 +64,9 @@ def recipe(recipes: Iterable[str], presets: Any) -> Flag:
         "rates and score, for a last epoch that needs no picking; the run prints them. A flag that is given wins."
     )
     kind = click.Choice(["paper", *recipes])
-    return Flag(["--recipe"], type=kind, default="paper", help=text, show_default=True, **_presets(presets))
+    return Flag(
+        ["--recipe"], group="Recipe", type=kind, default="paper", help=text, show_default=True, **_presets(presets)
+    )
 
 
 def _parameter(own: Declared, group: str) -> click.Parameter:

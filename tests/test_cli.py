@@ -4,14 +4,14 @@ import json
 import os
 import re
 import socket
-import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
+from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -217,7 +217,8 @@ def test_no_masks_is_an_empty_cell(run_main, tmp_path):
 
 
 def test_help_reads_without_torch(run_process):
-    for words in ([], ["net"], ["dataset"]):
+    """But for the help of detectors and dataset, whose options stand where they are used."""
+    for words in ([], ["report"], ["predict"]):
         done = run_process(*words, "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
         assert done.returncode == 0
         assert "Usage: main.py" in done.stdout
@@ -329,28 +330,12 @@ def test_a_broken_file_keeps_what_was_finished(run_main, tmp_path):
     assert sorted(path.name for path in (folder / "models" / "0").iterdir()) == ["mvtec_a"]
 
 
-def test_run_sh_sorts_options_to_their_commands(tmp_path):
-    """With python replaced by echo: every flag of main.py lands behind the command that it belongs to."""
-    given, owner_of = [], {}
-    chain = {"": main.main, **{name: main.main.get_command(None, name) for name in ("net", "dataset")}}
-    for owner, command in chain.items():
-        for option in command.params:
-            for name in option.opts:
-                if name.startswith("-"):
-                    given += [name] if getattr(option, "is_flag", False) else [name, f"V{len(given)}"]
-                    owner_of[name] = owner
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
-    for name in ("run.sh", "setup.sh", "requirements.txt"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    (tmp_path / ".venv" / "requirements.txt.installed").write_bytes((ROOT / "requirements.txt").read_bytes())
-    words = ["bash", str(tmp_path / "run.sh"), "/data/mv tec", *given]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert printed[-2:] == ["mvtec", "/data/mv tec"]
-    start = {"": 0, "net": printed.index("net"), "dataset": printed.index("dataset")}
-    end = {"": start["net"], "net": start["dataset"], "dataset": len(printed)}
-    for name, owner in owner_of.items():
-        last = len(printed) - 1 - printed[::-1].index(name)
-        assert start[owner] <= last < end[owner], name
+def test_debug_shows_where_an_error_comes_from(monkeypatch, capsys):
+    monkeypatch.setattr(main, "stop_on_signals", lambda: None)
+    words = ["report", "gone"]
+    for given, traced in ((words, False), (["--debug", *words], True)):
+        monkeypatch.setattr(sys, "argv", ["main.py", *given])
+        assert main.cli() == 2
+        said = capsys.readouterr().err
+        assert ("Traceback" in said) == traced
+        assert said.splitlines()[-1].startswith("Error: 'gone' is not the folder of a run")

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from test_docs import parse
 
+import main
 from cli.script import words
 from simplenet.recipes import RECIPES
 
@@ -56,6 +57,18 @@ def test_options_go_to_the_command_that_has_them():
     assert line[net - 2 : net] == ["--gpu=1", "--ray"]
     assert line[dataset - 2 : dataset] == ["--meta_epochs", "10"]
     assert line[-7:] == ["-d", "bottle", "--batch_size", "4", "--bit_depth=12", "mvtec", "/path/to/mvtec"]
+
+
+def test_every_flag_is_its_commands():
+    owners = {"": main.main, **{name: main.main.get_command(None, name) for name in ("net", "dataset")}}
+    owner_of = {flag: name for name, own in owners.items() for option in own.params for flag in option.opts}
+    given = {flag: owner for flag, owner in owner_of.items() if flag.startswith("-")}
+    line = run_sh(*given)
+    places = {"": 0, "net": line.index("net"), "dataset": line.index("dataset")}
+    ends = {"": places["net"], "net": places["dataset"], "dataset": len(line)}
+    assert len(given) > 70
+    for flag, owner in given.items():
+        assert places[owner] <= line.index(flag) < ends[owner], flag
 
 
 def test_options_take_the_place_of_the_papers():
