@@ -31,7 +31,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("gamma_c", 2, "memory is torch.float32 [64, 16], not torch.float32 [32, 16]"),
     ],
     "rd": [
-        ("blocks", 0, "--blocks 0 must be 1 or more"),
+        ("blocks", 0, "--blocks 0 must be from 1 to 100"),
         ("blocks", 60000, "holds too little for {'blocks': 60000}"),
         ("blocks", 2, "does not fit"),
     ],
@@ -43,7 +43,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),
-        ("part", 2, "no part 2 of 1"),
+        ("part", 2, "no part 2 of 2"),
         ("schedule", "never", "--schedule never must be one of alternate, interleave"),
         ("columns", [[], [1, 1]], "does not fit"),
         ("columns", [[], ["1"]], "columns is [[], ['1']]"),
