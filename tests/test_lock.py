@@ -135,7 +135,7 @@ for name in sorted(names):
     if not name.endswith("__main__"):
         importlib.import_module(name)
 import main
-for words in [[], *([name] for name in main.main.commands)]:
+for words in [[], *([name] for name in main.main.list_commands(None))]:
     main.main([*words, "--help"], standalone_mode=False)
 print(len(names), "modules started")
 """
