@@ -75,7 +75,8 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
 def decisions(records: Sequence[RunRecord]) -> Table:
     """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
 
-    The false-alarm rate is the share of the normal images that are called anomalous.
+    The false-alarm rate is the share of the normal test images that are called anomalous; beside it stands what share
+    of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
 
     Raises:
         DataError: a damaged file of a run.
@@ -90,9 +91,12 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
+            known = thresholds.false_alarms
+            told = NONE if known is None else f"{100 * known.expected:.1f}, at most {100 * known.at_most:.1f}"
             source = f"{thresholds.images} {thresholds.source}"
-            rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
-    heads = ["class", "threshold", "from", *(metric.title for metric in DECISION_METRICS.values()), "false-alarm rate"]
+            rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells, told])
+    titles = [metric.title for metric in DECISION_METRICS.values()]
+    heads = ["class", "threshold", "from", *titles, "false-alarm rate", "of new ones"]
     return Table("decisions at the threshold, percent", heads, rows)
 
 
