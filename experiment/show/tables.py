@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,8 +76,8 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
 def decisions(records: Sequence[RunRecord]) -> Table:
     """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
 
-    The false-alarm rate is the share of the normal test images that are called anomalous; beside it stands what share
-    of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
+    The false-alarm rate is the share of the normal test images that are called anomalous; beside it stand the
+    share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
 
     Raises:
         DataError: a damaged file of a run.
@@ -90,13 +91,12 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
             shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
+            shares += thresholds.false_alarms or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
-            known = thresholds.false_alarms
-            told = NONE if known is None else f"{100 * known.expected:.1f}, at most {100 * known.at_most:.1f}"
             source = f"{thresholds.images} {thresholds.source}"
-            rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells, told])
+            rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
     titles = [metric.title for metric in DECISION_METRICS.values()]
-    heads = ["class", "threshold", "from", *titles, "false-alarm rate", "of new ones"]
+    heads = ["class", "threshold", "from", *titles, "false-alarm rate", "expected rate", "rate at most"]
     return Table("decisions at the threshold, percent", heads, rows)
 
 
