@@ -4,12 +4,18 @@
     python benchmarks/accuracy.py --settings paper stable --seeds 10 11 12 13 14
     python benchmarks/accuracy.py mvtec PATH -d bottle -d cable   any other dataset
     python benchmarks/accuracy.py assembly --settings RD LogicRD --seeds 0 1 2     logical anomalies
+    python benchmarks/accuracy.py --train_val_split 0.9 --seeds 0 1 2              false alarms of honest thresholds
 
 All settings of a detector read one feature bank, of float32 features. The table holds, per setting: mean, standard
 deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the image AUROC of one seed
 lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; image
 AUROC and AUsPRO of logical and structural anomalies where a dataset tells them apart; seconds of a pass over the
 training images and of training as a whole; and milliseconds to score an image whose features are there.
+
+Of the threshold it holds "promised", the share of new normal images above it by --threshold_quantile; "expected" and
+"at most", what users are told of it (docs/models.md), worst seed; and "false alarms", the share of the normal test
+images above it, which no detector has seen. It is of held-out images where --train_val_split, by default as behind each
+detector, leaves some; else of the training images, with what --calibrate tells of it.
 
 The peer is a memory bank on net's features (PatchCore's core, Roth et al., CVPR 2022): a greedy coreset of 2,000 of
 100,000 random normal patches; a patch's score is its distance to the nearest, an image's score the largest of them.
@@ -24,8 +30,9 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -44,19 +51,22 @@ from tqdm import tqdm
 import main
 import metrics
 from backbones import FeatureBank, FeatureExtractor
-from datasets import ClassSamples, Defect, Sample, read_defects, region_labels
-from detection import Detector, EpochStats, Prediction
+from datasets import ClassSamples, Defect, read_defects, region_labels
+from detection import Detector, EpochStats, Prediction, false_alarms, is_anomalous
 from detection.anomaly_map import anomaly_maps
 from detection.precision import PRECISIONS
 from errors import DataError, UsageError
+from experiment.config import RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.progress import progress
-from experiment.plan.resolve import find_classes, load_backbone, read_samples
+from experiment.plan.resolve import Remarks, find_classes, load_backbone, read_samples
 from experiment.train.banks import ClassBanks, build_banks
-from experiment.train.embeddings import Predictions, TrainingEmbeddings
-from experiment.train.evaluation import evaluate
+from experiment.train.calibration import TrainingSet, cross_validate
+from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
+from experiment.train.evaluation import evaluate, image_scores
+from experiment.train.finish import thresholds_of
 from methods import DETECTORS
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
@@ -83,7 +93,9 @@ SETTINGS = {
     "LogicRD, no FCP": f"logicrd {TEACHER} --no_fcp",
     "LogicRD, no NII": f"logicrd {TEACHER} --no_nii",
     "LogicRD, no Mahalanobis": f"logicrd {TEACHER} --no_mahalanobis",
+    "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
+QUANTILE = RunConfig.threshold_quantile  # what every run takes
 PEER, ANOMALIB = "memory bank", "anomalib's CFA"
 CORESET, CANDIDATES = 2000, 100_000
 LAST = 10
@@ -93,6 +105,9 @@ LOCO = {  # columns of datasets that know logical and structural anomalies
     "auspro_0.05_logical": "AUsPRO 0.05, logical",
     "auspro_0.05_structural": "AUsPRO 0.05, structural",
 }
+
+
+TOLD = {"expected": "expected", "at_most": "at most"}  # columns of what users are told of the false alarms
 
 
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
@@ -105,43 +120,65 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
 
 
 class Labelled(NamedTuple):
-    """Test images, their defects where a dataset says at which areas they saturate, and the regions of their masks."""
+    """Images of a class: of those to test their defects where a dataset says at which areas they saturate, and the
+    regions of their masks."""
 
-    samples: list[Sample]
+    samples: ClassSamples
     defects: list[Defect]
     regions: NDArray[np.int32]
 
 
-def measure(name: str, labelled: Labelled, detector: Any, train: TrainingEmbeddings, test: Predictions) -> dict:
+class Read(NamedTuple):
+    """What a detector reads: images to train on, in a random order; those held out; those that its threshold is of; and
+    those to test."""
+
+    train: TrainingEmbeddings
+    held_out: HeldOut
+    normal: Predictions
+    test: Predictions
+
+    @classmethod
+    def by(cls, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks, detector: Any, seed: int) -> "Read":
+        """By a detector, or what has its face."""
+        held_out = Predictions(detector, samples.validation, data, banks.validation)
+        return cls(
+            TrainingEmbeddings(detector, samples, data, seed, banks.train),
+            HeldOut(held_out),
+            held_out if samples.validation else Predictions(detector, samples.train, data, banks.train),
+            Predictions(detector, samples.test, data, banks.test, banks.masks),
+        )
+
+
+def measure(name: str, labelled: Labelled, detector: Any, read: Read) -> dict:
     """Train one detector; its numbers after the last epoch, how far the last epochs lie apart, and its times."""
-    labels = [sample.anomalous for sample in labelled.samples]
+    labels = [sample.anomalous for sample in labelled.samples.test]
     recent: list[float] = []
     evaluations: list[float] = []
 
-    def on_epoch(stats: EpochStats) -> None:
-        start = time.perf_counter()
+    start = time.perf_counter()
+    for stats in detector.training_of([read.train], [read.held_out]):
+        begun = time.perf_counter()
         if stats.meta_epoch > detector.meta_epochs - LAST:
-            recent.append(metrics.auroc(labels, torch.cat([prediction.scores for prediction, _ in test]).cpu().numpy()))
-        evaluations.append(time.perf_counter() - start)
-
-    start = time.perf_counter()
-    detector.fit_embeddings(train, on_epoch)
+            recent.append(metrics.auroc(labels, image_scores(read.test)))
+            evaluations.append(time.perf_counter() - begun)
     seconds = time.perf_counter() - start - sum(evaluations)
-    return {
-        **predict(name, labelled, test),
-        "ms": 1000 * evaluations[-1] / len(labels),
-        "spread": max(recent) - min(recent),
-        "pass": seconds / detector.passes,
-        "training": seconds,
-    }
+    values = predict(name, labelled, read)
+    if recent:  # a detector may have stopped before its last epochs
+        values |= {"ms": 1000 * evaluations[-1] / len(labels), "spread": max(recent) - min(recent)}
+    return {**values, "pass": seconds / detector.passes, "training": seconds}
 
 
-def predict(name: str, labelled: Labelled, test: Predictions) -> dict:
-    """The metrics, and the time of an image's score and map, metrics included."""
+def predict(name: str, labelled: Labelled, read: Read) -> dict:
+    """The metrics, what comes of the threshold, and the time of an image's score and map, metrics included."""
+    samples = labelled.samples
     start = time.perf_counter()
-    with progress(name, total=len(test)) as bar:
-        values = evaluate(test, labelled.samples, labelled.defects, bar, regions=labelled.regions).metrics
-    return {**values, "ms": 1000 * (time.perf_counter() - start) / len(labelled.samples)}
+    with progress(name, total=len(read.test)) as bar:
+        found = evaluate(read.test, samples.test, labelled.defects, bar, regions=labelled.regions)
+    values = {**found.metrics, "ms": 1000 * (time.perf_counter() - start) / len(samples.test)}
+    normal = found.scores[[not sample.anomalous for sample in samples.test]]
+    thresholds = thresholds_of(samples, read.normal, QUANTILE, None)
+    told = thresholds.false_alarms._asdict() if thresholds.false_alarms else {}
+    return {**values, "false_alarms": is_anomalous(normal, thresholds.image).mean(), **told}
 
 
 class MemoryBank:
@@ -199,8 +236,9 @@ class AnomalibCFA(torch.nn.Module):
         self.loss = CfaLoss(num_nearest_neighbors=3, num_hard_negative_features=3, radius=1e-5)
         self.maps = AnomalyMapGenerator(num_nearest_neighbors=3)
 
-    def fit_embeddings(self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None]) -> None:
+    def training_of(self, parts: Sequence[Iterable[Tensor]], held_out: Sequence[HeldOut]) -> Iterator[EpochStats]:
         """Memory bank and training steps, as the package's Lightning module makes them."""
+        (embeddings,) = parts
         self.train()
         self.model.initialize_centroid(SimpleNamespace(image=batch.permute(0, 3, 1, 2)) for batch in embeddings)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=5e-4, amsgrad=True)
@@ -210,7 +248,7 @@ class AnomalibCFA(torch.nn.Module):
                 optimizer.zero_grad()
                 loss.backward(retain_graph=True)  # as the package has to
                 optimizer.step()
-            on_epoch(EpochStats(epoch, loss.item(), {}))
+            yield EpochStats(epoch, loss.item(), {})
 
     @torch.no_grad()
     def score(self, embeddings: Tensor) -> Prediction:
@@ -247,46 +285,63 @@ class _AsDict(torch.nn.Module):
 
 def measure_class(
     name: str,
-    samples: ClassSamples,
+    root: Path,
     data: DatasetConfig,
     configs: dict[str, DetectorConfig],
-    seeds: list[int],
+    arguments: argparse.Namespace,
     device: torch.device,
     precision: torch.dtype,
 ) -> Iterable[dict]:
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
-    size = (data.imagesize, data.imagesize)
-    defects = read_defects(samples.test, samples.saturation, data.test_transform)
-    test_set = Labelled(samples.test, defects, region_labels(samples.test, data.test_transform))
+    size, seeds = (data.imagesize, data.imagesize), arguments.seeds
+    remarks: Remarks = {}
     by_command: dict[str, list[str]] = {}
     for setting, config in configs.items():
         by_command.setdefault(config.command, []).append(setting)
     for command, settings in by_command.items():
+        split = arguments.train_val_split or DETECTORS[command].DATASET_DEFAULTS.get("train_val_split", 1.0)
+        found = read_samples(replace(data, train_val_split=split), root, name, remarks)
+        if command == next(iter(by_command)):
+            for note in found.notes:
+                click.echo(note, err=True)
+        samples, data = found.samples, replace(data, reading=found.reading)
+        defects = read_defects(samples.test, samples.saturation, data.test_transform)
+        labelled = Labelled(samples, defects, region_labels(samples.test, data.test_transform))
         first = configs[settings[0]]
         extractor = load_backbone(first.backbones[0], first, 0, data.imagesize)
         banks = build_banks(name, build(extractor, first, size, 0, torch.float32, device), samples, data, "auto")
+
+        read = partial(Read.by, samples, data, banks)
 
         def row(setting: str, seed: int, values: dict, command: str = command) -> dict:
             click.echo(f"{name}, {setting}, seed {seed}: image AUROC {values['image_auroc']:.4f}", err=True)
             return {"class": name, "setting": setting, "seed": seed, **values}
 
-        def trained(setting: str, seed: int, detector: Any, banks: ClassBanks = banks) -> dict:
+        def trained(
+            setting: str,
+            seed: int,
+            detector: Any,
+            labelled: Labelled = labelled,
+            read: Callable[[Any, int], Read] = read,
+        ) -> dict:
             torch.manual_seed(seed)
-            train = TrainingEmbeddings(detector, samples, data, seed, banks.train)
-            test = Predictions(detector, samples.test, data, banks.test, banks.masks)
-            return measure(f"{name}, {setting}", test_set, detector, train, test)
+            return measure(f"{name}, {setting}", labelled, detector, read(detector, seed))
 
         for setting in settings:
             for seed in seeds:
-                detector = build(extractor, configs[setting], size, seed, precision, device)
-                yield row(setting, seed, trained(setting, seed, detector))
+                fresh = partial(build, extractor, configs[setting], size, seed, precision, device)
+                values = trained(setting, seed, fresh())
+                if arguments.calibrate and not samples.validation:
+                    images = TrainingSet(samples, data, banks.train)
+                    (trials,) = cross_validate(fresh, [images], seed, arguments.calibrate, QUANTILE, setting)
+                    values |= false_alarms(*trials)._asdict()
+                yield row(setting, seed, values)
         if command == "net":
             for seed in seeds:
                 start = time.perf_counter()
                 peer = MemoryBank(banks.train, size, seed)
                 seconds = time.perf_counter() - start
-                test = Predictions(peer, samples.test, data, banks.test, banks.masks)
-                yield row(PEER, seed, {**predict(PEER, test_set, test), "training": seconds})
+                yield row(PEER, seed, {**predict(PEER, labelled, read(peer, seed)), "training": seconds})
         elif command == "cfa" and importlib.util.find_spec("anomalib"):
             _, *grid, _ = banks.test.features.shape
             for seed in seeds:
@@ -320,6 +375,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         "pixel AUROC": groups["pixel_auroc"].mean(),
         "PRO": groups["pro"].mean(),
         **{title: groups[column].mean() for column, title in LOCO.items() if column in rows},
+        "false alarms": groups["false_alarms"].mean(),
+        "promised": groups["false_alarms"].agg(lambda _: 1 - QUANTILE),
+        **{title: groups[own].max() for own, title in TOLD.items() if own in rows},
         "s / pass": groups["pass"].mean(),
         "training s": groups["training"].mean(),
         "ms / image": groups["ms"].mean(),
@@ -337,6 +395,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="of all but net, instead of those of the settings")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--train_val_split", type=float, help="as of main.py; else as behind each detector")
+    parser.add_argument("--calibrate", type=int, help="as of main.py, where nothing is held out")
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help="of training, as of main.py")
     parser.add_argument("--out", type=Path, help="CSV with a row per class, setting and seed")
     return parser.parse_args()
@@ -357,11 +417,7 @@ if __name__ == "__main__":
         configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
         rows: list[dict] = []
         for one in classes:
-            found = read_samples(data, root, one, {})
-            for note in found.notes:
-                click.echo(note, err=True)
-            own = replace(data, reading=found.reading)
-            for row in measure_class(one, found.samples, own, configs, arguments.seeds, device, precision):
+            for row in measure_class(one, root, data, configs, arguments, device, precision):
                 rows.append(row)
                 if arguments.out:
                     pd.DataFrame(rows).to_csv(arguments.out, index=False)

@@ -35,7 +35,8 @@ from benchmarks import reference
 from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, to_pixels
 from detection import autocast
 from detection.checkpoint import backbone_digest, save
-from detection.description import Description, Thresholds
+from detection.decision import Thresholds
+from detection.description import Description
 from experiment.config import ExportConfig, PredictConfig
 from experiment.machine.device import choose_precision
 from experiment.use.export import export

@@ -1,7 +1,7 @@
 """What every detector shares: its face, the loop of its training, the decision, anomaly maps, and models on disk."""
 
 from detection.checkpoint import TrainedModel, load
-from detection.decision import is_anomalous
+from detection.decision import FalseAlarms, false_alarms, is_anomalous
 from detection.detector import Detector, Prediction, autocast
 from detection.training import EndOfPass, EpochStats, MovingAverage, Training, learn
 
@@ -9,11 +9,13 @@ __all__ = [
     "Detector",
     "EndOfPass",
     "EpochStats",
+    "FalseAlarms",
     "MovingAverage",
     "Prediction",
     "TrainedModel",
     "Training",
     "autocast",
+    "false_alarms",
     "is_anomalous",
     "learn",
     "load",

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import backbones
 from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
-from detection.description import DESCRIPTION, WEIGHTS, Description, Thresholds, read_description, write_description
+from detection.decision import Thresholds
+from detection.description import DESCRIPTION, WEIGHTS, Description, read_description, write_description
 from detection.detector import Detector, Prediction
 from errors import DataError
 from files import write_bytes

@@ -1,8 +1,72 @@
 """The decision, in one place: whoever compares scores with a threshold does it here."""
 
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 from torch import Tensor
+
+SURE = 0.95
+
+
+class FalseAlarms(NamedTuple):
+    """The share of new normal samples above a threshold: what is expected, and what it is below with 95 %."""
+
+    expected: float
+    at_most: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores above which an image or a pixel is called anomalous, and where they come from.
+
+    Attributes:
+        image, pixel: the scores.
+        quantile: the share of normal images, and of their pixels, that stays at or below them.
+        source: "held-out normal images" or "training images"; of a table rows.
+        images: how many of them.
+        above, unseen: by cross-validation of the training images, how many lay above the threshold of a detector that
+            had not seen them, and of how many; None without.
+    """
+
+    image: float
+    pixel: float
+    quantile: float
+    source: str
+    images: int
+    above: int | None = None
+    unseen: int | None = None
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the detector was not trained on the images that they come from."""
+        return self.source.startswith("held-out")
+
+    @property
+    def false_alarms(self) -> FalseAlarms | None:
+        """The share of new normal images above the image threshold; None where it is not known."""
+        if self.is_held_out:
+            return false_alarms(self.images - 1 - math.ceil(self.quantile * (self.images - 1)), self.images)
+        return false_alarms(self.above, self.unseen) if self.unseen else None
+
+    @property
+    def said(self) -> str:
+        """What users are told of the image threshold's false alarms."""
+        kind, known = self.source.rpartition(" ")[2], self.false_alarms
+        if known is None:
+            return (
+                f"How many new normal {kind} are called anomalous is not known: the threshold is of {self.images} "
+                f"{self.source}, which score lower than new ones. Training with --train_val_split 0.9 or --calibrate 5 "
+                "would tell."
+            )
+        by = f"{self.images}" if self.is_held_out else f"cross-validation of {self.unseen}"
+        return (
+            f"About {100 * known.expected:.1f} % of new normal {kind} are called anomalous, and at most "
+            f"{100 * known.at_most:.1f} % (95 % sure), by {by} {self.source}."
+        )
 
 
 def is_anomalous(scores: float | NDArray[np.floating] | Tensor, threshold: float) -> bool | NDArray[np.bool_] | Tensor:
@@ -16,3 +80,18 @@ def is_anomalous(scores: float | NDArray[np.floating] | Tensor, threshold: float
         A bool, or bools of the same shape.
     """
     return scores > threshold
+
+
+def false_alarms(above: int, unseen: int) -> FalseAlarms:
+    """What is known of a threshold's false alarms by normal samples that no detector was trained on.
+
+    Where the threshold is one of their scores, the share of new samples above it is distributed as
+    Beta(above + 1, unseen - above), whatever scores look like (Wilks 1941); where it is not, this is the upper bound of
+    Clopper and Pearson (1934). Both hold for new samples like these.
+
+    Args:
+        above: how many of them lie above the threshold.
+        unseen: how many there are, at least one.
+    """
+    at_most = 1.0 if above == unseen else float(betaincinv(above + 1, unseen - above, SURE))
+    return FalseAlarms((above + 1) / (unseen + 1), at_most)

@@ -12,6 +12,7 @@ import torch
 
 import backbones
 from datasets import Reading, TableTransform
+from detection.decision import Thresholds
 from detection.detector import Detector
 from detection.precision import PRECISIONS
 from errors import DataError, UsageError
@@ -22,24 +23,6 @@ FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
 DESCRIPTION, WEIGHTS = "model.json", "checkpoint.safetensors"
 UNSAID = {"bit_depth": 16, "oriented": False, "background": None}  # how images of older models were read
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Scores above which an image or a pixel is called anomalous, and where they come from.
-
-    Attributes:
-        image, pixel: the scores.
-        quantile: the share of normal images, and of their pixels, that stays at or below them.
-        source: "held-out normal images" or "training images"; of a table rows.
-        images: how many of them.
-    """
-
-    image: float
-    pixel: float
-    quantile: float
-    source: str
-    images: int
 
 
 @dataclass(frozen=True)
@@ -137,14 +120,15 @@ def _check(description: Description, kind: type[Detector]) -> None:
     _check_options(description.options, kind.Options)
     claims: list[tuple[str, Any, Any]] = [
         *((name, transform[name], int) for name in ("resize", "imagesize")),
-        *((name, value, float) for name, value in asdict(thresholds).items() if name not in ("source", "images")),
+        *((name, getattr(thresholds, name), float) for name in ("image", "pixel", "quantile")),
+        *(("counts", value, int) for value in (thresholds.images, thresholds.above or 0, thresholds.unseen or 0)),
         *(("map_range", value, float) for value in description.map_range),
         *(("layers", value, str) for value in backbone["layers"]),
         *((name, backbone[name], str) for name in ("name", "weights")),
         *(("seed", value, int) for value in (description.seed, backbone["seed"])),
     ]
     for name, value, kind in claims:
-        if not is_of(value, kind, 2**63 if name == "seed" else LARGEST):
+        if not is_of(value, kind, 2**63 if name in ("seed", "counts") else LARGEST):
             raise ValueError(f"{name} is {value!r}")
     if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")

@@ -99,6 +99,13 @@ class RunConfig:
         at_least=0,
         at_most=1,
     )
+    calibrate: int | None = option(
+        None,
+        "Count false alarms of a threshold of training images by cross-validation: so many further models, each "
+        "trained on all of these but one part, decide on that part.",
+        at_least=2,
+        at_most=100,
+    )
     grid: dict[str, str] = field(default_factory=dict)
     point: str = ""
 

@@ -7,13 +7,13 @@ methods/semantics.py for what is published and what is ours. Beside (1) to (4) o
     G_l, v = semantics(F)                                              global semantics, (5a) to (5c) there    (5)
     S = decoder(bottleneck(F + G)), every level's map compensated by the detail of F_l, (6a) to (6c) there     (6)
     d = sqrt((v - m)^T C^-1 (v - m))                                   mean m, shrunk covariance C of normals  (7)
-    image score = z(max of the map) + z(d)                             z standardised on normal images         (8)
+    image score = z(max of the map) + z(d)                             z standardised on held-out normals      (8)
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class LogicRD(ReverseDistillation):
     """
 
     Options = Options
+    DATASET_DEFAULTS: ClassVar = {**ReverseDistillation.DATASET_DEFAULTS, "train_val_split": 0.9}  # for (8)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -82,25 +83,24 @@ class LogicRD(ReverseDistillation):
         return distillation_loss(teacher, self._student_maps(teacher, details)[0])
 
     @torch.no_grad()
-    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
-        """Take the statistics of (7) and (8); distances of normal images come from covariances without them."""
+    def end_epoch(self, embeddings: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
+        """Take (7) from the training images, and (8) from images that neither training nor C knows.
+
+        Where fewer than two are held out, (8) comes from the training images, with distances by covariances without
+        them; training knows them all the same, and new images score higher.
+        """
         if not self.by_semantics:
             return
         self.eval()
-        parts = []
-        for batch in embeddings:
-            with autocast(self.device, self.precision):
-                maps, vectors = self._maps_and_vectors(batch)
-            parts.append((maps.flatten(1).amax(1), vectors))
-        scores, vectors = (torch.cat(part) for part in zip(*parts, strict=True))
-        folds = torch.arange(len(vectors)) % min(FOLDS, len(vectors))
-        distances = torch.empty_like(scores)
-        for fold in folds.unique():
-            held_out = (folds == fold).to(vectors.device)
-            distances[held_out] = mahalanobis(vectors[held_out], *shrunk(vectors[~held_out]))
+        scores, vectors = self._highest_and_vectors(embeddings)
+        unseen_scores, unseen = self._highest_and_vectors(held_out)
         mean, precision = shrunk(vectors)
         self.mean.copy_(mean)
         self.precision_matrix.copy_(precision)
+        if len(unseen) > 1:
+            scores, distances = unseen_scores, mahalanobis(unseen, mean, precision)
+        else:
+            distances = _cross_fitted(vectors)
         for row, own in zip(self.normal_scores, (scores, distances), strict=True):
             row.copy_(torch.stack([own.mean(), own.std(unbiased=False).clamp(min=1e-6)]))
 
@@ -132,6 +132,16 @@ class LogicRD(ReverseDistillation):
         scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
         mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
         return maps, (scores - mean) / std
+
+    def _highest_and_vectors(self, embeddings: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """The maxima [N] of the maps (4) and the semantic vectors [N, D] of all batches; N may be 0."""
+        highest, vectors = [self.mean.new_empty(0)], [self.mean.new_empty(0, len(self.mean))]
+        for batch in embeddings:
+            with autocast(self.device, self.precision):
+                maps, own = self._maps_and_vectors(batch)
+            highest.append(maps.flatten(1).amax(1))
+            vectors.append(own)
+        return torch.cat(highest), torch.cat(vectors)
 
     def _maps_and_vectors(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
@@ -166,6 +176,16 @@ def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
     covariance.diagonal().add_(covariance.diagonal().mean() * 1e-9 + torch.finfo(torch.float32).tiny)
     precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
     return torch.from_numpy(estimate.location_).to(vectors), precision.to(vectors)
+
+
+def _cross_fitted(vectors: Tensor) -> Tensor:
+    """d (7) of vectors [N, D], each by mean and covariance of the others' folds: [N]."""
+    folds = torch.arange(len(vectors), device=vectors.device) % min(FOLDS, len(vectors))
+    distances = torch.empty_like(vectors[:, 0])
+    for fold in folds.unique():
+        left_out = folds == fold
+        distances[left_out] = mahalanobis(vectors[left_out], *shrunk(vectors[~left_out]))
+    return distances
 
 
 def mahalanobis(vectors: Tensor, mean: Tensor, precision: Tensor) -> Tensor:

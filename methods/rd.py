@@ -79,8 +79,18 @@ class ReverseDistillation(Detector):
         return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in self.backbone(images, self.layers)], dim=1)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
+        """As in Detector, without held-out images."""
+        return self.training_of([embeddings], [()], state)
+
+    def training_of(
+        self,
+        parts: Sequence[Iterable[Tensor]],
+        held_out: Sequence[Iterable[Tensor]],
+        state: dict[str, Any] | None = None,
+    ) -> Training:
         """As in Detector."""
-        training = Training(self, _Trainer(self, embeddings), embeddings, self.meta_epochs)
+        (embeddings,), (unseen,) = parts, held_out
+        training = Training(self, _Trainer(self, embeddings, unseen), embeddings, self.meta_epochs)
         if state is not None:
             training.load_state_dict(state)
         return training
@@ -96,8 +106,8 @@ class ReverseDistillation(Detector):
         teacher = self.teacher_maps(embeddings)
         return distillation_loss(teacher, self.student(teacher))
 
-    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
-        """What else is learned from the training images after each pass over them; here nothing."""
+    def end_epoch(self, embeddings: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
+        """What else is learned from the training images and the held-out ones after each pass; here nothing."""
 
     def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
         """The maps [B, C_l, H_l, W_l] that features put into rows."""
@@ -117,9 +127,12 @@ class StepStats(NamedTuple):
 class _Trainer:
     """Adam on all but the teacher."""
 
-    def __init__(self, detector: ReverseDistillation, embeddings: Iterable[Tensor]) -> None:
+    def __init__(
+        self, detector: ReverseDistillation, embeddings: Iterable[Tensor], held_out: Iterable[Tensor] = ()
+    ) -> None:
         self.detector = detector
         self.embeddings = embeddings
+        self.held_out = held_out
         learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
         self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
@@ -135,7 +148,7 @@ class _Trainer:
 
     def end_pass(self) -> EndOfPass:
         """The learning rate stays; the detector may learn more."""
-        self.detector.end_epoch(self.embeddings)
+        self.detector.end_epoch(self.embeddings, self.held_out)
         return EndOfPass()
 
     def state_dict(self) -> dict[str, Any]:

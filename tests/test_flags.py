@@ -119,6 +119,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--feature_bank",
     "--eval_every",
     "--threshold_quantile",
+    "--calibrate",  # in test_alarms
     "--test",
     "--save_segmentation_images",
     "--on_error",

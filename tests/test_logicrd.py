@@ -214,6 +214,39 @@ def test_scores_are_standardised_on_normal_images():
     assert branches["semantic_score"].mean() < others.mean()
 
 
+def test_held_out_images_standardise_scores_and_nothing_else():
+    """Mean and covariance are of the training images; (8) and thresholds of others that neither has seen."""
+    train, held_out, new = rows(40), rows(40, seed=1), rows(80, seed=2)
+    with_, without = small(epochs=1), small(epochs=1)
+    list(with_.training_of([train.split(10)], [held_out.split(16)]))
+    list(without.training_on(train.split(10)))
+    assert torch.equal(with_.mean, without.mean)
+    assert torch.equal(with_.precision_matrix, without.precision_matrix)
+    for term in with_.branch_scores(held_out).values():
+        assert term.mean().abs() < 1e-3
+        assert term.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+    for name, term in with_.branch_scores(train).items():
+        assert term.mean() < -0.5, name  # what training has seen scores lower
+    threshold = with_.score(held_out).scores.quantile(0.9)
+    assert (with_.score(new).scores > threshold).float().mean() < 0.25
+    assert (with_.score(new).scores > with_.score(train).scores.quantile(0.9)).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("held_out", [(), [rows(1, seed=1)]])
+def test_one_held_out_image_has_no_standard_deviation(held_out):
+    """Then the training images standardise, by covariances without them."""
+    alone, found = small(epochs=1), small(epochs=1)
+    list(alone.training_on(rows(20).split(5)))
+    list(found.training_of([rows(20).split(5)], [held_out]))
+    assert torch.equal(alone.normal_scores, found.normal_scores)
+
+
+def test_a_tenth_is_held_out_behind_it(caught_tasks, mvtec):
+    (task,) = caught_tasks([*SMALL_LOGICRD, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec])
+    assert len(task.jobs[0].samples.train) == 3
+    assert len(task.jobs[0].samples.validation) == 1
+
+
 @pytest.mark.parametrize("bank", ["auto", "off"])
 def test_predictions_hold_both_scores(run_main, tmp_path, mvtec, bank):
     done = run_main("--feature_bank", bank, *SMALL_LOGICRD, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)

@@ -48,6 +48,9 @@ def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetCo
     if detector.options.get("train_backbone"):
         is_given = run.feature_bank not in ("auto", "off")
         yield Idle("--feature_bank", is_given, "with --train_backbone, whose features change: they are not kept")
+    if all(data.train_val_split < 1 for data in datasets):
+        why = "with a --train_val_split below 1, where the threshold is of held-out data and says how many"
+        yield Idle("--calibrate", run.calibrate is not None, why)
     yield from _idle_of_detector(detector)
     for data in datasets:
         if data.name == TABLE:

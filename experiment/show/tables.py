@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,7 +76,8 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
 def decisions(records: Sequence[RunRecord]) -> Table:
     """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
 
-    The false-alarm rate is the share of the normal images that are called anomalous.
+    The false-alarm rate is the share of the normal test images that are called anomalous; beside it stand the
+    share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
 
     Raises:
         DataError: a damaged file of a run.
@@ -89,10 +91,12 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
             shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
+            shares += thresholds.false_alarms or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
             source = f"{thresholds.images} {thresholds.source}"
             rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
-    heads = ["class", "threshold", "from", *(metric.title for metric in DECISION_METRICS.values()), "false-alarm rate"]
+    titles = [metric.title for metric in DECISION_METRICS.values()]
+    heads = ["class", "threshold", "from", *titles, "false-alarm rate", "expected rate", "rate at most"]
     return Table("decisions at the threshold, percent", heads, rows)
 
 

@@ -83,6 +83,11 @@ def evaluate(
     return Evaluation(all_scores, (lowest, highest), values)
 
 
+def image_scores(predictions: Predictions) -> NDArray[np.float32]:
+    """The image scores [N] of all predictions."""
+    return np.concatenate([prediction.scores.cpu().numpy() for prediction, _ in predictions])
+
+
 def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float]:
     """Scores that a share of normal images, and of their pixels, stay at or below: thresholds of an image and a pixel.
 

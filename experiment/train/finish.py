@@ -5,14 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from datasets import ClassSamples
 from detection import is_anomalous
 from detection.checkpoint import backbone_digest, save
-from detection.description import Description, Thresholds
+from detection.decision import Thresholds
+from detection.description import Description
 from experiment.config import RunConfig
 from experiment.plan.job import Job
 from experiment.record.inputs import Inputs
 from experiment.record.results import EPOCH, JobResult, without_nan, write_result
 from experiment.record.sheets import write_csv
+from experiment.train.calibration import Trials
 from experiment.train.drawings import write_segmentations, write_worst
 from experiment.train.embeddings import ClassFeatures, Predictions
 from experiment.train.evaluation import Evaluation, normal_thresholds
@@ -22,7 +25,13 @@ from metrics import decision_metrics
 
 
 def finish(
-    folder: Path, features: ClassFeatures, evaluation: Evaluation, history: Rows, inputs: Inputs, run: RunConfig
+    folder: Path,
+    features: ClassFeatures,
+    evaluation: Evaluation,
+    history: Rows,
+    inputs: Inputs,
+    run: RunConfig,
+    trials: Trials | None,
 ) -> JobResult:
     """Write the model of a job into a folder, with its predictions and pictures, and job.json."""
     job, detector = features.job, features.detector
@@ -30,7 +39,7 @@ def finish(
         **job.identity,
         backbone_sha256=backbone_digest(detector),
         precision=str(detector.precision).removeprefix("torch."),
-        thresholds=_thresholds(features, run.threshold_quantile),
+        thresholds=thresholds_of(job.samples, features.normal, run.threshold_quantile, trials),
         map_range=evaluation.map_range,
         metrics=without_nan(evaluation.metrics),
     )
@@ -50,12 +59,19 @@ def row_of(job: Job, evaluation: Evaluation, description: Description) -> dict[s
     return {**job.key, **evaluation.metrics, **decision_metrics(anomalous, decisions)}
 
 
-def _thresholds(features: ClassFeatures, quantile: float) -> Thresholds:
-    """From held-out normal images where there are any, else from the training images."""
-    samples = features.job.samples
+def thresholds_of(samples: ClassSamples, normal: Predictions, quantile: float, trials: Trials | None) -> Thresholds:
+    """The thresholds of a model.
+
+    Args:
+        samples: of its class.
+        normal: predictions of the held-out ones where there are any, else of those that it was trained on.
+        quantile: of their scores.
+        trials: what cross-validation says of thresholds of training images.
+    """
     source = f"{'held-out normal' if samples.validation else 'training'} {samples.kind}s"
-    image, pixel = normal_thresholds(features.normal, quantile)
-    return Thresholds(image, pixel, quantile, source, len(features.normal.dataset))
+    image, pixel = normal_thresholds(normal, quantile)
+    counted = {} if trials is None or samples.validation else trials._asdict()
+    return Thresholds(image, pixel, quantile, source, len(normal.dataset), **counted)
 
 
 def write_predictions(

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
 from experiment.record.results import JobResult
 from experiment.train.banks import ClassBanks
+from experiment.train.calibration import TrainingSet, Trials, cross_validate
 from experiment.train.embeddings import ClassFeatures
 from experiment.train.evaluation import Evaluation, evaluate
 from experiment.train.finish import finish
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) -> list[JobResult]:
+def train(
+    task: Task, detector: Detector, banks: Sequence[ClassBanks] | None, fresh: Callable[[], Detector]
+) -> list[JobResult]:
     """Train one model on the classes of a task's jobs, evaluate it on each and save it for each.
 
     What an interrupted process left is taken up. Everything is written into folders of temporary names, which are
@@ -36,9 +39,11 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
     first.
 
     Args:
-        task: the jobs; how often to evaluate, which quantile the thresholds are, and whether all test images are drawn.
+        task: the jobs; how often to evaluate, which quantile the thresholds are, whether their false alarms are
+            counted, and whether all test images are drawn.
         detector: fresh, on the device to train on.
         banks: the embeddings of every class; None embeds the images in every pass.
+        fresh: builds another detector like it.
 
     Raises:
         DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state after
@@ -82,11 +87,12 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
                     bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=aurocs)
                 write_state(folders, training, classes, histories, inputs)
                 kept = stats.meta_epoch
+            trials = _cross_validated(task, banks, fresh)
             results = []
             for i, own in enumerate(classes):
                 if evaluations[i] is None:  # interrupted after the last meta epoch
                     evaluations[i] = evaluate(**own.test_set, bar=bar)
-                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run))
+                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run, trials[i]))
     except (DataError, OSError) as error:
         reason = str(error) if isinstance(error, DataError) else f"'{path.parent}' cannot be written: {error.strerror}"
         where = f"; the state after meta epoch {kept} is in '{path}'" if kept else ""
@@ -100,6 +106,19 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
         move(folder, job.folder)
         (job.folder / STATE).unlink()
     return results
+
+
+def _cross_validated(
+    task: Task, banks: Sequence[ClassBanks] | None, fresh: Callable[[], Detector]
+) -> list[Trials | None]:
+    """Of each job whose thresholds are of training images, as far as --calibrate asks for it."""
+    jobs, run = task.jobs, task.run
+    is_asked = run.calibrate is not None and all(len(job.samples.train) > 1 for job in jobs)
+    if not is_asked or all(job.samples.validation for job in jobs):
+        return [None] * len(jobs)
+    kept = [None] * len(jobs) if banks is None else [own.train for own in banks]
+    sets = [TrainingSet(job.samples, job.data, bank) for job, bank in zip(jobs, kept, strict=True)]
+    return list(cross_validate(fresh, sets, jobs[0].seed, run.calibrate, run.threshold_quantile, label_of(jobs)))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Tasks, done one after another in this process."""
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -47,7 +48,8 @@ def work(
                         banks = banks_of(task, detector)
                 own = None if detector.train_backbone else banks
                 if not task.run.test:
-                    yield task, train(task, detector, own)
+                    fresh = partial(task.build, sources[task.backbone], device, precision)
+                    yield task, train(task, detector, own, fresh)
                     continue
                 parts = enumerate(zip(task.jobs, own or [None] * len(task.jobs), strict=True))
                 yield task, [test_trained(job, detector.for_part(i), task.run, one) for i, (job, one) in parts]

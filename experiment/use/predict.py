@@ -65,7 +65,9 @@ def predict(config: PredictConfig) -> int:
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out):
             if model.table is not None:
-                return predict_tables(model, [(Path(item.path), item.name) for item in inputs], threshold, config.out)
+                code = predict_tables(model, [(Path(item.path), item.name) for item in inputs], threshold, config.out)
+                _say_false_alarms(config, model)
+                return code
             unset = {name: value for name, value in OF_IMAGES.items() if getattr(config, name) is None}
             return _predict_images(replace(config, **unset), model, inputs, threshold)
 
@@ -107,9 +109,16 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             bar.update(len(batch))
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
+    _say_false_alarms(config, model)
     if inputs.said:
         click.echo(inputs.said, err=True)
     return 1 if counts["errors"] else 0
+
+
+def _say_false_alarms(config: PredictConfig, model: TrainedModel) -> None:
+    """Of the model's own threshold; of another nothing is known."""
+    if config.threshold is None:
+        click.echo(model.thresholds.said, err=True)
 
 
 def _joined(parts: list[Prediction]) -> Prediction:
