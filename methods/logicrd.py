@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detection import Prediction, autocast
+from detection import Batches, Prediction, autocast
 from detection.variance import known_variance
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
@@ -85,13 +85,16 @@ class LogicRD(ReverseDistillation):
         return distillation_loss(teacher, self._student_maps(teacher, details)[0])
 
     @torch.no_grad()
-    def end_epoch(self, embeddings: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
+    def end_epoch(self, embeddings: Batches, held_out: Iterable[Tensor], is_evaluated: bool) -> None:
         """Take (7) from the training images, and (8) from images that neither training nor C knows.
 
         Where fewer than two are held out, (8) comes from the training images, with distances by covariances without
         them; training knows them all the same, and new images score higher.
         """
         if not self.by_semantics:
+            return
+        if not is_evaluated:
+            embeddings.pass_over()
             return
         self.eval()
         scores, vectors = self._highest_and_vectors(embeddings)

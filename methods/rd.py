@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import Alignment
-from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
+from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
 from methods.student import Student
@@ -106,8 +106,8 @@ class ReverseDistillation(Detector):
         teacher = self.teacher_maps(embeddings)
         return distillation_loss(teacher, self.student(teacher))
 
-    def end_epoch(self, embeddings: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
-        """What else is learned from the training images and the held-out ones after each pass; here nothing."""
+    def end_epoch(self, embeddings: Batches, held_out: Iterable[Tensor], is_evaluated: bool) -> None:
+        """What else predictions need of training and held-out images, if any follow on this epoch; here nothing."""
 
     def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
         """The maps [B, C_l, H_l, W_l] that features put into rows."""
@@ -147,9 +147,12 @@ class _Trainer:
             yield StepStats(loss.detach())
 
     def end_pass(self) -> EndOfPass:
-        """The learning rate stays; the detector may learn more."""
-        self.detector.end_epoch(self.embeddings, self.held_out)
+        """The learning rate stays."""
         return EndOfPass()
+
+    def settle(self, is_evaluated: bool) -> None:
+        """The detector may learn more."""
+        self.detector.end_epoch(self.embeddings, self.held_out, is_evaluated)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
