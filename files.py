@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from errors import DataError, first_line
 
@@ -17,12 +18,13 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
-def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
-    """Write a file whole or not at all, also through a power cut; folders above it are made.
+@contextmanager
+def new_file(path: Path, size: int, flush: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write: it is there when the block has ended well, whole or not at all, also through a power cut.
 
     Args:
-        path: where.
-        content: what.
+        path: where; folders above it are made.
+        size: in bytes, about, for the message where there is no room.
         flush: wait until it is on the disk. Of thousands of pictures, which can be made again, that takes minutes.
 
     Raises:
@@ -32,14 +34,20 @@ def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             if flush:
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut leaves an empty file under the new name
         move(temporary, path) if flush else os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error, len(content)) from error
+        raise cannot_write(path, error, size) from error
+
+
+def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write a file whole or not at all, as new_file."""
+    with new_file(path, len(content), flush) as file:
+        file.write(content)
 
 
 def move(source: Path, target: Path) -> None:

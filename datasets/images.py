@@ -224,6 +224,10 @@ class BatchLoader:
             yield tensors
         self.seen = total
 
+    def pass_over(self) -> None:
+        """Draw what a pass draws, and read nothing."""
+        iter(self._loader.sampler)
+
 
 def _leave_quietly(_: int) -> None:
     """Keep a reader from printing a traceback when the run ends while it hands over a batch."""

@@ -3,9 +3,10 @@
 from detection.checkpoint import TrainedModel, load
 from detection.decision import is_anomalous
 from detection.detector import Detector, Prediction, autocast
-from detection.training import EndOfPass, EpochStats, MovingAverage, Training, learn
+from detection.training import Batches, EndOfPass, EpochStats, MovingAverage, Training, learn
 
 __all__ = [
+    "Batches",
     "Detector",
     "EndOfPass",
     "EpochStats",

@@ -32,6 +32,16 @@ class EndOfPass(NamedTuple):
     finished: bool = False
 
 
+class Batches(Protocol):
+    """Batches of training images' embeddings, in a new order at every pass."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """A pass."""
+
+    def pass_over(self) -> None:
+        """Let a pass go by unread, so that those that follow stay the same."""
+
+
 class Trainer(Protocol):
     """What makes the steps: optimisers, schedules and random state of one training run."""
 
@@ -43,6 +53,9 @@ class Trainer(Protocol):
 
     def end_pass(self) -> EndOfPass:
         """Advance what moves once per pass."""
+
+    def settle(self, is_evaluated: bool) -> None:
+        """After a meta epoch, learn what predictions alone need, such as statistics of normal images, if any follow."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but the detector's own state."""
@@ -62,6 +75,9 @@ class Training:
         trainer: makes the steps.
         embeddings: batches of what the detector embeds; iterated `passes` times in every meta epoch.
         meta_epochs, passes: how long.
+
+    Attributes:
+        eval_every: predictions are wanted after every so many meta epochs, and after the last.
     """
 
     def __init__(
@@ -74,6 +90,12 @@ class Training:
         self.passes = passes
         self.meta_epoch = 0
         self.stopped = False
+        self.eval_every = 1
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the detector may predict after the last meta epoch that was done."""
+        return self.finished or self.meta_epoch % self.eval_every == 0
 
     @property
     def finished(self) -> bool:
@@ -96,6 +118,7 @@ class Training:
             self.detector.eval()
             self.meta_epoch += 1
             self.stopped = end.finished
+            self.trainer.settle(self.is_evaluated)
             means = [torch.stack(part).nanmean().item() for part in zip(*steps, strict=True)]
             values = {name: mean for name, mean in zip(steps[0]._fields, means, strict=True) if mean == mean}
             yield EpochStats(self.meta_epoch, values.pop("loss"), {**values, **end.details})

@@ -180,6 +180,9 @@ class _Trainer:
         """The learning rate stays."""
         return EndOfPass()
 
+    def settle(self, is_evaluated: bool) -> None:
+        """Predictions need no more."""
+
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 

@@ -11,14 +11,14 @@ methods/semantics.py for what is published and what is ours. Beside (1) to (4) o
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detection import Prediction, autocast
+from detection import Batches, Prediction, autocast
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
 from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
@@ -82,9 +82,12 @@ class LogicRD(ReverseDistillation):
         return distillation_loss(teacher, self._student_maps(teacher, details)[0])
 
     @torch.no_grad()
-    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
+    def end_epoch(self, embeddings: Batches, is_evaluated: bool) -> None:
         """Take the statistics of (7) and (8); distances of normal images come from covariances without them."""
         if not self.by_semantics:
+            return
+        if not is_evaluated:
+            embeddings.pass_over()
             return
         self.eval()
         parts = []

@@ -310,6 +310,9 @@ class _Trainer:
                 own.learn_normal_scores(part, samples if len(samples) else self.parts[part])
         return EndOfPass(details, finished=0 < own.options.patience <= self.waited)
 
+    def settle(self, is_evaluated: bool) -> None:
+        """Predictions need no more."""
+
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         """L of held-out samples, the mean over the parts that have some; the same masks and copies every time."""

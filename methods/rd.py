@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import Alignment
-from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
+from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
 from methods.student import Student
@@ -96,8 +96,8 @@ class ReverseDistillation(Detector):
         teacher = self.teacher_maps(embeddings)
         return distillation_loss(teacher, self.student(teacher))
 
-    def end_epoch(self, embeddings: Iterable[Tensor]) -> None:
-        """What else is learned from the training images after each pass over them; here nothing."""
+    def end_epoch(self, embeddings: Batches, is_evaluated: bool) -> None:
+        """What else predictions need of the training images, if any follow on this epoch; here nothing."""
 
     def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
         """The maps [B, C_l, H_l, W_l] that features put into rows."""
@@ -134,9 +134,12 @@ class _Trainer:
             yield StepStats(loss.detach())
 
     def end_pass(self) -> EndOfPass:
-        """The learning rate stays; the detector may learn more."""
-        self.detector.end_epoch(self.embeddings)
+        """The learning rate stays."""
         return EndOfPass()
+
+    def settle(self, is_evaluated: bool) -> None:
+        """The detector may learn more."""
+        self.detector.end_epoch(self.embeddings, is_evaluated)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}

@@ -84,6 +84,13 @@ class Command:
         return tuple(path.read_text() if path.exists() else "" for path in self._streams)
 
 
+def keep_every_state() -> None:
+    """For `before`: the state of training is written after every meta epoch."""
+    import experiment.train.train
+
+    experiment.train.train.STATE_SECONDS = 0
+
+
 def wait_for(condition: Callable[[], object], process: "Command | subprocess.Popen[str] | None" = None) -> object:
     """Wait until a condition holds, and give what it gives.
 

@@ -86,6 +86,9 @@ class Trainer:
     def end_pass(self):
         return EndOfPass()
 
+    def settle(self, is_evaluated):
+        pass
+
     def state_dict(self):
         return self.optimizer.state_dict()
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,7 +27,7 @@ from experiment.record.results import (
     write_failures,
     write_tables,
 )
-from files import PARTIAL, free_name, write_text
+from files import PARTIAL, free_name, partial, write_text
 
 Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
 
@@ -56,7 +55,7 @@ class Ledger:
         else:
             self.names = run.names
             config = run_config(run.config, run.detector, run.datasets, run.classes, device, precision)
-            _continue_or_start(run.directory, config)
+            _continue_or_start(run, config)
         self.results = _finished(run, self.names)
 
     @property
@@ -92,13 +91,17 @@ class Ledger:
         write_tables(self.run.directory, self.tables)
 
 
-def _continue_or_start(directory: Path, config: dict[str, Any]) -> None:
+def _continue_or_start(run: Run, config: dict[str, Any]) -> None:
     """Write config.json; where jobs were finished or begun, compare it first, and remove what a killed process left.
 
     Raises:
         UsageError: the folder holds a run with other options.
     """
+    directory = run.directory
     begun = {path.parent for path in directory.glob(f"{MODELS}/*/.*{PARTIAL}/{STATE}")}
+    for task in run.tasks:  # of several jobs the first has the state of all
+        folders = [partial(job.folder) for job in task.jobs]
+        begun.update(folders if folders[0] in begun else ())
     if begun or any(not path.name.startswith(".") for path in directory.glob(f"{MODELS}/*/*")):
         if not (directory / CONFIG).is_file():
             raise UsageError(f"'{directory}' holds models but no {CONFIG}: choose another --run_name or --overwrite")

@@ -1,8 +1,7 @@
-"""The state of training, kept after every meta epoch, and taken up from it."""
+"""The state of training, kept now and then, and taken up from it."""
 
-import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,36 @@ from tqdm import tqdm
 from detection import Detector, Training
 from errors import DataError, first_line
 from experiment.plan.job import Job
-from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
 from experiment.train.embeddings import ClassFeatures, TrainingEmbeddings
-from files import write_bytes
+from files import new_file
 
 Rows = list[dict[str, Any]]  # of a job's history
 
 
 def write_state(
-    folders: Sequence[Path],
+    path: Path,
     training: Training,
     classes: Sequence[ClassFeatures],
     histories: Sequence[Rows],
     inputs: Sequence[Inputs],
 ) -> None:
-    """Keep all that the next meta epoch depends on, in every folder that is to be gone on with; the first last."""
-    buffer = io.BytesIO()
+    """Keep all that the next meta epoch depends on in a file, without a second copy of it in memory.
+
+    Raises:
+        DataError: as new_file.
+    """
     state = {
         "training": training.state_dict(),
         "orders": [own.train.order.state_dict() for own in classes],
         "history": list(histories),
         "inputs": [own.content for own in inputs],
     }
-    torch.save(state, buffer)
-    for folder in reversed(folders):
-        write_bytes(folder / STATE, buffer.getvalue())
+    with new_file(path, _size(state)) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # hides what the file raised: a full disk, a signal
+            raise error.__context__ or error from None
 
 
 def read_state(path: Path, jobs: Sequence[Job], inputs: Sequence[Inputs]) -> dict[str, Any] | None:
@@ -84,6 +87,14 @@ def take_up(
         raise _damaged(path, error) from error
 
 
+def _size(state: Any) -> int:
+    """The bytes of all tensors in a state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    held = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_size, held))
+
+
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"'{path}' is damaged ({first_line(error)}): remove the folder '{path.parent}' to train it from its start"
@@ -91,7 +102,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 class _Counted:
-    """Batches that advance a bar."""
+    """Batches that advance a bar, read or passed over."""
 
     def __init__(self, batches: TrainingEmbeddings, bar: tqdm) -> None:
         self.batches = batches
@@ -104,3 +115,7 @@ class _Counted:
         for batch in self.batches:
             yield batch
             self.bar.update()
+
+    def pass_over(self) -> None:
+        self.batches.pass_over()
+        self.bar.update(len(self))

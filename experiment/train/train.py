@@ -1,7 +1,9 @@
-"""Training of one model: on the classes of a task's jobs, evaluated after every meta epoch, kept as it is at last."""
+"""Training of one model: on the classes of a task's jobs, evaluated between meta epochs, kept as it is at last."""
 
+import math
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from detection import Detector
 from errors import DataError
-from experiment.config import RunConfig
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
 from experiment.plan.job import label_of
@@ -27,13 +28,15 @@ from files import move, partial
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+STATE_SECONDS = 120.0  # between two states of training, the most that an interruption costs: one may be of a gigabyte
+
 
 def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) -> list[JobResult]:
     """Train one model on the classes of a task's jobs, evaluate it on each and save it for each.
 
     What an interrupted process left is taken up. Everything is written into folders of temporary names, which are
-    renamed when the jobs are finished. The state of training is in all of them after every meta epoch, and read of the
-    first.
+    renamed when the jobs are finished. The state of training is in the first, written after this process's first meta
+    epoch and then every STATE_SECONDS.
 
     Args:
         task: the jobs; how often to evaluate, which quantile the thresholds are, and whether all test images are drawn.
@@ -41,8 +44,8 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
         banks: the embeddings of every class; None embeds the images in every pass.
 
     Raises:
-        DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state after
-            the last good meta epoch is kept and named.
+        DataError: an image or mask that cannot be used, training that diverged, no memory or no room; the state that
+            was written last is kept and named.
     """
     jobs, run = task.jobs, task.run
     classes = [
@@ -58,30 +61,32 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
     batches, test_batches = sum(len(own.train) for own in classes), sum(len(own.test) for own in classes)
     total = detector.passes * batches + -(-detector.meta_epochs // run.eval_every) * test_batches
     done = kept = len(histories[0])
+    written = -math.inf
     try:
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
             bar = stack.enter_context(progress(label_of(jobs), total=total))
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]
             if state:
-                bar.update(_done(detector, run, done, batches, test_batches))
+                bar.update(_done(detector, run.eval_every, done, batches, test_batches))
             training = take_up(detector, classes, bar, path, state)
+            training.eval_every = run.eval_every
             for stats in training:
-                is_evaluated = stats.meta_epoch % run.eval_every == 0 or training.finished
                 for i, (own, board) in enumerate(zip(classes, boards, strict=True)):
                     row = stats.row
-                    if is_evaluated:
+                    if training.is_evaluated:
                         evaluations[i] = evaluate(**own.test_set, bar=bar)
                         row = {**row, **evaluations[i].metrics}
                     histories[i].append({**jobs[i].key, **row})
                     for name, value in row.items():
                         if name != "meta_epoch" and value == value:  # NaN: the metric does not exist
                             board.add_scalar(name, value, stats.meta_epoch)
-                if is_evaluated:
+                if training.is_evaluated:
                     aurocs = " ".join(f"{rows[-1]['image_auroc']:.4f}" for rows in histories)
                     bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=aurocs)
-                write_state(folders, training, classes, histories, inputs)
-                kept = stats.meta_epoch
+                if time.monotonic() - written >= STATE_SECONDS:
+                    write_state(path, training, classes, histories, inputs)
+                    written, kept = time.monotonic(), stats.meta_epoch
             results = []
             for i, own in enumerate(classes):
                 if evaluations[i] is None:  # interrupted after the last meta epoch
@@ -98,7 +103,7 @@ def train(task: Task, detector: Detector, banks: Sequence[ClassBanks] | None) ->
     for job, folder in zip(reversed(jobs), reversed(folders), strict=True):  # the first last: till then all is redone
         shutil.rmtree(job.folder, ignore_errors=True)  # of a process that died between two of them
         move(folder, job.folder)
-        (job.folder / STATE).unlink()
+    (jobs[0].folder / STATE).unlink()
     return results
 
 
@@ -121,7 +126,7 @@ def _board(folder: Path, epochs: int) -> Iterator["SummaryWriter"]:
         threading.excepthook = shown
 
 
-def _done(detector: Detector, run: RunConfig, epochs: int, train: int, test: int) -> int:
+def _done(detector: Detector, eval_every: int, epochs: int, train: int, test: int) -> int:
     """Batches that were read in the first so many meta epochs."""
-    evaluated = epochs // run.eval_every + (epochs == detector.meta_epochs and epochs % run.eval_every > 0)
+    evaluated = epochs // eval_every + (epochs == detector.meta_epochs and epochs % eval_every > 0)
     return detector.passes_after(epochs) * train + evaluated * test
