@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.centres import Centres
+from backbones.devices import kept_on_device
 from backbones.layouts import LayerInfo
 
 PASSES, IMAGES = 4, 4  # of the probe: so many batches of so many images of noise
@@ -53,8 +54,7 @@ class Alignment(nn.Module):
             return planes
         own, first = self.of(layer), self.of(0)
         rows, columns = (
-            interpolation(own[axis], planes.shape[2 + axis], first[axis], grid[axis]).to(planes.device, torch.float32)
-            for axis in (0, 1)
+            _single(planes.device, own[axis], planes.shape[2 + axis], first[axis], grid[axis]) for axis in (0, 1)
         )
         with torch.autocast(planes.device.type, enabled=False):
             return (rows @ planes.float() @ columns.T).to(planes.dtype)
@@ -66,6 +66,12 @@ def interpolation(own: Centres, cells: int, wanted: Centres, count: int) -> Tens
     places = (wanted.offset + wanted.stride * torch.arange(count, dtype=torch.float64) - own.offset) / own.stride
     places = places.clamp(0, cells - 1).unsqueeze(1)
     return (1 - (places - torch.arange(cells, dtype=torch.float64)).abs()).clamp(min=0)
+
+
+@kept_on_device
+def _single(own: Centres, cells: int, wanted: Centres, count: int) -> Tensor:
+    """As interpolation, in float32, on a device given before the other arguments."""
+    return interpolation(own, cells, wanted, count).float()
 
 
 @torch.enable_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.devices import sent_ahead, takes_pinned
 from backbones.host_memory import free_memory
 from errors import DataError
 
@@ -51,11 +52,21 @@ class FeatureBank:
 
     def batches(self, batch_size: int, order: Iterable[int] | None = None) -> Iterator[Tensor]:
         """Batches [B, ...] on the device, in the order of the indices given or as they were stored."""
-        if order is None:
-            yield from (batch.to(self.device, non_blocking=True) for batch in self.features.split(batch_size))
-            return
-        for indices in torch.as_tensor(list(order)).split(batch_size):
-            yield self.features[indices.to(self.features.device)].to(self.device, non_blocking=True)
+        indices = None if order is None else torch.as_tensor(list(order)).to(self.features.device)  # once a pass
+        if self.place != "device" and takes_pinned(self.device):
+            chosen = torch.arange(len(self.features)) if indices is None else indices
+            yield from sent_ahead(map(self._pinned, chosen.split(batch_size)), self.device)
+        elif indices is None:
+            yield from (batch.to(self.device) for batch in self.features.split(batch_size))
+        else:
+            yield from (self.features[own].to(self.device) for own in indices.split(batch_size))
+
+    def _pinned(self, indices: Tensor) -> Tensor:
+        """Features [B, ...] in pinned memory, copied there once."""
+        shape = (len(indices), *self.features.shape[1:])
+        return torch.index_select(
+            self.features, 0, indices, out=torch.empty(shape, dtype=self.features.dtype, pin_memory=True)
+        )
 
 
 def bank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

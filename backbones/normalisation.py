@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from backbones.devices import kept_on_device
 from backbones.names import PIXELS, TORCHVISION, find_model
 from backbones.zoo import timm
 
@@ -32,14 +33,19 @@ class Normalisation:
         if self == IMAGENET:
             return images
         mean, std, imagenets_mean, imagenets_std = (
-            torch.tensor(own, dtype=images.dtype, device=images.device).view(3, 1, 1)
-            for own in (self.mean, self.std, IMAGENET.mean, IMAGENET.std)
+            _channels(images.device, own, images.dtype) for own in (self.mean, self.std, IMAGENET.mean, IMAGENET.std)
         )
         return images * (imagenets_std / std) + (imagenets_mean - mean) / std
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{one:.4g}" for one in own) for own in (self.mean, self.std))
         return f"mean ({mean}) and standard deviation ({std})"
+
+
+@kept_on_device
+def _channels(values: tuple[float, float, float], dtype: torch.dtype) -> Tensor:
+    """A value of each channel, [3, 1, 1], on a device given before the other arguments."""
+    return torch.tensor(values, dtype=dtype).view(3, 1, 1)
 
 
 IMAGENET = Normalisation()

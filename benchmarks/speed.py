@@ -32,7 +32,7 @@ from PIL import Image
 import backbones
 import metrics
 from benchmarks import reference
-from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, to_pixels
+from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, Shuffled, normalised
 from detection import autocast
 from detection.checkpoint import backbone_digest, save
 from detection.decision import Thresholds
@@ -109,7 +109,8 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
         extractor, LAYERS, (SIZE, SIZE), noise_std=0.015, dsc_margin=0.5, precision=precision, **options
     )
     detector.eval()
-    images = torch.stack([dataset[i][0] for i in range(BATCH)])
+    pixels = torch.stack([dataset[i][0] for i in range(BATCH)])
+    images = normalised(pixels)
     cpu = torch.device("cpu")
 
     @torch.no_grad()
@@ -143,7 +144,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     predict, floor = medians(rounds, lambda: detector.predict(images), backbone)
     row(f"predict from tensors, {BATCH} images", predict, None, floor)
 
-    measure_trained(folder, detector, {**options, "noise_std": 0.015, "dsc_margin": 0.5}, backbone, images, rounds)
+    measure_trained(folder, detector, {**options, "noise_std": 0.015, "dsc_margin": 0.5}, backbone, pixels, rounds)
 
     with torch.no_grad():
         embeddings = detector.embed(images)
@@ -180,7 +181,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
 
     def plain_pass() -> None:
         for batch in plain_loader:
-            plain_training.step(embed_plainly(batch.images))
+            plain_training.step(embed_plainly(normalised(batch.images)))
 
     one_pass, plain_one_pass = medians(2, bank_pass, plain_pass)
     row(f"pass over {TRAIN} training images", one_pass, plain_one_pass)
@@ -219,7 +220,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     )
     row(f"estimate: a class, {META_EPOCHS} x {GAN_EPOCHS} epochs, {MVTEC_TRAIN} + {MVTEC_TEST} images (h)",
         ours_class / 3600, plain_class / 3600)  # fmt: skip
-    tensors = torch.stack([dataset[i][0] for i in range(TRAIN)])
+    tensors = normalised(torch.stack([dataset[i][0] for i in range(TRAIN)]))
     theirs = anomalib_patchcore(tensors)
     ours_fit = embed * TRAIN / BATCH + passes * one_pass
     if theirs is not None:
@@ -233,15 +234,16 @@ def measure_trained(
     detector: SimpleNet,
     options: dict[str, object],
     backbone: Callable[[], object],
-    images: torch.Tensor,
+    pixels: torch.Tensor,
     rounds: int,
 ) -> None:
     """The predict command on images of the model's own size, which cost next to nothing to read; and ONNX Runtime."""
     model, inputs = folder / "model", folder / "inputs"
     model.mkdir()
     inputs.mkdir()
+    shown = pixels.permute(0, 2, 3, 1).contiguous().numpy()  # [BATCH, SIZE, SIZE, 3]
     for i in range(TRAIN):
-        Image.fromarray(to_pixels(images[i % BATCH])).save(inputs / f"{i:03}.bmp")
+        Image.fromarray(shown[i % BATCH]).save(inputs / f"{i:03}.bmp")
     description = Description(
         title="made",
         dataset="made",
@@ -269,10 +271,9 @@ def measure_trained(
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         export(ExportConfig(model, "onnx", folder / "model.onnx", False, "uint8", None))
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    pixels = np.stack([to_pixels(image) for image in images])
     exact = load(model).detector
     exact.precision = torch.float32
-    ours, theirs = medians(rounds, lambda: exact.predict(images), lambda: session.run(None, {"images": pixels}))
+    ours, theirs = medians(rounds, lambda: exact.predict_read(pixels), lambda: session.run(None, {"images": shown}))
     row(f"predict {BATCH} images in fp32; plain: ONNX Runtime", ours, theirs)
 
 

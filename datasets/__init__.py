@@ -9,7 +9,7 @@ from datasets.folder import FolderNames, folder_reader
 from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
-from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, remarks_on_masks
+from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, reader_count, remarks_on_masks
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
 from datasets.mvtec import MVTEC
@@ -21,7 +21,7 @@ from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, to_pixels
+from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -60,15 +60,16 @@ __all__ = [
     "folders_in",
     "images_in",
     "largest_value",
+    "normalised",
     "read_defects",
     "read_image",
     "read_table",
     "read_whole_table",
+    "reader_count",
     "refuse_video",
     "region_labels",
     "remarks_on_masks",
     "require_images",
     "table_reader",
-    "to_pixels",
     "videos_in",
 ]

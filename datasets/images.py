@@ -1,5 +1,6 @@
 """Images from disk, one by one and in batches."""
 
+import os
 import sys
 import warnings
 from collections import defaultdict
@@ -22,10 +23,11 @@ from datasets.transforms import ImageTransform
 from errors import DataError
 
 NAMED, SHOWN = 3, 20  # files that a remark names, and an error
+MOST_READERS = 16
 
 
 class Batch(NamedTuple):
-    """images float32 [B, 3, H, W], normalised; masks bool [B, H, W], all False for normal images.
+    """images uint8 [B, 3, H, W]; masks bool [B, H, W], all False for normal images.
 
     Of a table the rows float32 [B, F], and masks [B, 0, 0].
     """
@@ -66,7 +68,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         masks = read_masks(sample)
         seen = (seen_of_defect(self.transform, mask) for mask in masks)
         self.seen[index] = sum(seen, seen_of_image(self.transform, *image.size))
-        return self.transform.image(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
+        return self.transform.pixels(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
 
 
 def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
@@ -175,6 +177,19 @@ def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(other_width * height - other_height * width) < max(width, height)
 
 
+def reader_count(asked: int | None, jobs: int = 1) -> int:
+    """How many processes or threads read images where so many are asked for.
+
+    Args:
+        asked: None for one per core that this process may use, MOST_READERS at most.
+        jobs: that share the cores.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_READERS, cores // jobs))
+
+
 class BatchLoader:
     """Batches of a dataset, read by worker processes; may be iterated any number of times.
 
@@ -184,15 +199,15 @@ class BatchLoader:
     Args:
         dataset: where images come from.
         batch_size: images per batch; the last one may be smaller.
-        num_workers: processes that read and transform; 0 reads in this one.
+        num_workers: processes that read and transform, see reader_count; 0 reads in this one.
         order: a new order at every pass, and seeds of random changes; None keeps the dataset's order.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_size: int, num_workers: int = 0, order: "Shuffled | None" = None
+        self, dataset: ImageDataset, batch_size: int, num_workers: int | None = 0, order: "Shuffled | None" = None
     ) -> None:
         warnings.filterwarnings("ignore", "This DataLoader will create")  # slow disks want more readers than cores
-        num_workers = min(num_workers, len(dataset))
+        num_workers = min(reader_count(num_workers), -(-len(dataset) // batch_size))  # each reads whole batches
         self._loader = DataLoader(
             _Items(dataset),
             batch_size,

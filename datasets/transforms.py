@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +50,7 @@ class RandomTransform:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize (bilinear), change at random, crop the centre, normalise as ImageNet.
+    """Resize (bilinear), change at random, crop the centre; then normalise as ImageNet.
 
     Attributes:
         resize: pixels of the shorter side; not used by mode "square".
@@ -69,11 +69,14 @@ class ImageTransform:
 
     def image(self, image: Image.Image) -> Tensor:
         """An RGB image as float32 [3, imagesize, imagesize], normalised."""
+        return normalised(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An RGB image as uint8 [3, imagesize, imagesize]: a quarter of what is sent from process to process."""
         image = image.resize(self._resized(*image.size), Image.Resampling.BILINEAR)
         if not self.random.is_identity:
             image = self._random(image)
-        pixels = torch.from_numpy(np.asarray(self._cropped(image), dtype=np.float32) / 255).permute(2, 0, 1)
-        return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        return torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
 
     def nearest(self, values: Image.Image) -> NDArray[np.integer]:
         """Numbers for every pixel of an image, as [imagesize, imagesize]: nearest neighbour, so that none is new."""
@@ -131,7 +134,14 @@ class ImageTransform:
         )
 
 
-def to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """What ImageTransform.image gave, as RGB to look at: [3, H, W] -> [H, W, 3]."""
-    pixels = image.cpu() * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+def normalised(pixels: Tensor) -> Tensor:
+    """RGB pixels uint8 [..., 3, H, W] as float32, normalised as ImageNet: the same numbers on every device."""
+    most, mean, std = _constants(pixels.device)
+    return pixels.float().div_(most).sub_(mean).div_(std)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """255, mean and std; on a GPU, a division by a number of the host would be a product with its inverse."""
+    mean, std = (torch.tensor(own).view(3, 1, 1) for own in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.tensor(255.0).to(device), mean.to(device), std.to(device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from backbones.alignment import PIXELS, interpolation
 from backbones.centres import Centres
+from backbones.devices import kept_on_device
 
 SIGMA = 4.0  # pixels
 
@@ -35,7 +36,7 @@ def anomaly_maps(
         float32 [B, H, W] on the scores' device.
     """
     rows, columns = (
-        upsample_and_smooth(n_in, n_out, sigma, align_corners, own).to(patch_scores.device)
+        _on(patch_scores.device, n_in, n_out, sigma, align_corners, own)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
     with torch.autocast(patch_scores.device.type, enabled=False):
@@ -55,3 +56,6 @@ def upsample_and_smooth(
     else:
         upsampled = interpolation(centres, n_in, PIXELS, n_out)
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")).float()
+
+
+_on = kept_on_device(upsample_and_smooth)

@@ -71,7 +71,7 @@ class TrainedModel:
             return self.detector.predict(images)
         tensors = self._tensors(images) if self.table is None else self._rows(images)
         batches = tensors.split(BATCH if self.table is None else ROWS)
-        scores, maps = zip(*(self.detector.predict(batch) for batch in batches), strict=True)
+        scores, maps = zip(*(self.detector.predict_read(batch) for batch in batches), strict=True)
         return Prediction(torch.cat(scores), torch.cat(maps))
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
@@ -90,7 +90,7 @@ class TrainedModel:
         pictures = [_picture(one, self.transform.reading) for one in images]
         if not pictures:
             raise ValueError("no images to predict")
-        return torch.stack([self.transform.image(picture) for picture in pictures])
+        return torch.stack([self.transform.pixels(picture) for picture in pictures])
 
 
 def _picture(image: str | Path | NDArray[np.uint8], reading: Reading) -> Image.Image:

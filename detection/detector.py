@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones import Alignment, FeatureExtractor
+from backbones.devices import to_device
+from datasets import normalised
 from detection.anomaly_map import anomaly_maps
 from detection.training import EpochStats, Training
 from options import check, option
@@ -226,7 +228,18 @@ class Detector(nn.Module):
             raise ValueError(f"expected float32 [B, {expected}] with B of 1 or more, not {found}")
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
-            return self.features(images.to(self.device)).to(self.feature_type)
+            return self.features(to_device(images, self.device)).to(self.feature_type)
+
+    def embed_read(self, read: Tensor) -> Tensor:
+        """As embed, of what readers give: pixels uint8 [B, 3, H, W], normalised on the device; rows as they are."""
+        read = to_device(read, self.device)
+        return self.embed(normalised(read) if read.dtype == torch.uint8 else read)
+
+    @torch.no_grad()
+    def predict_read(self, read: Tensor) -> Prediction:
+        """As predict, of what embed_read takes."""
+        self.eval()
+        return self.score(self.embed_read(read))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:

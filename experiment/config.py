@@ -147,7 +147,7 @@ def _check_folder(flag: str, name: str) -> None:
 
 
 # Of predict's options that are of images, what stands where they are not given.
-OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": 2, "map": "overlay", "raw_format": "npy"}
+OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": None, "map": "overlay", "raw_format": "npy"}
 
 
 def _moved_weights() -> Any:
@@ -175,7 +175,7 @@ class PredictConfig:
         None, "Images scored at once.", at_least=1, at_most=100_000, shown=str(OF_IMAGES["batch_size"])
     )
     num_workers: int | None = option(
-        None, "Threads that read images.", at_least=1, at_most=1000, shown=str(OF_IMAGES["num_workers"])
+        None, "Threads that read images.", at_least=1, at_most=1000, shown="one per core, 16 at most"
     )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
     threshold: float | None = option(None, "Image score above which is anomalous.", shown="the model's")

@@ -22,11 +22,12 @@ class DatasetConfig:
         1.0, "Share of the training images that is trained on; the rest is held out.", above=0, at_most=1
     )
     batch_size: int = option(2, "Images per step.", at_least=1)
-    num_workers: int = option(
-        2,
-        "Processes that read images; 0 reads in the main one.",
+    num_workers: int | None = option(
+        None,
+        "Processes that read images; 0 reads in the main one. auto: one per core, 16 at most.",
         at_least=0,
         at_most=1000,
+        empty_word="auto",
         changes_results=False,
     )
     resize: int = option(

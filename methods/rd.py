@@ -133,6 +133,10 @@ class _Trainer:
         self.detector = detector
         self.embeddings = embeddings
         self.held_out = held_out
+        if detector.device.type == "cuda":  # as the maps are; on a CPU it would change how convolutions round
+            for weight in detector.student.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
         self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)

@@ -127,11 +127,14 @@ def corrupted(maps: Sequence[Tensor], grid: tuple[int, int], generator: torch.Ge
     count, device = len(maps[0]), maps[0].device
     chosen = torch.rand(count, 1, *grid, generator=generator, device=device) < CORRUPTED  # [B, 1, *grid]
     donors = torch.randperm(count, generator=generator, device=device)
-    shifts = torch.rand(2, generator=generator, device=device).tolist()
+    shifts = torch.rand(2, generator=generator, device=device).double()
     mixed = []
     for one in maps:
         size = one.shape[-2:]
-        moved = one[donors].roll([int(shift * n) for shift, n in zip(shifts, size, strict=True)], dims=(2, 3))
+        rows, columns = (  # where what is rolled comes from, found without the host
+            (torch.arange(n, device=device) - (shift * n).long()) % n for shift, n in zip(shifts, size, strict=True)
+        )
+        moved = one.movedim(1, 3)[donors[:, None, None], rows[:, None], columns].movedim(3, 1)
         mixed.append(torch.where(F.interpolate(chosen.float(), size) > 0, moved, one))
     return mixed
 

@@ -24,6 +24,7 @@ from datasets import (
     Shuffled,
     check_headers,
     read_defects,
+    reader_count,
 )
 from datasets.decode import read_image
 from datasets.masks import read_mask
@@ -136,6 +137,16 @@ def test_batches(mvtec, workers):
     shuffled = BatchLoader(ImageDataset(samples.train, ImageTransform(40, 32)), 4, workers, Shuffled(4, 0))
     passes = [next(iter(shuffled)).images for _ in range(6)]
     assert any(not torch.equal(passes[0], other) for other in passes[1:])
+
+
+def test_as_many_read_as_there_are_cores(mvtec, monkeypatch):
+    """Up to 16, shared by the jobs at once, and no more than there are batches; what is asked for stands."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(40), raising=False)
+    assert [reader_count(None), reader_count(None, 8), reader_count(None, 99)] == [16, 5, 1]
+    assert [reader_count(0, 8), reader_count(100)] == [0, 100]
+    dataset = ImageDataset(MVTEC.read_class(mvtec, "bolt").test, ImageTransform(40, 32))
+    assert [BatchLoader(dataset, size, None)._loader.num_workers for size in (4, 3, 1)] == [1, 2, 4]
+    assert BatchLoader(dataset, 1)._loader.num_workers == 0
 
 
 def write(path, content):

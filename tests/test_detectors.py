@@ -16,7 +16,7 @@ from test_multimodal import write_table
 from test_resume import begun, folder, outputs, start
 
 import main
-from datasets import read_image, to_pixels
+from datasets import read_image
 from errors import DataError, UsageError
 from methods import DETECTORS, load
 from options import declared
@@ -132,7 +132,7 @@ def pixels_and_predictions(model, of_class):
     """The test images as an export takes them, uint8 [B, 32, 32, 3], and what the model says of them."""
     trained = load(model)
     paths = sorted(of_class.glob("test/*/*.png"))
-    pixels = np.stack([to_pixels(trained.transform.image(read_image(path))) for path in paths])
+    pixels = np.stack([trained.transform.pixels(read_image(path)).permute(1, 2, 0) for path in paths])
     return pixels, trained.predict(paths)
 
 

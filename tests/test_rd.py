@@ -209,13 +209,20 @@ def test_a_step_is_adams_with_the_betas_of_the_authors():
         np.testing.assert_allclose(weight.detach(), expected, rtol=0, atol=1e-5)
 
 
-def test_everything_happens_on_the_detectors_device():
+def test_everything_happens_on_the_detectors_device(monkeypatch):
     """Without a GPU: a fake one, whose tensors know their device and hold nothing."""
     rows = torch.zeros(2, 64 * 8 * 8 + 128 * 4 * 4)
     small().score(rows)  # the upsampling matrices are cached as real
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         prediction = small().score(torch.zeros(rows.shape))
         assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
+        detector, generator = small(), torch.Generator("cpu")
+        monkeypatch.setattr(torch, "Generator", lambda _: generator)
+        detector.training_on([torch.zeros(rows.shape)])
+    for own, is_last in ((detector, True), (small(), False)):  # a CPU's order of channels decides its last digits
+        own.training_on([rows])
+        kernels = [weight for weight in own.student.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
+        assert {one.is_contiguous(memory_format=torch.channels_last) for one in kernels} == {is_last}
 
 
 @pytest.mark.parametrize(

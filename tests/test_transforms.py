@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import ImageTransform, RandomTransform, to_pixels
+from datasets import ImageTransform, RandomTransform, normalised
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 DRAWS = 60
 
@@ -16,7 +17,7 @@ def drawn(pixels, **changes):
     """Pixels [64, 64, 3] changed at random, DRAWS times: float [64, 64, 3] each."""
     torch.manual_seed(0)
     transform = ImageTransform(64, 64, RandomTransform(**changes))
-    return [to_pixels(transform.image(Image.fromarray(pixels))).astype(float) for _ in range(DRAWS)]
+    return [transform.pixels(Image.fromarray(pixels)).permute(1, 2, 0).numpy().astype(float) for _ in range(DRAWS)]
 
 
 def places(offset, **changes):
@@ -82,6 +83,15 @@ def test_chances_are_those_asked_for(name):
     assert np.mean(hits) == pytest.approx(0.5, abs=0.2)
 
 
-def test_pixels_come_back():
+def test_every_pixel_is_normalised_to_its_float():
+    """To the bit, as float32 arithmetic has it, whatever the layout."""
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    assert (to_pixels(ImageTransform(16, 16).image(Image.fromarray(pixels))) == pixels).all()
+    mean, std = (np.array(own, np.float32) for own in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1)
+    own = ImageTransform(16, 16)
+    assert (own.image(Image.fromarray(pixels)).numpy() == expected).all()
+    assert (own.pixels(Image.fromarray(pixels)).numpy() == pixels.transpose(2, 0, 1)).all()
+    several = torch.stack([own.pixels(Image.fromarray(pixels))] * 2)
+    for batch in (several.contiguous(), several.contiguous(memory_format=torch.channels_last)):
+        assert (normalised(batch).numpy() == expected).all()
+    assert several.dtype == torch.uint8

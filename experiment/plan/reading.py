@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import ClassSamples, Reading, Sample, bit_depth_of, check_headers, largest_value
+from datasets import ClassSamples, Reading, Sample, bit_depth_of, check_headers, largest_value, reader_count
 from errors import DataError
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.progress import progress
@@ -70,7 +70,7 @@ def _with_depth(
     asked = data.reading.bit_depth
     if asked == 16 or not (train or rest):
         return replace(data.reading, bit_depth=asked or 16), ()
-    with ThreadPoolExecutor(max(data.num_workers, 1)) as threads:
+    with ThreadPoolExecutor(max(reader_count(data.num_workers), 1)) as threads:
         largest = list(_shown(title, threads.map(largest_value, train), len(train)))
         depth = asked or bit_depth_of(max(largest, default=65535))
         if depth < 16:

@@ -14,9 +14,14 @@ from experiment.plan.job import Job, label_of
 from methods import DETECTORS
 from options import declared
 
-EMBED_BATCH = 8  # images embedded at once where the training batch does not decide
+EMBED_BATCH, GPU_EMBED_BATCH = 8, 32  # images embedded at once where the training batch is smaller
 FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], int, int | None]
 Sources = dict[FeatureKey, backbones.FeatureExtractor]
+
+
+def embed_batch(batch_size: int, device: torch.device) -> int:
+    """How many images are embedded at once; not by what is free, for how convolutions round may depend on it."""
+    return max(EMBED_BATCH if device.type == "cpu" else GPU_EMBED_BATCH, batch_size)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,8 @@ class Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         display = ray.remote(num_cpus=0, scheduling_strategy=here)(Display).remote()
         start = ray.remote(**self.needs, max_retries=RETRIES, num_returns="streaming")(do)
-        settings = Settings(precision_name(precision), self.threads, self.on_gpu, holder(), socket.gethostname())
+        jobs = -(-self.slots // sum(node["Alive"] for node in ray.nodes()))
+        settings = Settings(precision_name(precision), self.threads, self.on_gpu, holder(), socket.gethostname(), jobs)
         waiting: dict[Any, Iterator[Task]] = {}
         for shared in split(group(tasks), 2 * self.slots):
             waiting[start.remote([_sent(task) for task in shared], settings, display)] = iter(shared)
@@ -259,9 +260,8 @@ def split(groups: list[list[Task]], count: int) -> list[list[Task]]:
 def _sent(task: Task) -> Task:
     """A task whose paths do not depend on the working directory."""
     jobs = tuple(replace(job, folder=job.folder.absolute(), root=job.root.absolute()) for job in task.jobs)
-    weights = task.detector.backbone_weights
-    if weights not in ("pretrained", "random"):
-        weights = str(Path(weights).absolute())
+    given = task.detector.backbone_weights
+    weights = given if given in ("pretrained", "random") else str(Path(given).absolute())
     return replace(task, jobs=jobs, detector=replace(task.detector, backbone_weights=weights))
 
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import backbones
+from datasets import reader_count
 from errors import DataError, UsageError
 from experiment.machine.device import best_precision, choose_device, choose_precision, device_name
 from experiment.machine.progress import draw_with
@@ -26,13 +27,15 @@ from files import sha256_of
 
 
 class Settings(NamedTuple):
-    """How workers compute: their precision, threads, and whether on a GPU; who holds the runs' locks, and where."""
+    """How workers compute: their precision, threads, and whether on a GPU; who holds the runs' locks, and where; and
+    how many of them share a machine's cores."""
 
     precision: str
     threads: int
     on_gpu: bool
     holder: str
     host: str
+    jobs: int = 1
 
     def naming_host(self, error: Exception) -> DataError:
         """An error of a worker, with its host where that is another machine than the one that shows it."""
@@ -113,12 +116,13 @@ def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answ
     with contextlib.redirect_stderr(Lines(display)), tempfile.TemporaryDirectory() as scratch:
         try:
             source = _source(tasks[0], device)
-            own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(tasks)]
+            ready = [_with_readers(task, settings.jobs) for task in tasks]
+            own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(ready)]
         except (UsageError, DataError) as error:
             yield from [Answer(settings.naming_host(error), None) for _ in tasks]
             return
         outcomes = work(own, {tasks[0].backbone: source}, device, precision)
-        for task, placed in zip(tasks, own, strict=True):
+        for task, placed in zip(ready, own, strict=True):
             Bar.job = label_of(task.jobs), task.title
             _, outcome = next(outcomes)
             display.progress.remote(task.title, 1.0)
@@ -147,6 +151,12 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
     source = backbones.load(name, weights, seed or 0, normalisation)
     source.build(layers, (imagesize, imagesize), device)
     return source
+
+
+def _with_readers(task: Task, jobs: int) -> Task:
+    """A task that reads by this worker's share of the cores, where nobody says by how many."""
+    data = (replace(job.data, num_workers=reader_count(job.data.num_workers, jobs)) for job in task.jobs)
+    return replace(task, jobs=tuple(replace(job, data=own) for job, own in zip(task.jobs, data, strict=True)))
 
 
 def _placed(task: Task, holder: str, scratch: Path) -> Task:

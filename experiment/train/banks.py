@@ -17,7 +17,7 @@ from detection import Detector
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
-from experiment.plan.task import EMBED_BATCH, Task
+from experiment.plan.task import Task, embed_batch
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def _embed_all(
     masks: NDArray[np.bool_] | None = None,
 ) -> tuple[FeatureBank, Seen]:
     """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
-    loader = BatchLoader(dataset, max(EMBED_BATCH, data.batch_size), data.num_workers)
-    embed = Halving(detector.embed, "embedding")
+    loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers)
+    embed = Halving(detector.embed_read, "embedding")
 
     @torch.no_grad()
     def embeddings() -> Iterator[Tensor]:

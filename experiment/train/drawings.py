@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets import to_pixels
 from experiment.machine.progress import progress
 from experiment.show.names import Names
 from experiment.show.pictures import captioned, encoded, panel, picture_name, worst
@@ -49,4 +48,4 @@ def _panels(
     has_masks = any(sample.mask_paths for sample in predictions.dataset.samples)
     for index, anomaly_map in zip(indices, predictions.maps_of(indices), strict=True):
         image, mask = predictions.dataset[index]
-        yield panel(to_pixels(image), mask.numpy() if has_masks else None, anomaly_map, map_range)
+        yield panel(image.permute(1, 2, 0).numpy(), mask.numpy() if has_masks else None, anomaly_map, map_range)

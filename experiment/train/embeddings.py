@@ -16,7 +16,7 @@ from datasets import Batch, BatchLoader, ClassSamples, ImageDataset, Sample, Shu
 from detection import Detector, Prediction
 from experiment.dataset_config import DatasetConfig
 from experiment.plan.job import Job
-from experiment.plan.task import EMBED_BATCH
+from experiment.plan.task import embed_batch
 from experiment.train.banks import ClassBanks
 
 SCORE_BATCH = 32  # embeddings scored at once
@@ -41,7 +41,11 @@ class TrainingEmbeddings:
     def __iter__(self) -> Iterator[Tensor]:
         if self.bank is not None:
             return self.bank.batches(self.batch_size, self.order)
-        return (self.detector.embed(batch.images) for batch in self.loader)
+        return (self.detector.embed_read(batch.images) for batch in self.loader)
+
+    def pass_over(self) -> None:
+        """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
+        iter(self.order) if self.loader is None else self.loader.pass_over()
 
     def pass_over(self) -> None:
         """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
@@ -73,7 +77,7 @@ class Predictions:
         self.title = title
         self.bank = bank
         self.masks = masks
-        self.batch_size = SCORE_BATCH if bank else max(EMBED_BATCH, data.batch_size)
+        self.batch_size = SCORE_BATCH if bank else embed_batch(data.batch_size, detector.device)
         self.dataset = ImageDataset(samples, data.test_transform)
         self.num_workers = data.num_workers
         self.loader = None if bank else BatchLoader(self.dataset, self.batch_size, data.num_workers)
@@ -93,7 +97,7 @@ class Predictions:
         else:
             chosen = ImageDataset([self.dataset.samples[i] for i in indices], self.dataset.transform)
             loader = BatchLoader(chosen, self.batch_size, self.num_workers)
-            batches = (self.detector.predict(batch.images) for batch in loader)
+            batches = (self.detector.predict_read(batch.images) for batch in loader)
         for prediction in batches:
             yield from prediction.maps.cpu().numpy()
 
@@ -101,7 +105,7 @@ class Predictions:
         """The images' embeddings, in batches."""
         if self.bank is not None:
             return self.bank.batches(self.batch_size)
-        return (self.detector.embed(batch.images) for batch in self.loader)
+        return (self.detector.embed_read(batch.images) for batch in self.loader)
 
     def branch_scores(self) -> dict[str, NDArray[np.float32]]:
         """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have none."""
@@ -113,7 +117,7 @@ class Predictions:
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
         if self.bank is None:
             batches, same = tee(self._loaded())
-            predictions = map(self.detector.predict, (batch.images for batch in batches))
+            predictions = map(self.detector.predict_read, (batch.images for batch in batches))
             return zip(predictions, (batch.masks.numpy() for batch in same), strict=True)
         predictions = map(self.detector.score, self.bank.batches(self.batch_size))
         if self.masks is None:

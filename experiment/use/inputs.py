@@ -29,7 +29,7 @@ class Item:
     Attributes:
         path: as given.
         name: of what is written for it, without an ending; no other item's.
-        tensor: the model's input [3, H, W], once it is read.
+        tensor: the model's input, uint8 [3, H, W], once it is read.
         size: width and height of the file's image.
         original: its pixels, where they are drawn.
         error: what is wrong with it.
@@ -134,7 +134,7 @@ def read_ahead(
                 raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
             refuse_video(path)
             image = read_image(path, transform.reading)
-            tensor = transform.image(image)
+            tensor = transform.pixels(image)
             return Item(item.path, item.name, tensor, image.size, np.asarray(image) if keep_originals else None)
         except DataError as error:
             return Item(item.path, item.name, error=str(error))

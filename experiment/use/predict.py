@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets import ImageTransform, to_pixels
+from datasets import ImageTransform, reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from errors import DataError
@@ -74,13 +74,15 @@ def predict(config: PredictConfig) -> int:
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
     counts: Counter[str] = Counter()
-    score = Halving(model.detector.predict, "prediction", _joined, ADVICE)
+    score = Halving(model.detector.predict_read, "prediction", _joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     reading = model.transform.reading
     if config.max_pixels is not None:
         reading = replace(reading, max_pixels=config.max_pixels)
     transform = replace(model.transform, reading=reading)
-    stream = read_ahead(iter(inputs), transform, config.num_workers, 2 * config.batch_size, draws_originals)
+    stream = read_ahead(
+        iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
+    )
     with (
         _table(config.out / TABLE) as write,
         progress("predict", total=inputs.total, unit="image") as bar,
@@ -176,7 +178,7 @@ def _pictures(
         except DataError as error:
             raise DataError(f"'{item.path}' was scored, but has no map of its own size: {error}") from error
     if config.map in ("overlay", "both"):
-        image = to_pixels(item.tensor) if item.original is None else item.original
+        image = item.tensor.permute(1, 2, 0).numpy() if item.original is None else item.original
         picture = panel(image, None, anomaly_map, model.description.map_range)
         content = encoded(captioned(picture, score, threshold), ".png")
         drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", content))
