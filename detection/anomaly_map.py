@@ -9,6 +9,7 @@ from torch import Tensor
 from backbones.alignment import PIXELS, interpolation
 from backbones.centres import Centres
 from backbones.devices import kept_on_device
+from backbones.float32 import full_float32
 
 SIGMA = 4.0  # pixels
 
@@ -39,7 +40,7 @@ def anomaly_maps(
         _on(patch_scores.device, n_in, n_out, sigma, align_corners, own)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
-    with torch.autocast(patch_scores.device.type, enabled=False):
+    with full_float32(patch_scores.device):
         return rows @ patch_scores.float() @ columns.T
 
 

@@ -47,10 +47,6 @@ class TrainingEmbeddings:
         """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
         iter(self.order) if self.loader is None else self.loader.pass_over()
 
-    def pass_over(self) -> None:
-        """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
-        iter(self.order) if self.loader is None else self.loader.pass_over()
-
 
 class Predictions:
     """Predictions of images in batches, by the detector as it is then; with masks (bool [B, H, W]).
