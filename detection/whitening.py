@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from detection.variance import known_variance
+from errors import DataError
+
 
 @torch.no_grad()
 def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -20,7 +23,10 @@ def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Ten
         shrinkage: above 0; how far R is drawn to the identity (`--whiten`), which bounds what rare directions gain.
 
     Returns:
-        float32, on the features' device; not finite where features are not.
+        float32, on the features' device.
+
+    Raises:
+        DataError: features that are not finite.
     """
     count, total, products = 0, 0.0, 0.0
     origin: Tensor | None = None
@@ -33,10 +39,22 @@ def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Ten
         products = products + (rows.T @ rows).double()
     shift = total / count
     covariance = products / count - shift.outer(shift)
-    variance = covariance.diagonal()
-    std = (variance + 1e-6 * variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).sqrt()  # some never move
+    if not covariance.isfinite().all():
+        raise DataError("the features of the training images are not finite: try --precision fp32")
+    mean = origin.double() + shift
+    variance = known_variance(covariance.diagonal(), mean)
+    std = (variance + 1e-6 * variance.mean()).sqrt()  # some never move
     correlation = covariance / std.outer(std)
-    identity = torch.eye(len(std), dtype=std.dtype, device=std.device)
-    factor, _ = torch.linalg.cholesky_ex(correlation + shrinkage * identity)
-    weight = torch.linalg.solve_triangular(factor, torch.diag(1 / std), upper=False)
-    return weight.float(), (-weight @ (origin.double() + shift)).float()
+    weight = torch.linalg.solve_triangular(_factor(correlation, shrinkage), torch.diag(1 / std), upper=False)
+    return weight.float(), (-weight @ mean).float()
+
+
+def _factor(correlation: Tensor, shrinkage: float) -> Tensor:
+    """L of R + shrinkage * I; of R's eigenvalues, rounding has left some of those that are 0 below it."""
+    identity = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
+    factor, failed = torch.linalg.cholesky_ex(correlation + shrinkage * identity)
+    if not failed:
+        return factor
+    values, vectors = torch.linalg.eigh(correlation)
+    root = (values.clamp(min=0) + shrinkage).sqrt().unsqueeze(1) * vectors.T  # root^T root = R + shrinkage * I
+    return torch.linalg.qr(root).R.T

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import Prediction, autocast
+from detection.variance import known_variance
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
 from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
@@ -26,6 +27,7 @@ from methods.student import fit
 from options import option
 
 FOLDS = 5
+LEAST_STD = (0.01, 0.1)  # of map and distance: what hardly moves among a few normal images must not rule the score
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,12 @@ class LogicRD(ReverseDistillation):
                 maps, vectors = self._maps_and_vectors(batch)
             parts.append((maps.flatten(1).amax(1), vectors))
         scores, vectors = (torch.cat(part) for part in zip(*parts, strict=True))
-        folds = torch.arange(len(vectors)) % min(FOLDS, len(vectors))
-        distances = torch.empty_like(scores)
-        for fold in folds.unique():
-            held_out = (folds == fold).to(vectors.device)
-            distances[held_out] = mahalanobis(vectors[held_out], *shrunk(vectors[~held_out]))
+        distances = _cross_fitted(vectors)
         mean, precision = shrunk(vectors)
         self.mean.copy_(mean)
         self.precision_matrix.copy_(precision)
-        for row, own in zip(self.normal_scores, (scores, distances), strict=True):
-            row.copy_(torch.stack([own.mean(), own.std(unbiased=False).clamp(min=1e-6)]))
+        for row, own, least in zip(self.normal_scores, (scores, distances), LEAST_STD, strict=True):
+            row.copy_(torch.stack([own.mean(), own.std(unbiased=False).clamp(min=least)]))
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and image scores (8)."""
@@ -158,14 +156,37 @@ class LogicRD(ReverseDistillation):
 
 
 def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """m [D] and C^-1 [D, D] of (7), C shrunk as by Ledoit and Wolf (2004), of vectors [N, D]; float32."""
+    """m [D] and C^-1 [D, D] of (7), C shrunk as by Ledoit and Wolf (2004), of vectors [N, D], at least one; float32.
+
+    Two vectors say nothing of the error of their covariance, by which they shrink it: it is shrunk by half.
+    """
     from sklearn.covariance import LedoitWolf  # late: other commands need not wait for it
 
-    estimate = LedoitWolf(store_precision=False).fit(vectors.double().cpu().numpy())
-    covariance = torch.from_numpy(estimate.covariance_)
-    covariance.diagonal().add_(covariance.diagonal().mean() * 1e-9 + torch.finfo(torch.float32).tiny)
+    rows = vectors.double().cpu()
+    if len(rows) > 2:
+        estimate = LedoitWolf(store_precision=False).fit(rows.numpy())
+        mean, covariance = torch.from_numpy(estimate.location_), torch.from_numpy(estimate.covariance_)
+    else:
+        mean = rows.mean(0)
+        covariance = (rows - mean).T @ (rows - mean) / len(rows)
+        covariance = (covariance + covariance.diagonal().mean() * torch.eye(len(mean), dtype=covariance.dtype)) / 2
+    variance = covariance.diagonal()
+    variance.copy_(known_variance(variance, mean))
+    variance.add_(variance.mean() * 1e-9)
     precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    return torch.from_numpy(estimate.location_).to(vectors), precision.to(vectors)
+    return mean.to(vectors), precision.to(vectors)
+
+
+def _cross_fitted(vectors: Tensor) -> Tensor:
+    """d (7) of vectors [N, D], each by mean and covariance of the others' folds; of fewer than three, of them all."""
+    if len(vectors) < 3:
+        return mahalanobis(vectors, *shrunk(vectors))
+    folds = torch.arange(len(vectors), device=vectors.device) % min(FOLDS, len(vectors))
+    distances = torch.empty_like(vectors[:, 0])
+    for fold in folds.unique():
+        left_out = folds == fold
+        distances[left_out] = mahalanobis(vectors[left_out], *shrunk(vectors[~left_out]))
+    return distances
 
 
 def mahalanobis(vectors: Tensor, mean: Tensor, precision: Tensor) -> Tensor:

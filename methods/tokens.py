@@ -16,6 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from detection.variance import known_variance
+
 HIDDEN = 0.5  # share of an image's tokens that are hidden at once
 LEAST = 1e-3  # variance of a value that hardly moves, as a share of the mean
 SIZES = 8  # of a row's masks at most, and masks of every size
@@ -53,9 +55,9 @@ class ImageTokens(nn.Module):
             count, total = count + len(cells), total + (cells - origin).sum(0).double()
             squares = squares + (cells - origin).square().sum(0).double()
         shift = total / count
-        variance = squares / count - shift.square()
         self.mean.copy_(origin + shift)
-        self.std.copy_((variance + LEAST * variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).sqrt())
+        variance = known_variance(squares / count - shift.square(), origin + shift)
+        self.std.copy_((variance + LEAST * variance.mean()).sqrt())
 
     def prepare(self, features: Tensor) -> Tensor:
         """Standardised cells [B, n, C] of features [B, H1, W1, C]."""

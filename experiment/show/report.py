@@ -173,13 +173,20 @@ def _uri(content: bytes, kind: str) -> str:
 def _draw_histogram(
     axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_], threshold: float, kind: str
 ) -> None:
-    edges = np.histogram_bin_edges(scores, bins=30)
+    edges = np.histogram_bin_edges(scores, bins=30, range=_span(scores))
     for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
         if chosen.any():
             axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
     axes.axvline(threshold, color="#222", linewidth=1, linestyle="--", label="threshold")
     axes.set(xlabel=f"{kind} score", ylabel=f"{kind}s")
     axes.legend(frameon=False)
+
+
+def _span(scores: NDArray[np.floating]) -> tuple[float, float]:
+    """The lowest and the highest score; around scores that are all the same, half as much as they are, or a half."""
+    low, high = float(scores.min()), float(scores.max())
+    beside = 0.0 if low < high else max(abs(low), 1.0) / 2
+    return low - beside, high + beside
 
 
 def _draw_roc(axes: Axes, scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> None:

@@ -1,0 +1,25 @@
+"""Variances that can be divided by, of values that may never move."""
+
+import torch
+from torch import Tensor
+
+STILL = 1e-6  # of their size, what float32 values that do not move are apart by rounding
+
+
+def known_variance(variance: Tensor, mean: Tensor) -> Tensor:
+    """Variances [D] of float32 values as they are or, where none of the values moves, the mean square of their size.
+
+    Nothing is known then of how far the values of other samples lie apart: in units of their size, what is new is far
+    away and all numbers stay small.
+
+    Args:
+        variance: float64 [D], finite.
+        mean: of the same values [D].
+
+    Returns:
+        [D], with a mean above 0; 1 where the values themselves are 0.
+    """
+    size = mean.double().square().mean()
+    if variance.mean() > STILL**2 * size:
+        return variance
+    return torch.full_like(variance, size.item() or 1.0)
