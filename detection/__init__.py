@@ -3,7 +3,7 @@
 from detection.checkpoint import TrainedModel, load
 from detection.decision import is_anomalous
 from detection.detector import Detector, Prediction, autocast
-from detection.training import EndOfPass, EpochStats, MovingAverage, Training, learn
+from detection.training import EndOfPass, EpochStats, MovingAverage, Training, gradient_scaler, learn
 
 __all__ = [
     "Detector",
@@ -14,6 +14,7 @@ __all__ = [
     "TrainedModel",
     "Training",
     "autocast",
+    "gradient_scaler",
     "is_anomalous",
     "learn",
     "load",

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import Alignment
-from detection import Detector, EndOfPass, Prediction, Training, autocast, learn
+from detection import Detector, EndOfPass, Prediction, Training, autocast, gradient_scaler, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
 from methods.student import Student
@@ -122,6 +122,7 @@ class _Trainer:
         self.embeddings = embeddings
         learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
         self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
+        self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
@@ -130,7 +131,7 @@ class _Trainer:
         for batch in batches:
             with autocast(own.device, own.precision):
                 loss = own.loss(batch, self.generator)
-            learn(loss, [self.optimizer], own.precision)
+            learn(loss, [self.optimizer], own.precision, self.scaler)
             yield StepStats(loss.detach())
 
     def end_pass(self) -> EndOfPass:
@@ -139,10 +140,15 @@ class _Trainer:
         return EndOfPass()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # none of earlier versions
         self.generator.set_state(state["generator"])
 
 
