@@ -16,7 +16,7 @@ corners in (4).
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,11 @@ class Options:
     blocks: int = option(
         3, "Residual blocks of the bottleneck and of every decoder stage.", at_least=1, at_most=100, counts=True
     )
+    relu: Literal["exit", "entrance"] = option(
+        "exit",
+        "Where a residual block has its ReLU: at its exit, as the authors', but for a last one where the layer has "
+        "values below 0; or at its entrance, where half of such a layer is lost.",
+    )
     lr: float = option(0.005, "Learning rate of Adam.", above=0)
     epochs: int = option(200, "Passes over the training images; each is evaluated, see --eval_every.", at_least=1)
 
@@ -60,6 +65,7 @@ class ReverseDistillation(Detector):
     """
 
     Options = Options
+    BEFORE: ClassVar = {"relu": "entrance"}
     DATASET_DEFAULTS: ClassVar = {"batch_size": 16, "resize_mode": "square", "imagesize": 256}  # the paper's
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -68,7 +74,7 @@ class ReverseDistillation(Detector):
         self.shapes = [(info.channels, *info.grid) for info in infos]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.student = Student(infos, self.options.blocks)
+            self.student = Student(infos, self.options.blocks, self.options.relu)
 
     def passes_after(self, meta_epochs: int) -> int:
         """One per epoch."""
