@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 Size = tuple[int, int]
 _aten = torch.ops.aten
+_RELU = (_aten.relu, _aten.relu_)
 
 
 class Centres(NamedTuple):
@@ -39,6 +40,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.known: dict[int, tuple[Tensor, dict[int, Centres]]] = {}  # by id; tensors of meta take no memory
         self.maps: dict[Size, tuple[Centres, Centres]] = {}
+        self.rectified: set[int] = set()  # ids of tensors that a ReLU has made
 
     def start(self, images: Tensor) -> None:
         """Follow images [B, 3, H, W]."""
@@ -57,6 +59,8 @@ class Tracer(TorchDispatchMode):
                 if isinstance(output, Tensor):
                     own = self.of(args[0]) if rule else {}
                     self._keep(output, rule(own, output, *args) if rule else self._kept(inputs, output))
+                    change = self.rectified.add if func.overloadpacket in _RELU else self.rectified.discard
+                    change(id(output))  # computed in place, it keeps its id
         return result
 
     def _keep(self, tensor: Tensor, axes: dict[int, Centres]) -> None:

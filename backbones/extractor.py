@@ -196,7 +196,8 @@ class FeatureExtractor(nn.Module):
             layouts.append(layout)
             channels = first.shapes[layer][layout.axes[0]]
             centres = _centres(layout, first, layer, after, size, larger)
-            infos.append(LayerInfo(layer, channels, round(size[0] / layout.grid[0]), layout.grid, centres))
+            stride, signed = round(size[0] / layout.grid[0]), first.signed[layer]
+            infos.append(LayerInfo(layer, channels, stride, layout.grid, centres, signed))
         return _Seen(infos, layouts, first.patches, is_made_for_size)
 
     def _trace_at(self, model: nn.Module, layers: Sequence[str], size: Size) -> tuple[Traced, bool]:

@@ -23,6 +23,7 @@ class LayerInfo:
 
     Attributes:
         centres: where its rows and its columns look; None of a layer that is of no network.
+        signed: whether its values may be below 0; those of a layer that ends with a ReLU are not.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerInfo:
     stride: int
     grid: tuple[int, int]
     centres: tuple[Centres, Centres] | None = None
+    signed: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Traced:
         shapes: of the layers' outputs, by name, or the type's name of what is no tensor; those that were reached.
         centres: where the cells of each output's axes look, by layer and axis.
         maps: the same of all maps on the way, by rows and columns; the last of each.
+        signed: whether each output may hold values below 0, by layer.
         patches: what the image is cut into, if it is.
         error: why the network did not reach all layers.
     """
@@ -47,6 +48,7 @@ class Traced:
     shapes: dict[str, Shape | str]
     centres: dict[str, dict[int, Centres]]
     maps: dict[Size, tuple[Centres, Centres]]
+    signed: dict[str, bool]
     patches: Patches | None
     error: Exception | None
 
@@ -58,6 +60,7 @@ def trace(model: nn.Module, layers: Sequence[str], size: Size) -> Traced:
     """
     shapes: dict[str, Shape | str] = {}
     centres: dict[str, dict[int, Centres]] = {}
+    signed: dict[str, bool] = {}
     patches: list[Patches] = []
     error = None
     tracer = Tracer()
@@ -66,6 +69,7 @@ def trace(model: nn.Module, layers: Sequence[str], size: Size) -> Traced:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             shapes[name] = shape_of(output)
             centres[name] = tracer.of(output) if isinstance(output, Tensor) else {}
+            signed[name] = id(output) not in tracer.rectified
 
         return hook
 
@@ -90,7 +94,7 @@ def trace(model: nn.Module, layers: Sequence[str], size: Size) -> Traced:
                 model(images)
         except Exception as raised:  # a network may raise anything
             error = raised if len(shapes) < len(set(layers)) else None
-    return Traced(shapes, centres, tracer.maps, patches[0] if patches else None, error)
+    return Traced(shapes, centres, tracer.maps, signed, patches[0] if patches else None, error)
 
 
 @contextmanager

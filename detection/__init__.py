@@ -3,7 +3,7 @@
 from detection.checkpoint import TrainedModel, load
 from detection.decision import FalseAlarms, false_alarms, is_anomalous
 from detection.detector import Detector, Prediction, autocast
-from detection.training import Batches, EndOfPass, EpochStats, MovingAverage, Training, learn
+from detection.training import Batches, EndOfPass, EpochStats, MovingAverage, Training, gradient_scaler, learn
 
 __all__ = [
     "Batches",
@@ -17,6 +17,7 @@ __all__ = [
     "Training",
     "autocast",
     "false_alarms",
+    "gradient_scaler",
     "is_anomalous",
     "learn",
     "load",

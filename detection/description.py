@@ -160,7 +160,7 @@ def _check_options(options: Mapping[str, Any], kind: type) -> None:
 
 
 def _newer_options(description: Description, kind: type[Detector]) -> dict[str, Any]:
-    """The defaults of options that a description lacks since its model is older than they are."""
+    """What options that a description lacks, since its model is older than they are, were before there were any."""
     idle = {own.name for own in declared(kind.Options) if not own.option.changes_results}
     own = (one for one in fields(kind.Options) if one.name not in {*description.options, *idle})
-    return {one.name: one.default for one in own}
+    return {one.name: kind.BEFORE.get(one.name, one.default) for one in own}

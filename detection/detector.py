@@ -59,6 +59,7 @@ class Detector(nn.Module):
     Options: ClassVar[type]  # the frozen dataclass of its options; what they are is said there alone
     RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of them, by name
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
+    BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
     JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
     branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 

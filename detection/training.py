@@ -12,8 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from backbones.float32 import full_float32
 from errors import DataError
 
-FP16_LOSS_SCALE = 1024.0
-
 
 class EpochStats(NamedTuple):
     """One meta epoch: its number from 1, the mean loss, and the means of what else the detector watches."""
@@ -180,22 +178,43 @@ def plain_attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
-def learn(loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], precision: torch.dtype) -> None:
-    """One step of every optimizer down the loss's gradient.
+def gradient_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler:
+    """What keeps gradients of fp16 above its smallest number (Micikevicius et al., Mixed precision training, 2018).
 
-    fp16 needs a scale that keeps gradients of single places above its smallest number; it is taken out again.
+    Its scale grows while gradients are finite, and halves where they are not; that is part of a training's state. Of
+    other precisions it does nothing, and its state is empty.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+
+
+def learn(
+    loss: Tensor,
+    optimizers: Iterable[torch.optim.Optimizer],
+    precision: torch.dtype,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """One step of every optimizer down the loss's gradient; fp16 makes none where a gradient is not finite.
+
+    Args:
+        loss: a scalar.
+        optimizers: of what the loss depends on.
+        precision: that the loss was computed in; another than fp16 needs no scale.
+        scaler: of all steps in fp16; None is a fresh one.
     """
     optimizers = list(optimizers)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    scale = FP16_LOSS_SCALE if precision == torch.float16 else 1.0
-    with full_float32(loss.device) if precision == torch.float32 else nullcontext():
-        (loss * scale).backward()
-    if scale != 1:
-        gradients = [p.grad for o in optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, 1 / scale)
+    if precision != torch.float16:
+        with full_float32(loss.device) if precision == torch.float32 else nullcontext():
+            loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return
+    scaler = scaler or gradient_scaler(loss.device, precision)
+    scaler.scale(loss).backward()
     for optimizer in optimizers:
-        optimizer.step()
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def _check_finite(losses: Sequence[Tensor], meta_epoch: int) -> None:

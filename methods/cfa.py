@@ -18,7 +18,7 @@ the centres are not.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,7 @@ class CFA(Detector):
     """
 
     Options = Options
+    DATASET_DEFAULTS: ClassVar = {"batch_size": 4}  # the authors'
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -26,7 +26,7 @@ from torch import Tensor
 from backbones import PIXELS
 from backbones.patches import resize_to_first
 from backbones.resizing import resized
-from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
+from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, gradient_scaler, learn
 from detection.detector import align_maps
 from errors import UsageError
 from methods.masked_network import Network, seeded
@@ -95,12 +95,7 @@ class Multimodal(Detector):
     """
 
     Options = Options
-    DATASET_DEFAULTS: ClassVar = {
-        "batch_size": 8,
-        "resize_mode": "square",
-        "imagesize": 256,
-        "train_val_split": 0.9,
-    }
+    DATASET_DEFAULTS: ClassVar = {"batch_size": 8, "resize_mode": "square", "imagesize": 256, "train_val_split": 0.9}
     JOINT: ClassVar = True
     branches = ("reconstruction_score", "tampered_score")
 
@@ -282,6 +277,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.trained.parameters(), lr=detector.options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
+        self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator().manual_seed(detector.seed)
         self.lowest = float("inf")
         self.waited = 0  # epochs since then
@@ -293,7 +289,7 @@ class _Trainer:
         with seeded(own.device, int(torch.randint(2**62, (), generator=self.generator))):
             for part, batch in batches:
                 loss = self._loss(self.trained, part, batch)
-                learn(loss, [self.optimizer], own.for_part(part).feature_type)
+                learn(loss, [self.optimizer], own.for_part(part).feature_type, self.scaler)
                 self.average.update()
                 loss = loss.detach()
                 yield StepStats(loss, none, loss) if own.columns[part] else StepStats(loss, loss, none)
@@ -336,6 +332,7 @@ class _Trainer:
             "averaged": self.averaged.state_dict(),
             "averaged_steps": self.average.steps,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
             "lowest": self.lowest,
             "waited": self.waited,
@@ -346,5 +343,6 @@ class _Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.average.steps = state["averaged_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # none of earlier versions
         self.generator.set_state(state["generator"])
         self.lowest, self.waited = state["lowest"], state["waited"]

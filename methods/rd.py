@@ -16,14 +16,14 @@ corners in (4).
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import Alignment
-from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, learn
+from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, gradient_scaler, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
 from methods.student import Student
@@ -41,6 +41,11 @@ class Options:
     align_maps: bool = align_maps()
     blocks: int = option(
         3, "Residual blocks of the bottleneck and of every decoder stage.", at_least=1, at_most=100, counts=True
+    )
+    relu: Literal["exit", "entrance"] = option(
+        "exit",
+        "Where a residual block has its ReLU: at its exit, as the authors', but for a last one where the layer has "
+        "values below 0; or at its entrance, where half of such a layer is lost.",
     )
     lr: float = option(0.005, "Learning rate of Adam.", above=0)
     epochs: int = option(200, "Passes over the training images; each is evaluated, see --eval_every.", at_least=1)
@@ -60,6 +65,7 @@ class ReverseDistillation(Detector):
     """
 
     Options = Options
+    BEFORE: ClassVar = {"relu": "entrance"}
     DATASET_DEFAULTS: ClassVar = {"batch_size": 16, "resize_mode": "square", "imagesize": 256}  # the paper's
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -68,7 +74,7 @@ class ReverseDistillation(Detector):
         self.shapes = [(info.channels, *info.grid) for info in infos]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.student = Student(infos, self.options.blocks)
+            self.student = Student(infos, self.options.blocks, self.options.relu)
 
     def passes_after(self, meta_epochs: int) -> int:
         """One per epoch."""
@@ -139,6 +145,7 @@ class _Trainer:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
         self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
+        self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
@@ -147,7 +154,7 @@ class _Trainer:
         for batch in batches:
             with autocast(own.device, own.precision):
                 loss = own.loss(batch, self.generator)
-            learn(loss, [self.optimizer], own.precision)
+            learn(loss, [self.optimizer], own.precision, self.scaler)
             yield StepStats(loss.detach())
 
     def end_pass(self) -> EndOfPass:
@@ -159,10 +166,15 @@ class _Trainer:
         self.detector.end_epoch(self.embeddings, self.held_out, is_evaluated)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # none of earlier versions
         self.generator.set_state(state["generator"])
 
 

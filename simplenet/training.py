@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from detection import EndOfPass, MovingAverage, autocast, learn
+from detection import EndOfPass, MovingAverage, autocast, gradient_scaler, learn
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
 from simplenet.model import Member, compose
 
@@ -139,6 +139,7 @@ class Trainer:
         self.step_schedules = [LambdaLR(one, factor) for one in self.optimizers] if warm_up_cosine else []
         self.device = discriminators[0].device
         self.precision = precision
+        self.scaler = gradient_scaler(self.device, precision)
         self.source = NoiseSource(self.device, seed)
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
@@ -186,7 +187,7 @@ class Trainer:
                     discrimination_loss(member.adaptor, member.discriminator, features, own, self.margin, watched)
                 )
         loss = torch.stack(losses).sum()
-        learn(loss, self.optimizers, self.precision)
+        learn(loss, self.optimizers, self.precision, self.scaler)
         for schedule in self.step_schedules:
             schedule.step()
         true, fake = (torch.cat(scores) for scores in zip(*watched, strict=True))  # [members N, 1] each
@@ -215,6 +216,7 @@ class Trainer:
         return {
             "members": [member.state_dict() for member in self.members],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
             "schedules": [schedule.state_dict() for schedule in self._schedules()],
             "generators": [generator.get_state() for generator in self.source.generators],
             "averaged_steps": self.average.steps if self.average is not None else 0,
@@ -229,6 +231,7 @@ class Trainer:
         ):
             for owner, own in zip(owners, state[key], strict=True):
                 owner.load_state_dict(own)
+        self.scaler.load_state_dict(state.get("scaler", {}))  # none of earlier versions
         for generator, own in zip(self.source.generators, state["generators"], strict=True):
             generator.set_state(own)
         if self.average is not None:

@@ -1,6 +1,8 @@
 """Reverse distillation: its equations against plain loops, its student, and real cells."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import plain
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_CFA, SMALL_RD
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET, SMALL_RD, make_mvtec
 from scipy.ndimage import gaussian_filter
 from test_resume import folder
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +19,7 @@ import backbones
 import main
 from backbones import LayerInfo
 from errors import UsageError
-from methods import rd
+from methods import load, rd
 from methods.rd import ReverseDistillation
 from methods.student import Block, Student
 
@@ -29,6 +31,10 @@ def small(layers=("layer1", "layer2"), **options):
 
 def infos(*layers):
     return [LayerInfo(f"layer{i}", channels, 0, grid) for i, (channels, grid) in enumerate(layers, start=1)]
+
+
+def student(layers, blocks, relu="exit"):
+    return Student(infos(*layers), blocks, relu)
 
 
 def cosine(a, b):
@@ -102,18 +108,69 @@ def test_maps_are_those_of_anomalib():
     ],
 )
 def test_the_student_mirrors_any_teacher(layers):
-    layers = infos(*layers)
-    student = Student(layers, 2)
-    teacher = [torch.randn(2, info.channels, *info.grid) for info in layers]
-    assert [one.shape for one in student(teacher)] == [one.shape for one in teacher]
-    assert student.bottleneck(teacher).shape[1] == 2 * layers[-1].channels
-    assert any((one < 0).any() for one in student(teacher))
+    own = student(layers, 2)
+    teacher = [torch.randn(2, channels, *grid) for channels, grid in layers]
+    assert [one.shape for one in own(teacher)] == [one.shape for one in teacher]
+    assert own.bottleneck(teacher).shape[1] == 2 * layers[-1][0]
 
 
+@pytest.mark.parametrize("relu", ["exit", "entrance"])
+@pytest.mark.parametrize("signs", [(True, True), (False, True), (True, False), (False, False)])
+def test_the_students_maps_have_the_signs_of_the_teachers(signs, relu):
+    """But with the ReLU at the entrance, which always leaves both; the embedding is behind a ReLU as the authors'."""
+    layers = [replace(one, signed=own) for one, own in zip(infos((6, (8, 8)), (8, (4, 4))), signs, strict=True)]
+    own, teacher = Student(layers, 2, relu), [torch.randn(2, 6, 8, 8), torch.randn(2, 8, 4, 4)]
+    found = tuple(bool((one < 0).any()) for one in own(teacher))
+    assert found == (signs if relu == "exit" else (True, True))
+    assert bool((own.bottleneck(teacher) < 0).any()) == (relu == "entrance")
+
+
+@pytest.mark.parametrize("relu", ["exit", "entrance"])
+def test_what_is_below_0_reaches_the_embedding(relu):
+    """Of the coarsest map, which goes into the bottleneck's blocks as it is."""
+    own = student([(6, (8, 8)), (8, (4, 4))], 1, relu).eval()
+    fine, coarse = torch.randn(1, 6, 8, 8), -torch.rand(1, 8, 4, 4)
+    same = torch.equal(own.bottleneck([fine, coarse]), own.bottleneck([fine, 2 * coarse]))
+    assert same == (relu == "entrance")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "signed"),
+    [
+        ("resnet18", ["layer1", "bn1", "act1", "layer1.0.conv1"], [False, True, False, True]),
+        ("wideresnet50", ["layer1", "layer3"], [False, False]),
+        ("efficientnet_lite0", ["blocks.2", "blocks.4"], [True, True]),
+    ],
+)
+def test_layers_know_whether_a_relu_ends_them(name, layers, signed):
+    assert [info.signed for info in backbones.load(name, "random").layer_info(layers, (64, 64))] == signed
+
+
+def test_a_model_older_than_the_order_of_blocks_is_read_as_it_was(tmp_path):
+    """Its description does not say where the ReLU is, which was at the entrance."""
+    root = make_mvtec(tmp_path / "mvtec", ["bolt"], size=32, train=2, test=1)
+    words = ["--precision", "fp32", *SMALL_RD, "--relu", "entrance", "dataset", *SMALL_DATA, "mvtec", str(root)]
+    main.main(["--results_path", str(tmp_path / "results"), *words], standalone_mode=False)
+    (path,) = tmp_path.rglob("model.json")
+    images = torch.randn(2, 3, 32, 32)
+    expected = load(path.parent).predict(images).scores
+    description = json.loads(path.read_text())
+    del description["options"]["relu"]
+    path.write_text(json.dumps(description))
+    older = load(path.parent)
+    assert older.detector.options.relu == "entrance"
+    assert torch.equal(older.predict(images).scores, expected)
+    description["options"]["relu"] = "exit"
+    path.write_text(json.dumps(description))
+    assert not torch.equal(load(path.parent).predict(images).scores, expected)
+
+
+@pytest.mark.parametrize("relu", ["exit", "entrance"])
 @pytest.mark.parametrize(("outputs", "up", "down"), [(6, 1, 1), (10, 1, 1), (6, 1, 2), (6, 2, 1)])
-def test_a_block_is_a_residual_block(outputs, up, down):
+def test_a_block_is_a_residual_block(outputs, up, down, relu):
     """Its convolutions written one behind the other; the shortcut has one of its own where it cannot be the input."""
     block, x = Block(6, outputs, up, down), torch.randn(2, 6, 8, 8)
+    block.at_entrance, block.at_exit = relu == "entrance", relu == "exit"
     first, second, third, *shortcut = [weight for weight in block.state_dict().values() if weight.ndim == 4]
 
     def norm(h):
@@ -122,10 +179,11 @@ def test_a_block_is_a_residual_block(outputs, up, down):
     def resample(h, weight, padding):
         return F.conv_transpose2d(h, weight, stride=up) if up > 1 else F.conv2d(h, weight, None, down, padding)
 
-    r = x.clamp(min=0)
+    r = x.clamp(min=0) if relu == "entrance" else x
     h = norm(F.conv2d(r, first)).clamp(min=0)
     h = norm(F.conv2d(norm(resample(h, second, 1)).clamp(min=0), third))
     expected = h + (norm(resample(r, *shortcut, 0)) if shortcut else r)
+    expected = expected.clamp(min=0) if relu == "exit" else expected
     assert len(shortcut) == (outputs != 6 or up * down > 1)
     assert len(first) == 64 and len(Block(6, 200).main[0].weight) == 100  # half the channels, not too few
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
@@ -134,8 +192,9 @@ def test_a_block_is_a_residual_block(outputs, up, down):
 def test_convolutions_start_normal_by_their_fan_out():
     """He et al.: Delving deep into rectifiers, 2015; of a transposed convolution the fan out is that of its input."""
     torch.manual_seed(0)
-    student = Student(infos((24, (16, 16)), (40, (8, 8))), 2)
-    kernels = [weight for weight in student.state_dict().values() if weight.ndim == 4]
+    kernels = [
+        weight for weight in student([(24, (16, 16)), (40, (8, 8))], 2).state_dict().values() if weight.ndim == 4
+    ]
     units = [(weight * (len(weight) * weight[0, 0].numel() / 2) ** 0.5).flatten() for weight in kernels]
     for unit in units:
         assert unit.std().item() == pytest.approx(1, abs=5 / len(unit) ** 0.5)
@@ -145,11 +204,11 @@ def test_convolutions_start_normal_by_their_fan_out():
 
 def test_the_student_sees_nothing_but_the_embedding():
     """A change of the teacher's maps that leaves the embedding as it is leaves the student's maps."""
-    student = Student(infos((6, (8, 8)), (8, (4, 4))), 1).eval()
+    own = student([(6, (8, 8)), (8, (4, 4))], 1).eval()
     first, second = ([torch.randn(1, 6, 8, 8), torch.randn(1, 8, 4, 4)] for _ in range(2))
-    embedding = student.bottleneck(first)
-    student.bottleneck.forward = lambda _: embedding
-    for a, b in zip(student(first), student(second), strict=True):
+    embedding = own.bottleneck(first)
+    own.bottleneck.forward = lambda _: embedding
+    for a, b in zip(own(first), own(second), strict=True):
         assert torch.equal(a, b)
 
 
@@ -162,7 +221,7 @@ def test_the_student_sees_nothing_but_the_embedding():
 )
 def test_layers_that_cannot_be_mirrored_are_refused(layers, words):
     with pytest.raises(UsageError, match=words):
-        Student(infos(*layers), 1)
+        student(layers, 1)
 
 
 def test_rows_hold_the_teachers_maps():
@@ -230,11 +289,12 @@ def test_everything_happens_on_the_detectors_device(monkeypatch):
     [
         (SMALL_RD, [], (16, "square", 256)),
         (SMALL_RD, ["--imagesize", "32", "--batch_size", "4"], (4, "square", 32)),
-        (SMALL_CFA, [], (2, "aspect", 224)),
+        (SMALL_CFA, [], (4, "aspect", 224)),
+        (SMALL_NET, [], (2, "aspect", 224)),
     ],
 )
 def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, expected):
-    """Of dataset, behind rd alone; flags win."""
+    """Of dataset, behind rd and cfa; flags win."""
     seen = []
     monkeypatch.setattr("experiment.run.run", lambda config, choices: seen.extend(choices))
     main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
