@@ -67,7 +67,7 @@ def cross_validate(
         DataError: training diverged.
     """
     trials = [Trials(0, 0)] * len(sets)
-    for fold in range(folds):
+    for fold in range(min(folds, max(map(len, sets)))):
         detector = fresh()
         left_out = [own.part(range(fold, len(own), folds)) for own in sets]
         learned = [own.part([i for i in range(len(own)) if i % folds != fold]) for own in sets]
