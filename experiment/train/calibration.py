@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from backbones import FeatureBank
@@ -53,8 +52,8 @@ def cross_validate(
 ) -> list[Trials]:
     """Train a further detector for every fold on all images but those of the fold, and decide on these.
 
-    Each decides at a threshold of its own, found as the threshold of the detector that is kept. A fold is a block of
-    neighbours: images of the same part often are.
+    Each decides at a threshold of its own, found as the threshold of the detector that is kept. A fold is every so many
+    images, so that what changes slowly along them is in all.
 
     Args:
         fresh: builds the detector that is trained.
@@ -67,15 +66,11 @@ def cross_validate(
     Raises:
         DataError: training diverged.
     """
-    blocks = [np.array_split(np.arange(len(own)), folds) for own in sets]
     trials = [Trials(0, 0)] * len(sets)
-    for fold in range(folds):
+    for fold in range(min(folds, max(map(len, sets)))):
         detector = fresh()
-        left_out = [own.part(parts[fold].tolist()) for own, parts in zip(sets, blocks, strict=True)]
-        learned = [
-            own.part(np.delete(np.arange(len(own)), parts[fold]).tolist())
-            for own, parts in zip(sets, blocks, strict=True)
-        ]
+        left_out = [own.part(range(fold, len(own), folds)) for own in sets]
+        learned = [own.part([i for i in range(len(own)) if i % folds != fold]) for own in sets]
         batches = [own.training(detector.for_part(i), seed) for i, own in enumerate(learned)]
         with progress(f"{label} calibration {fold + 1}/{folds}", total=detector.meta_epochs) as bar:
             for _ in detector.training_of(batches, [()] * len(sets)):
