@@ -34,7 +34,7 @@ def load(
     Args:
         name: a name of backbones.names.BACKBONES, any timm model name, also as timm's hub has it ("timm/NAME"), or
             "torchvision/NAME".
-        weights: "pretrained" (timm's or torchvision's download, or the installed package of efficientnet_lite0),
+        weights: "pretrained" (timm's or torchvision's download, or the installed package of one of weights.PACKAGED),
             "random", or the path of a .pth or .safetensors state dict.
         seed: seeds random weights.
         normalisation: what the network is given images by; see normalisation_of.

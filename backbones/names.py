@@ -53,6 +53,7 @@ BACKBONES: dict[str, str] = {
     "efficientnetv2_m": "tf_efficientnetv2_m.in21k_ft_in1k",
     "efficientnetv2_l": "tf_efficientnetv2_l.in21k_ft_in1k",
     "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "efficientnet_lite2": "tf_efficientnet_lite2.in1k",
 }
 
 _HUB = re.compile(r"(hf[-_]hub:)?timm/")  # how the hub calls timm's models

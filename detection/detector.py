@@ -14,6 +14,7 @@ from backbones.devices import to_device
 from backbones.float32 import full_float32
 from datasets import normalised
 from detection.anomaly_map import anomaly_maps
+from detection.light import Light
 from detection.training import EpochStats, Training
 from options import check, option
 
@@ -51,6 +52,7 @@ class Detector(nn.Module):
 
     Attributes:
         options: an instance of Options.
+        light: what matches the light of images; None where nothing does. It is learned before anything is embedded.
 
     Raises:
         UsageError: an option out of its range, or options that do not go together or with the backbone.
@@ -61,6 +63,7 @@ class Detector(nn.Module):
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
     BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
     JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
+    part = 0  # of the classes it is trained on, which it embeds and predicts
     branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 
     def __init__(
@@ -81,6 +84,8 @@ class Detector(nn.Module):
         self.image_size = image_size
         self.precision = precision
         self.seed = seed
+        matching, parts = self.options.match_light, len(self.options.columns) if self.JOINT else 1
+        self.light = None if matching == "off" else Light(matching, parts)
         infos = backbone.layer_info(layers, image_size) if self.draws_aligned else []
         self._alignment = Alignment(infos, self.cell_shift) if infos else None
 
@@ -200,19 +205,21 @@ class Detector(nn.Module):
         """Train on normal images.
 
         Args:
-            images: batches [B, 3, H, W], normalised; iterated `passes` times. It must have a length where rates follow
-                a schedule.
+            images: batches [B, 3, H, W], normalised; iterated `passes` times, and once more where light is matched. It
+                must have a length where rates follow a schedule.
             on_epoch: called after every meta epoch, with the detector in eval mode; it may call predict.
 
         Raises:
             DataError: the loss is not finite any more, found at the end of a pass.
         """
+        if self.light is not None:
+            self.light.learn((batch.to(self.device) for batch in images), self.part)
         self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
 
     def fit_embeddings(
         self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
     ) -> None:
-        """Train as fit does, on batches of what embed gives for normal images."""
+        """Train as fit does, on batches of what embed gives for normal images, whose light is learned already."""
         for stats in self.training_on(embeddings):
             if on_epoch is not None:
                 on_epoch(stats)
@@ -229,9 +236,12 @@ class Detector(nn.Module):
             expected = ", ".join(map(str, self.input_shape))
             found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
             raise ValueError(f"expected float32 [B, {expected}] with B of 1 or more, not {found}")
+        images = to_device(images, self.device)
+        if self.light is not None and images.ndim == 4:
+            images = self.light(images, self.part)
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
-            return self.features(to_device(images, self.device)).to(self.feature_type)
+            return self.features(images).to(self.feature_type)
 
     def embed_read(self, read: Tensor) -> Tensor:
         """As embed, of what readers give: pixels uint8 [B, 3, H, W], normalised on the device; rows as they are."""

@@ -29,6 +29,7 @@ from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Prediction, Training, learn
 from detection.detector import align_maps
+from detection.light import Matching, match_light
 from detection.whitening import whitening
 from errors import DataError, UsageError
 from options import WIDEST, option
@@ -42,6 +43,7 @@ class Options:
     """CFA: a descriptor that draws patches to a memory bank of normal ones, and the distance that remains."""
 
     align_maps: bool = align_maps(decides_features=True)
+    match_light: Matching = match_light()
     gamma_d: int = option(1, "Patches are described by so many times fewer values.", at_least=1, at_most=WIDEST)
     gamma_c: int = option(
         1, "Centres of the memory bank: so many times fewer than patches.", at_least=1, at_most=WIDEST

@@ -28,6 +28,7 @@ from backbones.patches import resize_to_first
 from backbones.resizing import resized
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, gradient_scaler, learn
 from detection.detector import align_maps
+from detection.light import Matching, match_light
 from errors import UsageError
 from methods.masked_network import Network, seeded
 from methods.schedules import Scheduled
@@ -55,6 +56,7 @@ class Options:
     """
 
     align_maps: bool = align_maps(decides_features=True)
+    match_light: Matching = match_light()
     image_tokens: Literal["backbone", "pixels"] = option(
         "backbone",
         "What an image is cut into: cells of a backbone's maps, or patches of its pixels.",

@@ -26,6 +26,7 @@ from backbones import Alignment
 from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, gradient_scaler, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
+from detection.light import Matching, match_light
 from methods.student import Student
 from options import option
 
@@ -39,6 +40,7 @@ class Options:
     """
 
     align_maps: bool = align_maps()
+    match_light: Matching = match_light()
     blocks: int = option(
         3, "Residual blocks of the bottleneck and of every decoder stage.", at_least=1, at_most=100, counts=True
     )

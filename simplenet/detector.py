@@ -31,6 +31,7 @@ from backbones import embed_patches
 from backbones.patches import patch_grid
 from detection import Detector, MovingAverage, Prediction, Training
 from detection.detector import align_maps
+from detection.light import Matching, match_light
 from detection.whitening import whitening
 from errors import UsageError
 from options import WIDEST, option
@@ -45,6 +46,7 @@ class Options:
     """SimpleNet: a discriminator of patch features and their noisy copies."""
 
     align_maps: bool = align_maps(decides_features=True)
+    match_light: Matching = match_light()
     pretrain_embed_dimension: int = option(
         1024, "Values per patch and layer.", at_least=1, at_most=WIDEST, decides_features=True
     )

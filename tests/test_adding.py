@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from detection import Detector, EndOfPass, Prediction, Training
 from detection.detector import align_maps
+from detection.light import Matching, match_light
 from options import option
 
 
@@ -38,6 +39,7 @@ class Options:
     """Colour: distances to a mean colour."""
 
     align_maps: bool = align_maps()
+    match_light: Matching = match_light()
     power: float = option(2.0, "p, of the distance.", above=0)
     epochs: int = option(1, "Passes over the training images.", at_least=1)
 

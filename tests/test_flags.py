@@ -49,6 +49,7 @@ NET = {
     "--warm_up_cosine": ["--warm_up_cosine"],
     "--score_top_k": ["--score_top_k", "5"],
     "--align_maps": ["--align_maps"],
+    "--match_light": ["--match_light", "gain"],
 }
 CFA = {
     "--gamma_d": ["--gamma_d", "6"],

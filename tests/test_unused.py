@@ -55,6 +55,7 @@ def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     ("run", "data", "flag"),
     [
         (["--save_segmentation_images"], [], "--save_segmentation_images"),
+        (["--grid", "match_light=off,gain"], [], "--match_light"),
         ([], ["--augment"], "--rotate_degrees (or --augment)"),
         ([], ["--hflip", "0.5"], "--hflip (or --augment)"),
         ([], ["--bit_depth", "12"], "--bit_depth"),

@@ -44,7 +44,9 @@ def refuse_unused(
 
 def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetConfig]) -> Iterator[Idle]:
     if all(data.name == TABLE for data in datasets):
-        yield Idle("--save_segmentation_images", run.save_segmentation_images, "on tables, which have no images")
+        why = "on tables, which have no images"
+        yield Idle("--save_segmentation_images", run.save_segmentation_images, why)
+        yield Idle("--match_light", detector.options.get("match_light") != "off", why)
     if detector.options.get("train_backbone"):
         is_given = run.feature_bank not in ("auto", "off")
         yield Idle("--feature_bank", is_given, "with --train_backbone, whose features change: they are not kept")

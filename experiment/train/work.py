@@ -12,6 +12,7 @@ from experiment.plan.task import FeatureKey, Task, group
 from experiment.record.ledger import Outcome
 from experiment.record.results import read_result
 from experiment.train.banks import ClassBanks, banks_of
+from experiment.train.light import learn_light
 from experiment.train.train import train
 from experiment.train.trained import test_trained
 
@@ -34,7 +35,7 @@ def work(
     """
     for shared in group(tasks):
         banks: list[ClassBanks] | None = None
-        detector = None  # with the banks of the group before: their memory is let go first
+        detector = light = None  # with the banks of the group before: their memory is let go first
         for task in shared:
             try:
                 if task.problem:
@@ -44,6 +45,10 @@ def work(
                     continue
                 with one_line_when_full():
                     detector = task.build(sources[task.backbone], device, precision)
+                    if light is None:
+                        learn_light(task, detector)
+                        light = detector.light
+                    detector.light = light
                     if task.run.feature_bank != "off" and not detector.train_backbone and banks is None:
                         banks = banks_of(task, detector)
                 own = None if detector.train_backbone else banks

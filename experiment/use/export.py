@@ -45,6 +45,7 @@ class Exported(nn.Module):
         super().__init__()
         self.detector = copy.deepcopy(model.detector).cpu().float().eval()
         self.dtype = torch.float16 if half else torch.float32
+        self.light = copy.deepcopy(self.detector.light)  # in float32 always
         if half:
             self.detector.half()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
@@ -55,8 +56,10 @@ class Exported(nn.Module):
         pixels = images.permute(0, 3, 1, 2).float()
         if images.dtype == torch.uint8:
             pixels = pixels / 255
-        normalised = ((pixels - self.mean) / self.std).to(self.dtype)
-        scores, maps = self.detector(self.detector.features(normalised))
+        normalised = (pixels - self.mean) / self.std
+        if self.light is not None:
+            normalised = self.light(normalised, self.detector.part)
+        scores, maps = self.detector(self.detector.features(normalised.to(self.dtype)))
         return scores, maps
 
 
