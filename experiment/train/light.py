@@ -1,6 +1,6 @@
 """What a detector knows of its classes' light before it embeds their images."""
 
-from datasets import BatchLoader, ClassSamples, ImageDataset
+from datasets import BatchLoader, ClassSamples, ImageDataset, normalised
 from detection import Detector
 from detection.checkpoint import restore
 from detection.description import read_description
@@ -37,5 +37,5 @@ def learn_light_of(title: str, detector: Detector, samples: ClassSamples, data: 
     """
     chosen = samples.train[:: -(-len(samples.train) // MOST)]
     loader = BatchLoader(ImageDataset(chosen, data.test_transform), EMBED_BATCH, data.num_workers)
-    images = (batch.images.to(detector.device) for batch in progress(f"{title} light", loader))
+    images = (normalised(batch.images.to(detector.device)) for batch in progress(f"{title} light", loader))
     detector.light.learn(images, detector.part)
