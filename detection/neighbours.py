@@ -46,14 +46,16 @@ def coreset(features: Tensor, size: int, first: int = 0) -> Tensor:
         int64 [size] on the features' device.
     """
     norms = features.square().sum(1)
-    picks = [torch.as_tensor(first, device=features.device)]
     distances = torch.full_like(norms, torch.inf)  # squared, to the nearest pick
+    last = torch.tensor([first], device=features.device)  # never read here: a GPU need not be waited for
+    picks = [last]
     for _ in range(size - 1):
-        last = picks[-1]
-        distances = torch.minimum(distances, norms - 2 * (features @ features[last]) + norms[last])
-        distances[last] = -torch.inf  # which rounding may not leave the smallest
-        picks.append(distances.argmax())
-    return torch.stack(picks)
+        products = features @ features.index_select(0, last)[0]
+        distances = torch.minimum(distances, norms - 2 * products + norms.index_select(0, last))
+        distances.index_fill_(0, last, -torch.inf)  # rounding may not leave it the smallest
+        last = distances.argmax(dim=0, keepdim=True)
+        picks.append(last)
+    return torch.cat(picks)
 
 
 @torch.no_grad()
