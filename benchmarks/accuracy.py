@@ -46,7 +46,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 import main
 import metrics
@@ -54,6 +53,7 @@ from backbones import FeatureBank, FeatureExtractor
 from datasets import ClassSamples, Defect, read_defects, region_labels
 from detection import Detector, EpochStats, Prediction, false_alarms, is_anomalous
 from detection.anomaly_map import anomaly_maps
+from detection.neighbours import coreset
 from detection.precision import PRECISIONS
 from errors import DataError, UsageError
 from experiment.config import RunConfig
@@ -85,6 +85,7 @@ SETTINGS = {
     "stable, no average": f"{NET} --recipe stable --ema 0",
     "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
+    "stable, memory": f"{NET} --recipe stable --memory 2000 --ensemble 2",
     "CFA": CFA,
     "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
     "RD": f"rd {TEACHER}",
@@ -189,15 +190,9 @@ class MemoryBank:
         generator = torch.Generator().manual_seed(seed)
         patches = torch.cat([batch.flatten(0, 2) for batch in normal.batches(32)])
         chosen = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES]].float()
-        norms = chosen.square().sum(1)
-        picks = [int(torch.randint(len(chosen), (1,), generator=generator))]
-        nearest = torch.full_like(norms, torch.inf)
-        for _ in tqdm(range(min(CORESET, len(chosen)) - 1), desc="coreset", leave=False):
-            last = picks[-1]
-            nearest = torch.minimum(nearest, norms - 2 * chosen @ chosen[last] + norms[last])
-            picks.append(int(nearest.argmax()))
-        self.patches = chosen[picks]
-        self.norms = norms[picks]
+        first = int(torch.randint(len(chosen), (1,), generator=generator))
+        self.patches = chosen[coreset(chosen, min(CORESET, len(chosen)), first)]
+        self.norms = self.patches.square().sum(1)
 
     def score(self, embeddings: Tensor) -> Prediction:
         """Distances to the nearest patch of the bank."""

@@ -30,12 +30,10 @@ from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Prediction, Training, learn
 from detection.detector import align_maps
 from detection.light import Matching, match_light
+from detection.neighbours import nearest
 from detection.whitening import whitening
 from errors import DataError, UsageError
 from options import WIDEST, option
-
-BLOCK = 2**24  # distances that are held at once: 64 MiB
-GROUP = 64  # centres whose smallest distance stands for them in the search
 
 
 @dataclass(frozen=True)
@@ -253,29 +251,6 @@ def patch_scores(distances: Tensor) -> Tensor:
     """s (7) of the distances to the nearest centres [..., K]; [...]."""
     first = distances.amin(dim=-1)
     return first / (first.unsqueeze(-1) - distances).exp().sum(dim=-1)
-
-
-@torch.no_grad()
-def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
-    """Indices [B, N, k] of the k nearest centres [M, D'] of features [B, N, D'], the nearest first.
-
-    At most BLOCK distances are held at once, or those of a patch of each image. Sorting out k of all M centres would
-    take longer than the distances: the k nearest lie in the k groups of GROUP centres with the smallest minima.
-    """
-    padding = -len(centres) % GROUP
-    norms = F.pad(centres.square().sum(dim=1), (0, padding), value=torch.inf)
-    table = torch.cat([-2 * F.pad(centres, (0, 0, 0, padding)), norms.unsqueeze(1)], dim=1).T
-    images = 1 if torch.compiler.is_compiling() else len(features)  # a traced graph takes any number
-    rows = max(1, BLOCK // (images * len(norms)))
-
-    def search(part: Tensor) -> Tensor:
-        distances = (F.pad(part, (0, 1), value=1) @ table).unflatten(-1, (-1, GROUP))  # squared, but for |features|^2
-        groups = distances.amin(dim=-1).topk(min(k, distances.shape[-2]), dim=-1, largest=False).indices
-        candidates = distances.gather(-2, groups.unsqueeze(-1).expand(*groups.shape, GROUP)).flatten(-2)
-        places = candidates.topk(k, dim=-1, largest=False).indices
-        return groups.gather(-1, places // GROUP) * GROUP + places % GROUP
-
-    return torch.cat([search(part) for part in features.split(rows, dim=1)], dim=1)
 
 
 def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:

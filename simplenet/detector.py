@@ -16,7 +16,19 @@ G and the discriminator's first layer are both affine, so that one product makes
 
     h = W1 q + b1 = (W1 W) o + (W1 b + b1),  h- = W1 q- + b1 = h + W1 epsilon                              (8)
 
-(1) is computed by backbones.embed_patches, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in training.py.
+Of options that the paper lacks (`--memory`), a discriminator compares every patch with a few normal ones, as memory
+banks do, and sees the difference to the nearest of them and its length beside the patch itself:
+
+    o_1 ... o_K = coreset(patches of normal images), m_k = G(o_k)       memory                             (9)
+    D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1,  in place of (4), for q and q- alike
+    k = argmin_k |q - m_k|                                              the nearest                        (10)
+
+Which k it is makes h no affine function of o, but of q it is one for every k: with W1 = [W_a, W_b, w_c]
+
+    h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step    (11)
+
+(1) is computed by backbones.embed_patches, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in training.py,
+(9) to (11) in memory.py.
 """
 
 import copy
@@ -36,6 +48,7 @@ from detection.whitening import whitening
 from errors import UsageError
 from options import WIDEST, option
 from simplenet.anomalous_features import FeatureNoise
+from simplenet.memory import chosen_patches
 from simplenet.model import Adaptor, Discriminator, Member
 from simplenet.recipes import RECIPES
 from simplenet.training import ADAPTOR_LR, Trainer
@@ -96,6 +109,12 @@ class Options:
         at_most=100,
         counts=True,
     )
+    memory: int = option(
+        0,
+        "Above 0: keep so many normal patches; discriminators also see how a patch differs from the nearest of them.",
+        at_least=0,
+        at_most=50_000,
+    )
     ema: float = option(
         0.0,
         "Above 0: evaluate and keep a moving average of the weights, of this decay.",
@@ -121,7 +140,7 @@ class SimpleNet(Detector):
 
     Raises:
         UsageError: cos_lr without meta epochs left for the schedule or beside warm_up_cosine, a discriminator that
-            shrinks to nothing, whiten without an adaptor, or ema of a backbone that is trained.
+            shrinks to nothing, whiten without an adaptor, or ema or a memory of a backbone that is trained.
     """
 
     Options = Options
@@ -140,16 +159,20 @@ class SimpleNet(Detector):
             raise UsageError("whiten sets the feature adaptor's weights: pre_proj must be 1 or more, not 0")
         if own.ema > 0 and own.train_backbone:
             raise UsageError("ema averages no backbone: set it to 0 where the backbone is trained")
+        if own.memory > 0 and own.train_backbone:
+            raise UsageError("memory keeps features as they were: set it to 0 where the backbone is trained")
         dimension = own.target_embed_dimension
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.members = nn.ModuleList(
                 Member(
                     Adaptor(dimension, own.pre_proj, own.proj_layer_type),
-                    Discriminator(dimension, own.dsc_layers, own.dsc_hidden),
+                    Discriminator(dimension, own.dsc_layers, own.dsc_hidden, own.memory > 0),
                 )
                 for _ in range(own.ensemble)
             )
+        memory = torch.zeros(own.memory, dimension) if own.memory > 0 else None  # o_1 ... o_K (9)
+        self.register_buffer("memory", memory)
         self.noise = FeatureNoise(own.noise_std, own.mix_noise, own.auto_noise, own.difference_noise)
 
     @property
@@ -166,11 +189,12 @@ class SimpleNet(Detector):
         return 0.0 if self.options.patchsize % 2 else 0.5
 
     def passes_after(self, meta_epochs: int) -> int:
-        """meta_epochs * gan_epochs, and one for whitening."""
-        return meta_epochs * self.options.gan_epochs + (self.options.whiten > 0)
+        """meta_epochs * gan_epochs, one for whitening, and one for the memory."""
+        own = self.options
+        return meta_epochs * own.gan_epochs + (own.whiten > 0) + (own.memory > 0)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """As in Detector; whitening reads the embeddings once more, before the first epoch."""
+        """As in Detector; whitening reads the embeddings once more, before the first epoch, and so does the memory."""
         own = self.options
         adaptor_lr = own.adaptor_lr
         if own.whiten > 0 and state is None:
@@ -178,6 +202,8 @@ class SimpleNet(Detector):
             for member in self.members:
                 member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
             adaptor_lr *= (weight.square().mean() * len(weight)).sqrt().item()
+        if own.memory > 0 and state is None:
+            self.memory.copy_(chosen_patches(embeddings, self.members[0].adaptor, own.memory, self.seed))
         trained = copy.deepcopy(self.members).train() if own.ema > 0 else self.members
         trainer = Trainer(
             trained,
@@ -191,6 +217,7 @@ class SimpleNet(Detector):
             precision=self.precision,
             backbone_parameters=self._backbone_parameters(),
             average=MovingAverage(self.members, trained, own.ema) if own.ema > 0 else None,
+            memory=self.memory,
         )
         training = Training(self, trainer, embeddings, self.meta_epochs, own.gan_epochs)
         if state is not None:
@@ -214,7 +241,7 @@ class SimpleNet(Detector):
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
         features = embeddings.flatten(0, 2)  # [N, D]
-        scores = torch.stack([member(features) for member in self.members])  # [members, N, 1]
+        scores = torch.stack([member(features, self.memory) for member in self.members])  # [members, N, 1]
         return -scores.mean(dim=0).view(embeddings.shape[:3])
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:

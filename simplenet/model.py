@@ -1,10 +1,11 @@
-"""The two trained networks: feature adaptor (2) and discriminator (4), composed (8); see detector.py."""
+"""The two trained networks: feature adaptor (2) and discriminator (4) or (10), composed (8); see detector.py."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.float32 import full_float32
 from errors import UsageError
+from simplenet.memory import compared
 
 
 class Adaptor(nn.Module):
@@ -36,22 +37,23 @@ class Discriminator(nn.Module):
         dim: feature dimension D.
         n_layers: number of linear layers (`--dsc_layers`), the last without bias.
         hidden: width of the hidden layers (`--dsc_hidden`); None starts at D and divides by 1.5 at every block.
+        compares: whether its first layer also sees how features differ from a memory (10); it is then to be given one.
 
     Raises:
         UsageError: the shrinking width reaches zero.
     """
 
-    def __init__(self, dim: int, n_layers: int = 2, hidden: int | None = None) -> None:
+    def __init__(self, dim: int, n_layers: int = 2, hidden: int | None = None, compares: bool = False) -> None:
         super().__init__()
         self.body = nn.Sequential()
-        width = dim
+        width, seen = dim, 2 * dim + 1 if compares else dim
         for _ in range(n_layers - 1):
             out = int(width / 1.5) if hidden is None else hidden
             if out < 1:
                 raise UsageError(f"dsc_layers {n_layers} shrink a width of {dim} to nothing: set dsc_hidden")
-            self.body.append(nn.Sequential(_linear(width, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2, inplace=True)))
-            width = out
-        self.tail = _linear(width, 1, bias=False)
+            self.body.append(nn.Sequential(_linear(seen, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2, inplace=True)))
+            width = seen = out
+        self.tail = _linear(seen, 1, bias=False)
 
     @property
     def first(self) -> nn.Linear:
@@ -69,9 +71,9 @@ class Discriminator(nn.Module):
         with full_float32(hidden.device):  # the few digits of bf16 would tie patches and images
             return self.tail(activations.float())
 
-    def forward(self, adapted: Tensor) -> Tensor:
-        """D(q) [N, 1] of q [N, D]."""
-        return self.after_first(self.first(adapted))
+    def forward(self, adapted: Tensor, memory: Tensor | None = None) -> Tensor:
+        """D(q) [N, 1] of q [N, D], and of the adapted patches m [K, D] of a memory where it compares."""
+        return self.after_first(self.first(adapted) if memory is None else compared(self.first, adapted, memory))
 
 
 class Member(nn.Module):
@@ -82,8 +84,10 @@ class Member(nn.Module):
         self.adaptor = adaptor
         self.discriminator = discriminator
 
-    def forward(self, features: Tensor) -> Tensor:
-        """D(G(o)) [N, 1] of o [N, D]."""
+    def forward(self, features: Tensor, memory: Tensor | None = None) -> Tensor:
+        """D(G(o)) [N, 1] of o [N, D], and of the patches o_k [K, D] of a memory where the discriminator compares."""
+        if memory is not None:
+            return self.discriminator(self.adaptor(features), self.adaptor(memory))
         composed = compose(self.adaptor, self.discriminator)
         if composed is None:
             return self.discriminator(self.adaptor(features))

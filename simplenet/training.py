@@ -29,6 +29,7 @@ def discrimination_loss(
     noise: Tensor | Noise,
     margin: float,
     watched: list[tuple[Tensor, Tensor]] | None = None,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """L (5) of normal features and their noisy copies; every training step is a step down its gradient.
 
@@ -38,6 +39,7 @@ def discrimination_loss(
         noise: epsilon (3), [N, D], or how it is drawn.
         margin: th, the score that normal patches should exceed and anomalous ones stay below the negative of.
         watched: takes in the scores of normal and of anomalous patches, [N, 1] each, without gradient.
+        memory: o_1 ... o_K (9), [K, D], for a discriminator that compares.
 
     Returns:
         A scalar, float32 at least.
@@ -49,24 +51,27 @@ def discrimination_loss(
         if features.ndim != 2 or features.shape != noise.shape:
             raise ValueError(f"features {list(features.shape)} and noise {list(noise.shape)} must both be [N, D]")
         noise = Noise(noise)
-    true, fake = discriminate(adaptor, discriminator, features, noise)  # [N, 1] each
+    true, fake = discriminate(adaptor, discriminator, features, noise, memory)  # [N, 1] each
     if watched is not None:
         watched.append((true.detach(), fake.detach()))
     true, fake = (scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in (true, fake))
     return (margin - true).clamp(min=0).mean() + (margin + fake).clamp(min=0).mean()
 
 
-def discriminate(adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+def discriminate(
+    adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Noise, memory: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """D(q) and D(q-) (4), [N, 1] each, of features [N, D]: as ONE batch, so that they share BatchNorm's statistics.
 
     By (8) where the networks allow it: the same with four products of N x D x H, forwards and backwards, in place of
-    nine (at the paper's sizes).
+    nine (at the paper's sizes). The nearest patch of a memory is known of q and q- alone, which are then made.
     """
-    composed = compose(adaptor, discriminator)
+    composed = compose(adaptor, discriminator) if memory is None else None
     if composed is None:
         adapted = adaptor(features)  # q (2): [N, D]
         both = torch.cat([adapted, adapted + noise.values(adapted)])  # q and q- (3): [2 N, D]
-        true, fake = discriminator(both).chunk(2)
+        scores = discriminator(both) if memory is None else discriminator(both, adaptor(memory))
+        true, fake = scores.chunk(2)
         return true, fake
     hidden = F.linear(features, *composed)  # h (8): [N, H]
     shift = noise.mapped(hidden, lambda unit: F.linear(unit, discriminator.first.weight * noise.column))  # W1 epsilon
@@ -103,6 +108,7 @@ class Trainer:
         precision: of features, noise and products; weights, statistics of weights and losses are float32.
         backbone_parameters: what else learns; none when the backbone is frozen.
         average: of the members, taken after every step.
+        memory: o_1 ... o_K (9), [K, D], that all members compare with.
     """
 
     def __init__(
@@ -118,8 +124,10 @@ class Trainer:
         precision: torch.dtype = torch.float32,
         backbone_parameters: Iterable[nn.Parameter] = (),
         average: MovingAverage | None = None,
+        memory: Tensor | None = None,
     ) -> None:
         self.members = members
+        self.memory = memory
         self.average = average
         self.noise = noise
         self.margin = margin
@@ -179,12 +187,15 @@ class Trainer:
         """
         losses: list[Tensor] = []
         watched: list[tuple[Tensor, Tensor]] = []
+        memory = None if self.memory is None else self.memory.to(self.precision)
         with autocast(self.device, self.precision):
             for member, share in zip(self.members, shares, strict=True):
                 features = share.to(self.precision)  # [N, D]
                 own = self._sample(member, share) if noise is None else noise
                 losses.append(
-                    discrimination_loss(member.adaptor, member.discriminator, features, own, self.margin, watched)
+                    discrimination_loss(
+                        member.adaptor, member.discriminator, features, own, self.margin, watched, memory
+                    )
                 )
         loss = torch.stack(losses).sum()
         learn(loss, self.optimizers, self.precision, self.scaler)
@@ -212,7 +223,7 @@ class Trainer:
         """Predictions need no more."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on but a trained backbone's weights."""
+        """All that the next step depends on but the memory and a trained backbone's weights."""
         return {
             "members": [member.state_dict() for member in self.members],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

@@ -9,8 +9,6 @@ import plain
 import pytest
 import torch
 from conftest import SMALL_CFA, SMALL_DATA
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from test_resume import folder
 from torch import nn
@@ -20,6 +18,7 @@ import backbones
 import main
 import simplenet
 from detection.anomaly_map import anomaly_maps
+from detection.neighbours import nearest
 from errors import DataError, UsageError
 from methods import cfa
 from methods.cfa import CFA
@@ -56,7 +55,7 @@ def test_the_gradient_is_that_of_the_plain_expression():
     grads = []
     for distances in (cfa._SquaredDistances.apply, lambda f, c, i: (f.unsqueeze(2) - c[i]).square().sum(-1)):
         own = features.clone().requires_grad_()
-        found = distances(own, centres, cfa.nearest(features, centres, 4))
+        found = distances(own, centres, nearest(features, centres, 4))
         (found * torch.arange(1.0, 5.0)).sum().backward()
         grads.append(own.grad)
     torch.testing.assert_close(*grads)
@@ -70,48 +69,11 @@ def test_the_score_equals_the_equations():
     detector.memory.copy_(torch.randn(detector.memory.shape))
     found = detector.score(batch)
     described = detector.descriptor(batch).flatten(1, 2)
-    nearest = torch.cdist(described, detector.memory.expand(2, -1, -1)).sort(-1).values[..., :3]
-    scores = nearest[..., 0] * nearest.neg().softmax(-1)[..., 0]
+    closest = torch.cdist(described, detector.memory.expand(2, -1, -1)).sort(-1).values[..., :3]
+    scores = closest[..., 0] * closest.neg().softmax(-1)[..., 0]
     expected = anomaly_maps(scores.view(2, 8, 8), (32, 32))
     torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.scores, found.maps.amax((1, 2)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 9)),
-    centres=st.integers(1, 300),
-    k=st.integers(1, 7),
-    block=st.sampled_from([1, 700, 2**24]),
-    seed=st.integers(0, 99),
-)
-def test_nearest_are_the_nearest(shape, centres, k, block, seed):
-    """Whatever the number of centres, and however few distances are held at once."""
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(*shape, 3, generator=generator)
-    table, k = torch.randn(centres, 3, generator=generator), min(k, centres)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cfa, "BLOCK", block)
-        found = cfa.nearest(features, table, k)
-    squares = torch.cdist(features, table.expand(shape[0], -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
-    torch.testing.assert_close(squares.gather(2, found), squares.sort(-1).values[..., :k], rtol=1e-4, atol=1e-4)
-
-
-def test_distances_are_held_within_the_block(monkeypatch):
-    """Their number is bounded however many patches and centres there are."""
-    largest = 0
-    matmul = torch.Tensor.__matmul__
-
-    def watched(a, b):
-        nonlocal largest
-        result = matmul(a, b)
-        largest = max(largest, result.numel())
-        return result
-
-    monkeypatch.setattr(cfa, "BLOCK", 10_000)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    cfa.nearest(torch.randn(2, 500, 3), torch.randn(1000, 3), 3)
-    assert 0 < largest <= 10_000
 
 
 def test_patch_features_are_means_of_neighbours():
@@ -242,7 +204,7 @@ def test_everything_happens_on_the_detectors_device():
             batch = torch.zeros(2, 8, 8, 192)
         features = detector.descriptor(batch).flatten(1, 2)
         assert features.device.type == "cuda"
-        assert cfa.nearest(features, detector.memory, 3).device.type == "cuda"
+        assert nearest(features, detector.memory, 3).device.type == "cuda"
         loss = cfa.coupled_hypersphere_loss(features, detector.memory, detector.radius, 3, 3, 0.1, 1e-3)
         assert loss.device.type == "cuda"
         prediction = detector.score(batch)

@@ -43,6 +43,7 @@ NET = {
     "--recipe": ["--recipe", "stable"],
     "--difference_noise": ["--difference_noise", "0.5"],
     "--whiten": ["--whiten", "0.1"],
+    "--memory": ["--memory", "20"],
     "--adaptor_lr": ["--adaptor_lr", "0.01"],
     "--ensemble": ["--ensemble", "2"],
     "--ema": ["--ema", "0.9"],

@@ -1,0 +1,238 @@
+"""A discriminator that compares patches with a memory of normal ones (`net --memory`), against plain computations."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SMALL_DATA, SMALL_NET
+from test_export import export
+from test_resume import folder, outputs
+from test_simplenet import random_detector
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import main
+import simplenet
+from errors import DataError, UsageError
+from simplenet import Adaptor, Discriminator, discrimination_loss
+from simplenet.anomalous_features import FeatureNoise, Noise
+from simplenet.memory import chosen_patches
+from simplenet.model import Member
+from simplenet.training import Trainer
+
+MEMORY = ["--memory", "20", "--ensemble", "2", "--ema", "0.9", "--whiten", "0.1"]
+
+
+def plain_scores(discriminator, adapted, memory):
+    """(10) as it reads: all three inputs side by side."""
+    distances = torch.cdist(adapted, memory, compute_mode="donot_use_mm_for_euclid_dist")
+    difference = adapted - memory[distances.argmin(1)]
+    inputs = torch.cat([adapted, difference, difference.norm(dim=1, keepdim=True)], dim=1)
+    return discriminator.after_first(discriminator.first(inputs))
+
+
+@pytest.mark.parametrize(("n_layers", "dsc_layers", "hidden"), [(0, 2, 8), (1, 2, None), (1, 1, None), (2, 3, 8)])
+def test_the_loss_and_its_gradients_are_those_of_the_plain_inputs(n_layers, dsc_layers, hidden):
+    """Of every kind of noise, true and fake alike; the memory goes through the adaptor."""
+    torch.manual_seed(0)
+    features, memory = torch.randn(60, 12), torch.randn(30, 12)
+    adaptor, discriminator = Adaptor(12, n_layers), Discriminator(12, dsc_layers, hidden, compares=True)
+    assert discriminator.first.in_features == 25
+    noise = Noise(torch.randn(36, 12), column=torch.rand(12), row=1.1 ** torch.randint(3, (60, 1)), difference=0.7)
+    parameters = [*adaptor.parameters(), *discriminator.parameters()]
+    q = adaptor(features)
+    true, fake = plain_scores(discriminator, torch.cat([q, q + noise.values(q)]), adaptor(memory)).chunk(2)
+    plain = torch.relu(0.5 - true).mean() + torch.relu(0.5 + fake).mean()
+    found = discrimination_loss(adaptor, discriminator, features, noise, 0.5, memory=memory)
+    torch.testing.assert_close(found, plain)
+    gradients = torch.autograd.grad(found, parameters)
+    for own, wanted in zip(gradients, torch.autograd.grad(plain, parameters), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+        assert own.abs().sum() > 0
+
+
+def test_a_patch_of_the_memory_has_finite_gradients():
+    """Its distance is 0, where a length has no slope."""
+    features = torch.randn(20, 6)
+    adaptor, discriminator = Adaptor(6), Discriminator(6, hidden=5, compares=True)
+    discrimination_loss(adaptor, discriminator, features, torch.randn(20, 6), 0.5, memory=features).backward()
+    assert all(own.grad.isfinite().all() for own in adaptor.parameters())
+
+
+def test_members_share_the_memory_and_are_averaged():
+    detector = random_detector(ensemble=3, memory=9, gan_epochs=2)
+    embeddings = torch.randn(2, 4, 4, 16)
+    detector.fit_embeddings([embeddings])
+    flat = embeddings.flatten(0, 2)
+    assert {tuple(row) for row in detector.memory.tolist()} <= {tuple(row) for row in flat.tolist()}
+    with torch.no_grad():
+        each = [-plain_scores(m.discriminator, m.adaptor(flat), m.adaptor(detector.memory)) for m in detector.members]
+        found = detector.patch_scores(embeddings)
+    torch.testing.assert_close(found, torch.stack(each).mean(0).view(2, 4, 4), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(each[0], each[1])
+
+
+def test_what_is_rare_in_training_is_remembered():
+    """A kind of patch that makes up one of 2,000; as many at random would miss it more often than not."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(10, 4, 200, 16, generator=generator)
+    embeddings[7, 2, 50:54] += 6
+    memory = chosen_patches(embeddings.split(2), lambda features: features, 40, seed=0)
+    assert memory.shape == (40, 16)
+    assert (memory.mean(1) > 3).sum() >= 1
+
+
+def test_what_is_rare_in_training_is_normal():
+    """Beside the discriminator without a memory, one with it gives a rare normal kind scores nearer to the common."""
+    generator = torch.Generator().manual_seed(0)
+    rare = 4 * torch.randn(16, generator=generator)
+    embeddings = torch.randn(16, 8, 8, 16, generator=generator)
+    embeddings[5, 3, 2:5] = 0.3 * embeddings[5, 3, 2:5] + rare
+    new = torch.randn(2, 8, 8, 16, generator=generator)
+    planted = rare + 0.3 * torch.randn(1, 2, 8, 16, generator=generator)
+    gaps = []
+    for memory in (0, 200):
+        detector = random_detector(memory=memory, whiten=0.1, noise_std=1.0, gan_epochs=30, dsc_lr=2e-3, dsc_margin=0.5)
+        detector.fit_embeddings(embeddings.split(4))
+        with torch.no_grad():
+            common = detector.patch_scores(new)
+            gaps.append(((detector.patch_scores(planted).mean() - common.mean()) / common.std()).item())
+    assert gaps[1] < gaps[0] - 0.5
+
+
+def test_fewer_patches_than_the_memory_takes():
+    """All of them are in it, and its size is what the options say."""
+    detector = random_detector(memory=100)
+    embeddings = torch.randn(1, 4, 4, 16)
+    detector.fit_embeddings([embeddings])
+    assert detector.memory.shape == (100, 16)
+    assert {tuple(row) for row in detector.memory.tolist()} == {tuple(row) for row in embeddings.view(16, 16).tolist()}
+    assert detector.score(embeddings).scores.isfinite().all()
+
+
+def test_off_has_the_weights_and_state_that_it_always_had():
+    off = random_detector(seed=3)
+    torch.manual_seed(3)
+    expected = Member(Adaptor(16, 1), Discriminator(16, 2, 8)).state_dict()
+    assert list(off.state_dict()) == [f"members.0.{name}" for name in expected]
+    for name, own in expected.items():
+        assert torch.equal(off.state_dict()[f"members.0.{name}"], own)
+    assert off.passes == random_detector(memory=5).passes - 1 == 1
+
+
+def test_training_goes_on_from_its_state():
+    """The memory is part of it; what it was chosen from is not read again."""
+    embeddings = [torch.randn(2, 4, 4, 16) for _ in range(3)]
+    options = {"memory": 12, "meta_epochs": 4, "ema": 0.9, "ensemble": 2, "whiten": 0.1, "warm_up_cosine": True}
+    whole, first, second = (random_detector(**options) for _ in range(3))
+    whole.fit_embeddings(embeddings)
+    training = iter(loop := first.training_on(embeddings))
+    next(training), next(training)
+    state = copy.deepcopy(loop.state_dict())
+    for _ in second.training_on(embeddings, state):
+        pass
+    assert torch.equal(second.memory, whole.memory)
+    assert torch.equal(second.score(embeddings[0]).maps, whole.score(embeddings[0]).maps)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_reduced_precision_follows_float32(precision):
+    images = [torch.randn(2, 3, 64, 64) for _ in range(2)]
+    losses, maps = [], []
+    for own in (torch.float32, precision):
+        detector = random_detector(precision=own, memory=40, whiten=0.1, gan_epochs=3, noise_std=1.0)
+        detector.fit(images, lambda stats: losses.append(stats.loss))
+        maps.append(detector.predict(images[0]).maps)
+        assert detector.memory.dtype == maps[-1].dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    torch.testing.assert_close(maps[1], maps[0], atol=0.15, rtol=0)
+
+
+def test_everything_happens_on_the_device():
+    """With fake CUDA tensors, mixing devices is an error; batches come from the CPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            memory, features = torch.zeros(5, 6), torch.zeros(7, 6)
+            member = Member(Adaptor(6), Discriminator(6, hidden=4, compares=True))
+            batch = torch.zeros(2, 3, 6)
+        assert chosen_patches([batch], member.adaptor, 5, 0).device.type == "cuda"
+        assert member(features, memory).device.type == "cuda"
+        loss = discrimination_loss(
+            member.adaptor, member.discriminator, features, torch.zeros(7, 6, device="cuda"), 0.5, memory=memory
+        )
+        assert loss.device.type == "cuda"
+
+
+def test_a_trained_backbone_has_no_memory():
+    with pytest.raises(UsageError, match="memory keeps features as they were"):
+        random_detector(memory=5, train_backbone=True)
+
+
+def test_every_step_compares_with_the_memory():
+    """Trainer gives it to the loss: another memory is another step."""
+    features, noise = torch.randn(30, 6), Noise(torch.randn(30, 6))
+    losses = set()
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        members = [Member(Adaptor(6), Discriminator(6, hidden=5, compares=True))]
+        memory = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        losses.add(Trainer(members, FeatureNoise(0.1), 0.5, 1e-3, memory=memory).step([features], noise).loss.item())
+    assert len(losses) == 2
+
+
+def chain(mvtec, *net, run=()):
+    words = [*run, "--precision", "fp32", *SMALL_NET, *net, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", str(mvtec)]
+    main.main(words, standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def trained(mvtec, tmp_path_factory):
+    """A finished run's model; tests must not change it."""
+    where = tmp_path_factory.mktemp("memory")
+    chain(mvtec, *MEMORY, run=["--results_path", str(where / "results")])
+    return folder(where) / "models/0/mvtec_bolt"
+
+
+@pytest.mark.parametrize("words", [[], ["--half"], ["--format", "torch_export"]], ids=str)
+def test_exports_give_the_predictions(trained, tmp_path, words, capsys):
+    """Export compares what it wrote with PyTorch, in float32 to within 0.001, or writes nothing."""
+    suffix = ".pt2" if "torch_export" in words else ".onnx"
+    export(trained, "--out", tmp_path / f"m{suffix}", *words)
+    assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 if "--half" in words else 1e-3)
+
+
+def test_a_description_cannot_claim_another_size(trained, tmp_path):
+    """Nor does an older description, which says nothing of a memory, fit a checkpoint with one."""
+    model = shutil.copytree(trained, tmp_path / "model")
+    written = json.loads((model / "model.json").read_text())
+    assert simplenet.load(model).detector.memory.shape == (20, 16)
+    for value, words in [
+        (50_000, r"memory is torch.float32 \[20, 16\], not torch.float32 \[50000, 16\]"),
+        (60_000, "--memory 60000 must be from 0 to 50000"),
+        (0, "does not fit"),
+        (True, "memory is True"),
+    ]:
+        description = copy.deepcopy(written)
+        description["options"]["memory"] = value
+        (model / "model.json").write_text(json.dumps(description))
+        with pytest.raises((DataError, UsageError), match=words):
+            simplenet.load(model)
+
+
+def test_an_older_model_reads_as_off(mvtec, tmp_path):
+    chain(mvtec, run=["--results_path", str(tmp_path / "results")])
+    path = folder(tmp_path) / "models/0/mvtec_bolt/model.json"
+    description = json.loads(path.read_text())
+    assert description["options"].pop("memory") == 0
+    path.write_text(json.dumps(description))
+    assert simplenet.load(path.parent).detector.memory is None
+
+
+def test_a_grid_over_sizes_embeds_once(mvtec, tmp_path, monkeypatch, embedded):
+    monkeypatch.chdir(tmp_path)
+    chain(mvtec, run=["--grid", "memory=0,20"])
+    assert embedded == ["mvtec_bolt"]
+    off, on = outputs(folder(tmp_path) / "memory=0"), outputs(folder(tmp_path) / "memory=20")
+    name = "models/0/mvtec_bolt/predictions.csv"
+    assert off[name] != on[name]
