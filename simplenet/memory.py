@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.float32 import full_float32
 from detection.neighbours import coreset, nearest, random_rows
 
 CANDIDATES = 50_000  # random patches that the memory is chosen from
@@ -50,7 +51,7 @@ def compared(first: nn.Linear, adapted: Tensor, memory: Tensor) -> Tensor:
     """
     dimension = adapted.shape[1]
     own, difference, distant = first.weight.split([dimension, dimension, 1], dim=1)  # W_a, W_b [H, D], w_c [H, 1]
-    with torch.autocast(adapted.device.type, enabled=False):  # distances between close features need more digits
+    with full_float32(adapted.device):  # distances between close features need more digits
         q, m = adapted.float(), memory.float()
         k = _nearest(q.detach(), m.detach())  # [N]
         distance = torch.linalg.vector_norm(q - F.embedding(k, m), dim=1, keepdim=True)  # [N, 1]
