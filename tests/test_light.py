@@ -15,7 +15,7 @@ from test_multimodal import write_table
 
 import backbones
 import main
-from datasets import ImageTransform, read_image, to_pixels
+from datasets import ImageTransform, read_image
 from detection.light import LIMIT, Light
 from methods import load
 from simplenet import SimpleNet
@@ -190,7 +190,7 @@ def test_it_is_inside_exports(trained, mvtec, tmp_path, matching, style):
     folder, out = model_of(trained[0][matching]), tmp_path / f"m{'.onnx' if style == 'onnx' else '.pt2'}"
     call("export", folder, "--out", out, "--format", style)
     model, paths = load(folder), sorted(mvtec.glob("bolt/test/*/*.png"))
-    pixels = np.stack([to_pixels(model.transform.image(read_image(path))) for path in paths])
+    pixels = np.stack([model.transform.pixels(read_image(path)).permute(1, 2, 0) for path in paths])
     pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]), (0.8 * pixels).astype(np.uint8)])
     if style == "onnx":
         session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])

@@ -171,7 +171,7 @@ def test_the_gate_learns_on_corrupted_detail(flag):
     teacher = detector.teacher_maps(batch)
     with torch.no_grad():
         for pathway in detector.pathways:
-            pathway.restore.weight.mul_(30)  # so that detail weighs
+            pathway.restore.weight.mul_(300)  # so that detail weighs
     losses = []
     for details in (teacher, corrupted(teacher, detector.grid, torch.Generator().manual_seed(3))):
         losses.append(distillation_loss(teacher, detector._student_maps(teacher, details)[0]).item())
