@@ -186,7 +186,7 @@ class MemoryBank:
     """The peer, with the face of a detector as far as Predictions uses it."""
 
     def __init__(self, normal: FeatureBank, image_size: tuple[int, int], seed: int) -> None:
-        self.image_size = image_size
+        self.image_size, self.device = image_size, normal.device
         generator = torch.Generator().manual_seed(seed)
         patches = torch.cat([batch.flatten(0, 2) for batch in normal.batches(32)])
         chosen = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES]].float()
