@@ -20,6 +20,5 @@ def known_variance(variance: Tensor, mean: Tensor) -> Tensor:
         [D], with a mean above 0; 1 where the values themselves are 0.
     """
     size = mean.double().square().mean()
-    if variance.mean() > STILL**2 * size:
-        return variance
-    return torch.full_like(variance, size.item() or 1.0)
+    unit = torch.where(size > 0, size, 1.0)
+    return torch.where(variance.mean() > STILL**2 * size, variance, unit)

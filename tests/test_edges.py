@@ -133,7 +133,8 @@ def test_what_never_moves_is_measured_in_units_of_its_size(value):
 
 def test_variances_that_are_known_stay():
     variance, mean = torch.tensor([0.0, 1e-5]).double(), torch.tensor([7.0, 1.0])
-    assert known_variance(variance, mean) is variance
+    assert torch.equal(known_variance(variance, mean), variance)
+    assert known_variance(0 * variance, 0 * mean).tolist() == [1, 1]
     assert known_variance(0 * variance, mean).tolist() == [25, 25]
 
 
