@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.centres import Centres
+from backbones.float32 import full_float32
 from backbones.layouts import LayerInfo
 
 PASSES, IMAGES = 4, 4  # of the probe: so many batches of so many images of noise
@@ -56,7 +57,7 @@ class Alignment(nn.Module):
             interpolation(own[axis], planes.shape[2 + axis], first[axis], grid[axis]).to(planes.device, torch.float32)
             for axis in (0, 1)
         )
-        with torch.autocast(planes.device.type, enabled=False):
+        with full_float32(planes.device):
             return (rows @ planes.float() @ columns.T).to(planes.dtype)
 
 
@@ -91,7 +92,7 @@ def middles(
     was_training, generator = network.training, torch.Generator().manual_seed(0)
     network.eval()
     found: list[list[Tensor]] = [[] for _ in traced]
-    with torch.autocast(torch.device(device).type, enabled=False):
+    with full_float32(device):
         for i in range(PASSES):
             noise = torch.randn(IMAGES, 3, *size, generator=generator)
             noise = noise if i % 2 else 3 * F.avg_pool2d(noise, 5, 1, 2)  # edges look like this more than like that

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.alignment import Alignment
+from backbones.resizing import resized
 
 
 def embed_patches(
@@ -66,9 +67,7 @@ def resize_to_first(planes: Sequence[Tensor], alignment: Alignment | None = None
     grid = planes[0].shape[-2:]
     if alignment is not None:
         return [alignment.on_first(own, layer, tuple(grid)) for layer, own in enumerate(planes)]
-    return [
-        p if p.shape[-2:] == grid else F.interpolate(p, size=grid, mode="bilinear", align_corners=False) for p in planes
-    ]
+    return [resized(own, tuple(grid)) for own in planes]
 
 
 def _stack_on_first_grid(planes: Sequence[Tensor], alignment: Alignment | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from backbones.alignment import PIXELS, interpolation
 from backbones.centres import Centres
+from backbones.float32 import full_float32
 
 SIGMA = 4.0  # pixels
 
@@ -38,7 +39,7 @@ def anomaly_maps(
         upsample_and_smooth(n_in, n_out, sigma, align_corners, own).to(patch_scores.device)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
-    with torch.autocast(patch_scores.device.type, enabled=False):
+    with full_float32(patch_scores.device):
         return rows @ patch_scores.float() @ columns.T
 
 

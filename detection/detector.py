@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import Alignment, FeatureExtractor
+from backbones.float32 import full_float32
 from detection.anomaly_map import anomaly_maps
 from detection.training import EpochStats, Training
 from options import check, option
@@ -271,10 +273,9 @@ class Detector(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Matrix products and convolutions in a precision; in float32, nothing changes."""
-    reduced = precision if precision != torch.float32 else torch.bfloat16
-    return torch.autocast(device.type, reduced, enabled=precision != torch.float32)
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Matrix products and convolutions in a precision; of float32 see full_float32."""
+    return full_float32(device) if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
 class _Mapped:

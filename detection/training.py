@@ -1,12 +1,15 @@
 """The loop of a detector's training: meta epochs that can be saved and taken up again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from backbones.float32 import full_float32
 from errors import DataError
 
 FP16_LOSS_SCALE = 1024.0
@@ -90,7 +93,8 @@ class Training:
             self.detector.train()
             steps: list[Any] = []
             for _ in range(self.passes):
-                steps.extend(self.trainer.steps(self.embeddings))
+                with plain_attention(self.detector.device):
+                    steps.extend(self.trainer.steps(self.embeddings))
                 _check_finite([stats.loss for stats in steps], self.meta_epoch + 1)
                 end = self.trainer.end_pass()
             self.detector.eval()
@@ -145,6 +149,14 @@ class MovingAverage:
         torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
 
 
+def plain_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Attention whose gradients are the same every time.
+
+    Those of CUDA's fast kernels are added up in any order, of which PyTorch only warns where other operations may.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+
+
 def learn(loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], precision: torch.dtype) -> None:
     """One step of every optimizer down the loss's gradient.
 
@@ -154,7 +166,8 @@ def learn(loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], precision: 
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     scale = FP16_LOSS_SCALE if precision == torch.float16 else 1.0
-    (loss * scale).backward()
+    with full_float32(loss.device) if precision == torch.float32 else nullcontext():
+        (loss * scale).backward()
     if scale != 1:
         gradients = [p.grad for o in optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / scale)

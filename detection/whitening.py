@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from backbones.float32 import full_float32
+
 
 @torch.no_grad()
 def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -30,7 +32,8 @@ def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Ten
         rows = rows - origin
         count += len(rows)
         total = total + rows.sum(0).double()
-        products = products + (rows.T @ rows).double()
+        with full_float32(rows.device):
+            products = products + (rows.T @ rows).double()
     shift = total / count
     covariance = products / count - shift.outer(shift)
     variance = covariance.diagonal()

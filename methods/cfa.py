@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import Alignment
+from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Prediction, Training, learn
 from detection.detector import align_maps
@@ -116,7 +117,7 @@ class CFA(Detector):
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps of the patch scores (7), and their maxima."""
         k = self.options.k_nearest
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_float32(embeddings.device):
             features = self.descriptor(embeddings.float()).flatten(1, 2)
             distances = squared_distances(features, self.memory, nearest(features, self.memory, k)).sqrt()
             maps = self.drawn(patch_scores(distances).view(embeddings.shape[:3]))
@@ -139,15 +140,17 @@ class Descriptor(nn.Linear):
         height, width = features.shape[1:3]
         rows, columns = (torch.linspace(-1, 1, n, device=self.weight.device) for n in (height, width))
         where = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-        return F.linear(features.float(), self.weight[:, :-2]) + F.linear(where, self.weight[:, -2:], self.bias)
+        with full_float32(features.device):
+            return F.linear(features.float(), self.weight[:, :-2]) + F.linear(where, self.weight[:, -2:], self.bias)
 
     @torch.no_grad()
     def start_as(self, weight: Tensor, bias: Tensor) -> None:
         """Begin with an affine map of D features that are then of unit variance, of D / gamma_d rotated dimensions."""
         rotation = torch.linalg.qr(self.weight[:, :-2].T)[0].T / len(self.weight) ** 0.5
         self.weight.zero_()
-        self.weight[:, :-2] = rotation @ weight
-        self.bias.copy_(rotation @ bias)
+        with full_float32(weight.device):
+            self.weight[:, :-2] = rotation @ weight
+            self.bias.copy_(rotation @ bias)
 
 
 class StepStats(NamedTuple):
@@ -170,9 +173,10 @@ class _Trainer:
         own, options = self.detector, self.detector.options
         for batch in batches:
             features = own.descriptor(batch).flatten(1, 2)
-            loss = coupled_hypersphere_loss(
-                features, own.memory, own.radius, options.k_nearest, options.j_hard, options.alpha, options.nu
-            )
+            with full_float32(own.device):
+                loss = coupled_hypersphere_loss(
+                    features, own.memory, own.radius, options.k_nearest, options.j_hard, options.alpha, options.nu
+                )
             learn(loss, [self.optimizer], torch.float32)
             yield StepStats(loss.detach(), own.radius.detach().clone())
 

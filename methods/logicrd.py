@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.float32 import full_float32
+from backbones.resizing import resized
 from detection import Prediction, autocast
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
 from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
-from methods.student import fit
 from options import option
 
 FOLDS = 5
@@ -145,7 +146,7 @@ class LogicRD(ReverseDistillation):
         if self.semantics is not None:
             levels, vectors = self.semantics([own.float() for own in teacher])
             sources = [  # F_l + G_l: [B, C_l, H_l, W_l]
-                own + fit(level, own.shape[-2:]).to(own.dtype) for own, level in zip(teacher, levels, strict=True)
+                own + resized(level, own.shape[-2:]).to(own.dtype) for own, level in zip(teacher, levels, strict=True)
             ]
         embedding = self.student.bottleneck(sources)  # [B, 2 C_L, H_L / 2, W_L / 2]
         if self.semantics is None:
@@ -170,6 +171,6 @@ def shrunk(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 def mahalanobis(vectors: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """d (7) of vectors [N, D], mean [D] and precision C^-1 [D, D]: [N]."""
-    with torch.autocast(vectors.device.type, enabled=False):
+    with full_float32(vectors.device):
         centred = vectors - mean  # [N, D]
         return ((centred @ precision) * centred).sum(dim=1).clamp(min=0).sqrt()

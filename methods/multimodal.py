@@ -25,6 +25,7 @@ from torch import Tensor
 
 from backbones import PIXELS
 from backbones.patches import resize_to_first
+from backbones.resizing import resized
 from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, learn
 from detection.detector import align_maps
 from errors import UsageError
@@ -196,8 +197,8 @@ class Multimodal(Detector):
             return F.pixel_unshuffle(first, self.token_size).permute(0, 2, 3, 1)
         if self.alignment is not None:
             return torch.cat(resize_to_first(maps, self.alignment), dim=1).permute(0, 2, 3, 1)
-        resized = [F.interpolate(own.float(), first.shape[-2:], mode="bilinear").to(first.dtype) for own in others]
-        return torch.cat([first, *resized], dim=1).permute(0, 2, 3, 1)
+        fitted = [resized(own.float(), first.shape[-2:]).to(first.dtype) for own in others]
+        return torch.cat([first, *fitted], dim=1).permute(0, 2, 3, 1)
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
         """As in Detector, of a single part and without held-out samples."""

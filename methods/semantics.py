@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import LayerInfo
-from methods.student import fit
+from backbones.resizing import resized
 
 LARGEST = 8  # tokens of a level along each axis: attention over all levels has to be cheap
 WIDTH = 64  # dimensions of a token
@@ -102,7 +102,8 @@ class CompensationPathway(nn.Module):
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The student's map [B, C, H, W] with the detail of the teacher's (6c)."""
-        detail = self.squeeze(teacher - fit(area_means(teacher, self.grid), teacher.shape[-2:]))  # (6a): [B, n, H, W]
+        coarse = resized(area_means(teacher, self.grid), teacher.shape[-2:])
+        detail = self.squeeze(teacher - coarse)  # (6a): [B, n, H, W]
         restored = self.restore(detail)  # [B, C, H, W]
         return student + (restored if self.expect is None else self.gate(detail, student) * restored)
 

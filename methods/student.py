@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import LayerInfo
+from backbones.resizing import resized
 from errors import UsageError
 
 NARROWEST = 64  # channels inside a block: half of a thin teacher's would hold too little
@@ -70,7 +71,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The embedding [B, 2 C_L, H_L / 2, W_L / 2] of maps from fine to coarse."""
-        fused = [fit(path(one), self.grid) for path, one in zip(self.paths, maps, strict=True)]  # [B, C_L, H_L, W_L]
+        fused = [  # [B, C_L, H_L, W_L]; backbones round a half in different ways
+            resized(path(one), self.grid) for path, one in zip(self.paths, maps, strict=True)
+        ]
         return self.stage(torch.cat(fused, dim=1))
 
 
@@ -96,7 +99,7 @@ class Decoder(nn.Module):
         """
         maps: list[Tensor] = []
         for level in reversed(range(len(self.stages))):
-            embedding = fit(self.stages[level](embedding), self.grids[level])  # [B, C_l, H_l, W_l]
+            embedding = resized(self.stages[level](embedding), self.grids[level])  # [B, C_l, H_l, W_l]
             if compensate is not None:
                 embedding = compensate(level, embedding)
             maps.append(embedding)
@@ -139,11 +142,6 @@ def halvings(fine: LayerInfo, coarse: LayerInfo) -> int:
     if coarse.grid[0] > fine.grid[0]:
         raise UsageError(f"layers must go from fine to coarse: {coarse.name} is finer than {fine.name} before it")
     return round(math.log2(fine.grid[0] / coarse.grid[0]))
-
-
-def fit(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps resized to a grid where a backbone rounds a half another way."""
-    return maps if maps.shape[-2:] == grid else F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
 
 
 def _stage(first: Block, channels: int, blocks: int) -> nn.Sequential:

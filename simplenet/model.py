@@ -1,9 +1,9 @@
 """The two trained networks: feature adaptor (2) and discriminator (4), composed (8); see detector.py."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.float32 import full_float32
 from errors import UsageError
 
 
@@ -66,7 +66,7 @@ class Discriminator(nn.Module):
         activations = self.body[1:](activation(norm(hidden)))
         if self.training:
             return self.tail(activations)
-        with torch.autocast(hidden.device.type, enabled=False):  # the few digits of bf16 would tie patches and images
+        with full_float32(hidden.device):  # the few digits of bf16 would tie patches and images
             return self.tail(activations.float())
 
     def forward(self, adapted: Tensor) -> Tensor:

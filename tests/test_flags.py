@@ -297,7 +297,9 @@ def test_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     assert choose_device((1, 0)) == torch.device("cuda", 1)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     with pytest.raises(UsageError, match=r"--gpu 2 does not exist: this machine has 0 \(GPU A\), 1 \(GPU B\)"):
         choose_device((0, 2))
 

@@ -25,6 +25,7 @@ def choose_device(gpu: tuple[int, ...]) -> torch.device:
             raise UsageError(f"--gpu {index} does not exist: this machine has {found}")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all that is allocated is written before it is read
     return torch.device("cuda", gpu[0])
 
 
