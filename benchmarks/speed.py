@@ -37,7 +37,7 @@ from detection import autocast
 from detection.checkpoint import backbone_digest, save
 from detection.description import Description, Thresholds
 from experiment.config import ExportConfig, PredictConfig
-from experiment.machine.device import choose_precision
+from experiment.machine.device import best_precision, choose_precision
 from experiment.use.export import export
 from experiment.use.predict import predict
 from simplenet import SimpleNet, load
@@ -48,6 +48,12 @@ LAYERS = ["layer2", "layer3"]
 SIZE, DIM, HIDDEN, BATCH, TRAIN, TEST = 288, 1536, 1024, 8, 64, 32
 MVTEC_TRAIN, MVTEC_TEST = 242, 115  # images of an average MVTec AD class
 META_EPOCHS, GAN_EPOCHS = 40, 4
+INSTRUCTIONS = {
+    "AVX2": torch.cpu._is_avx2_supported,
+    "AVX512": torch.cpu._is_avx512_supported,
+    "AVX512-BF16": torch.cpu._is_avx512_bf16_supported,
+    "AMX": torch.cpu._is_amx_tile_supported,
+}
 
 
 def medians(rounds: int, *actions: Callable[[], object]) -> list[float]:
@@ -75,6 +81,12 @@ def make_images(folder: Path, count: int) -> list[Sample]:
     return samples
 
 
+def instructions() -> str:
+    """What the CPU has that decides how fast matrices are multiplied, in one line."""
+    found = [name for name, has in INSTRUCTIONS.items() if has()]
+    return ", ".join(found) or "none of " + ", ".join(INSTRUCTIONS)
+
+
 def row(stage: str, ours: float, plain: float | None = None, floor: float | None = None, unit: str = "s") -> None:
     """Print a line of the table."""
     shown = [f"{stage:<44}{ours:>9.3f}"]
@@ -88,7 +100,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    precision = choose_precision(arguments.precision, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    if arguments.precision == "bf16" and best_precision(cpu) != "bf16":
+        sys.exit(f"Error: --precision bf16: this CPU has {instructions()} and would emulate it: choose fp32")
+    precision = choose_precision(arguments.precision, cpu)
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), precision, arguments.rounds)
 
@@ -96,7 +111,8 @@ def main() -> None:
 def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     """All stages, one line each."""
     say = lambda text: print(text, flush=True)  # noqa: E731
-    say(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    machine = f"{platform.processor() or platform.machine()} with {instructions()}"
+    say(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     say(f"{'seconds':<44}{'ours':>9}{'plain':>9}{'gain':>10}{'floor':>9}{'above it':>10}")
     samples = make_images(folder, TRAIN)
     transform = ImageTransform(329, SIZE)

@@ -1,14 +1,17 @@
-"""The benchmarks that choose recipes: their table, and the defects they paste."""
+"""The benchmarks: their tables, and the defects they paste."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from fake_cuda import CUDA, fake_cuda
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu
 import synthetic
 
 
@@ -70,3 +73,46 @@ def test_scales_table():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
     assert [row[0] for row in rows[2:]] == ["50.00", "60.00"]
     assert all(float(row[1]) > 0 and float(row[3]) > 100 for row in rows[2:])
+
+
+def test_gpus_table(capsys):
+    assert gpu.main(["--device", "cpu", "--precision", "fp32", "--detectors", "net", "rd"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "PASS"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said[4:-2]]
+    assert [row[0] for row in rows] == ["net", "rd"]
+    for _, seconds, milliseconds, peak, off, same in rows:
+        assert min(float(seconds), float(milliseconds), float(peak)) > 0
+        assert float(off) == 0
+        assert same == "yes"
+
+
+def test_gpus_table_of_a_device_of_its_own():
+    with fake_cuda():
+        row = gpu.measure("cfa", gpu.TINY, CUDA, torch.float32)
+    assert row.problems == []
+    assert row.peak == 8
+
+
+def test_gpus_table_fails(monkeypatch, capsys):
+    """Where scores differ from the CPU's, training is another every time, or a detector breaks; the others go on."""
+    good = gpu.Row("net", 1.0, 1.0, 1.0, 0.0, True, True)
+    rows = {"net": good, "rd": good._replace(off=float("nan"), finite=False), "cfa": good._replace(same=False)}
+
+    monkeypatch.setattr(gpu, "measure", lambda command, *_: rows[command])
+    assert gpu.main(["--device", "cpu", "--detectors", "logicrd", *rows]) == 1
+    assert capsys.readouterr().out.splitlines()[-5:] == [
+        "",
+        "FAIL logicrd: 'logicrd'",
+        "FAIL rd: scores are off by nan, more than 0.02",
+        "FAIL rd: scores are not finite",
+        "FAIL cfa: training again gave other bytes",
+    ]
+
+
+def test_no_gpu_is_one_line(capsys):
+    assert gpu.main([]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "Error: no CUDA device found: run this where there is one, or with --device cpu\n",
+    )
