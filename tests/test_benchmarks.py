@@ -104,7 +104,7 @@ def test_gpus_table_fails(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-5:] == [
         "",
         "FAIL logicrd: 'logicrd'",
-        "FAIL rd: scores are off by nan, more than 0.02",
+        "FAIL rd: scores are nan of their deviation off the CPU's, more than 0.02",
         "FAIL rd: scores are not finite",
         "FAIL cfa: training again gave other bytes",
     ]
