@@ -125,7 +125,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
         extractor, LAYERS, (SIZE, SIZE), noise_std=0.015, dsc_margin=0.5, precision=precision, **options
     )
     detector.eval()
-    pixels = torch.stack([dataset[i][0] for i in range(BATCH)])
+    pixels = torch.stack([dataset.read(i)[0] for i in range(BATCH)])
     images = normalised(pixels)
     cpu = torch.device("cpu")
 
@@ -236,7 +236,7 @@ def measure(folder: Path, precision: torch.dtype, rounds: int) -> None:
     )
     row(f"estimate: a class, {META_EPOCHS} x {GAN_EPOCHS} epochs, {MVTEC_TRAIN} + {MVTEC_TEST} images (h)",
         ours_class / 3600, plain_class / 3600)  # fmt: skip
-    tensors = normalised(torch.stack([dataset[i][0] for i in range(TRAIN)]))
+    tensors = torch.stack([dataset[i][0] for i in range(TRAIN)])
     theirs = anomalib_patchcore(tensors)
     ours_fit = embed * TRAIN / BATCH + passes * one_pass
     if theirs is not None:

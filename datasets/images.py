@@ -19,7 +19,7 @@ from datasets.masks import mask_size, read_mask
 from datasets.regions import read_masks, regions_of
 from datasets.sample import Sample
 from datasets.seen import Seen, seen_of_defect, seen_of_image
-from datasets.transforms import ImageTransform
+from datasets.transforms import ImageTransform, normalised
 from errors import DataError
 
 NAMED, SHOWN = 3, 20  # files that a remark names, and an error
@@ -27,7 +27,7 @@ MOST_READERS = 16
 
 
 class Batch(NamedTuple):
-    """images uint8 [B, 3, H, W]; masks bool [B, H, W], all False for normal images.
+    """images uint8 [B, 3, H, W], not normalised yet; masks bool [B, H, W], all False for normal images.
 
     Of a table the rows float32 [B, F], and masks [B, 0, 0].
     """
@@ -53,11 +53,16 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image and mask at an index.
+        """The image, normalised, and the mask at an index.
 
         Raises:
             DataError: a file that cannot be read.
         """
+        image, mask = self.read(index)
+        return normalised(image) if image.dtype == torch.uint8 else image, mask
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image's pixels, uint8 [3, H, W], or a table's row, and the mask at an index; raises as above."""
         sample = self.samples[index]
         if sample.values is not None:
             return torch.from_numpy(sample.values), torch.zeros(0, 0, dtype=torch.bool)
@@ -316,7 +321,7 @@ class _Items(Dataset[_Item | DataError]):
             item, seed = item
             torch.default_generator.manual_seed(seed)  # which random transforms draw from
         try:
-            return *self.dataset[item], self.dataset.seen.pop(item, Seen())
+            return *self.dataset.read(item), self.dataset.seen.pop(item, Seen())
         except DataError as error:
             return error
 

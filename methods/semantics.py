@@ -129,15 +129,26 @@ def corrupted(maps: Sequence[Tensor], grid: tuple[int, int], generator: torch.Ge
     chosen = torch.rand(count, 1, *grid, generator=generator, device=device) < CORRUPTED  # [B, 1, *grid]
     donors = torch.randperm(count, generator=generator, device=device)
     shifts = torch.rand(2, generator=generator, device=device).double()
+    move = _rolled if device.type == "cpu" else _gathered
     mixed = []
     for one in maps:
-        size = one.shape[-2:]
-        rows, columns = (  # where what is rolled comes from, found without the host
-            (torch.arange(n, device=device) - (shift * n).long()) % n for shift, n in zip(shifts, size, strict=True)
-        )
-        moved = one.movedim(1, 3)[donors[:, None, None], rows[:, None], columns].movedim(3, 1)
-        mixed.append(torch.where(F.interpolate(chosen.float(), size) > 0, moved, one))
+        foreign = F.interpolate(chosen.float(), one.shape[-2:]) > 0
+        mixed.append(torch.where(foreign, move(one, donors, shifts), one))
     return mixed
+
+
+def _rolled(maps: Tensor, donors: Tensor, shifts: Tensor) -> Tensor:
+    """Maps [B, C, H, W] of other images, moved by shares of height and width."""
+    return maps[donors].roll([int(shift * n) for shift, n in zip(shifts.tolist(), maps.shape[2:], strict=True)], (2, 3))
+
+
+def _gathered(maps: Tensor, donors: Tensor, shifts: Tensor) -> Tensor:
+    """As _rolled, without the host, for which a GPU would have to wait."""
+    rows, columns = (
+        (torch.arange(n, device=maps.device) - (shift * n).long()) % n
+        for shift, n in zip(shifts, maps.shape[2:], strict=True)
+    )
+    return maps.movedim(1, 3)[donors[:, None, None], rows[:, None], columns].movedim(3, 1)
 
 
 def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -170,10 +170,10 @@ def test_a_truncated_image_is_named(tmp_path, workers):
 class Failing(ImageDataset):
     """Every item reports an error as a thread of a reader would."""
 
-    def __getitem__(self, index):
+    def read(self, index):
         for error in (ConnectionResetError("the parent is gone"), ValueError("a true fault")):
             sys.excepthook(type(error), error, None)
-        return super().__getitem__(index)
+        return super().read(index)
 
 
 def test_a_reader_that_is_left_says_nothing(mvtec, capfd):

@@ -14,7 +14,7 @@ from test_resume import folder
 import backbones
 from methods.logicrd import LogicRD, mahalanobis, shrunk
 from methods.rd import ReverseDistillation, distillation_loss
-from methods.semantics import CompensationPathway, GlobalSemantics, area_means, corrupted
+from methods.semantics import CompensationPathway, GlobalSemantics, _gathered, _rolled, area_means, corrupted
 
 OFF = ["no_gse", "no_fcp", "no_nii", "no_mahalanobis"]
 ROWS = 64 * 8 * 8 + 128 * 4 * 4
@@ -188,6 +188,12 @@ def test_corruption_is_the_same_on_all_levels():
     assert torch.equal(area_means(found, (8, 8)), coarse)
     assert (coarse != places).float().mean().item() == pytest.approx(0.2, abs=0.05)
     assert set(coarse.flatten().tolist()) <= set(places.flatten().tolist())
+
+
+def test_a_gpu_moves_maps_without_the_host_to_the_same_places():
+    maps, donors = torch.randn(5, 6, 7, 9), torch.tensor([3, 0, 4, 1, 2])
+    for shifts in torch.tensor([[0.0, 0.0], [0.3, 0.99], [0.999999, 0.5]]):
+        assert torch.equal(_gathered(maps, donors, shifts.double()), _rolled(maps, donors, shifts.double()))
 
 
 def test_distances_are_mahalanobis_of_a_shrunk_covariance():

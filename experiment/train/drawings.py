@@ -47,5 +47,5 @@ def _panels(
 ) -> Iterator[NDArray[np.uint8]]:
     has_masks = any(sample.mask_paths for sample in predictions.dataset.samples)
     for index, anomaly_map in zip(indices, predictions.maps_of(indices), strict=True):
-        image, mask = predictions.dataset[index]
+        image, mask = predictions.dataset.read(index)
         yield panel(image.permute(1, 2, 0).numpy(), mask.numpy() if has_masks else None, anomaly_map, map_range)
