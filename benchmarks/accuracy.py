@@ -6,11 +6,11 @@
     python benchmarks/accuracy.py assembly --settings RD LogicRD --seeds 0 1 2     logical anomalies
     python benchmarks/accuracy.py --train_val_split 0.9 --seeds 0 1 2              false alarms of honest thresholds
 
-All settings of a detector read one feature bank, of float32 features. The table holds, per setting: mean, standard
-deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the image AUROC of one seed
-lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where there are masks; image
-AUROC and AUsPRO of logical and structural anomalies where a dataset tells them apart; seconds of a pass over the
-training images and of training as a whole; and milliseconds to score an image whose features are there.
+Settings of a detector whose features are the same read one feature bank, of float32 features. The table holds, per
+setting: mean, standard deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the
+image AUROC of one seed lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where
+there are masks; image AUROC and AUsPRO of logical and structural anomalies where a dataset tells them apart; seconds of
+a pass over the training images and of training as a whole; and milliseconds to score an image whose features are there.
 
 Of the threshold it holds "promised", the share of new normal images above it by --threshold_quantile; "expected" and
 "at most", what users are told of it (docs/models.md), worst seed; and "false alarms", the share of the normal test
@@ -68,6 +68,7 @@ from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
 from experiment.train.evaluation import evaluate, image_scores
 from experiment.train.finish import thresholds_of
 from methods import DETECTORS
+from options import declared
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
@@ -292,13 +293,14 @@ def measure_class(
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size, seeds = (data.imagesize, data.imagesize), arguments.seeds
     remarks: Remarks = {}
-    by_command: dict[str, list[str]] = {}
-    for setting, config in configs.items():
-        by_command.setdefault(config.command, []).append(setting)
-    for command, settings in by_command.items():
+    groups = by_features(configs)
+    peers: list[dict] = []
+    for i, settings in enumerate(groups):
+        command = configs[settings[0]].command
+        is_first, is_last = (j in (-1, len(groups)) or configs[groups[j][0]].command != command for j in (i - 1, i + 1))
         split = arguments.train_val_split or DETECTORS[command].DATASET_DEFAULTS.get("train_val_split", 1.0)
         found = read_samples(replace(data, train_val_split=split), root, name, remarks)
-        if command == next(iter(by_command)):
+        if i == 0:
             for note in found.notes:
                 click.echo(note, err=True)
         samples, data = found.samples, replace(data, reading=found.reading)
@@ -333,17 +335,30 @@ def measure_class(
                     (trials,) = cross_validate(fresh, [images], seed, arguments.calibrate, QUANTILE, setting)
                     values |= false_alarms(*trials)._asdict()
                 yield row(setting, seed, values)
-        if command == "net":
+        if command == "net" and is_first:
             for seed in seeds:
                 start = time.perf_counter()
                 peer = MemoryBank(banks.train, size, seed)
                 seconds = time.perf_counter() - start
-                yield row(PEER, seed, {**predict(PEER, labelled, read(peer, seed)), "training": seconds})
-        elif command == "cfa" and importlib.util.find_spec("anomalib"):
+                peers.append(row(PEER, seed, {**predict(PEER, labelled, read(peer, seed)), "training": seconds}))
+        elif command == "cfa" and is_first and importlib.util.find_spec("anomalib"):
             _, *grid, _ = banks.test.features.shape
             for seed in seeds:
                 peer = AnomalibCFA(build(extractor, first, size, seed, precision, device), tuple(grid)).to(device)
-                yield row(ANOMALIB, seed, trained(ANOMALIB, seed, peer))
+                peers.append(row(ANOMALIB, seed, trained(ANOMALIB, seed, peer)))
+        if is_last:
+            yield from peers
+            peers = []
+
+
+def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
+    """The settings that read the same features together, and those of a detector one after another."""
+    groups: dict[str, dict[tuple, list[str]]] = {}
+    for setting, config in configs.items():
+        own = declared(DETECTORS[config.command].Options)
+        key = tuple(config.options[one.name] for one in own if one.option.decides_features)
+        groups.setdefault(config.command, {}).setdefault((config.backbones, *key), []).append(setting)
+    return [settings for own in groups.values() for settings in own.values()]
 
 
 def build(
