@@ -223,7 +223,8 @@ def test_tables_are_those_of_the_command_line(page):
 def test_stable_recipe():
     """The table of the recipe's values."""
     text = (ROOT / "docs" / "detectors" / "net.md").read_text()
-    rows = re.findall(r"^\| (`--.+?) \| ([^|]+?) \|", text[: text.index("## Options")], re.M)
+    section = text.partition("## The stable recipe")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`--.+?) \| ([^|]+?) \|", section, re.M)
     shown = {}
     for flags, values in rows:
         names = re.findall(r"`--(\w+)`", flags)
