@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash test.sh [pytest options]   lint and tests, these in a process per core with a thread each
+# bash test.sh [pytest options]   lint and tests, these in a process per core and one more, with a thread each: some wait
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
@@ -12,6 +12,6 @@ setup requirements-dev.txt
 cd "$here"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-cores=$("$python" -c 'import os; print(min(os.cpu_count(), 8))')
+processes=$("$python" -c 'import os; print(min(os.cpu_count(), 8) + 1)')
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest --numprocesses "$cores" --dist worksteal "$@"
+exec "$python" -m pytest --numprocesses "$processes" --dist worksteal "$@"
