@@ -1,13 +1,12 @@
 """Bilinear resizing of maps to another grid, whose gradients are the same every time."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.alignment import interpolation
 from backbones.centres import Centres, middle
+from backbones.devices import kept_on_device
 from backbones.float32 import full_float32
 
 CELLS = Centres(0.0, 1.0)
@@ -28,12 +27,12 @@ def resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def by_matrices(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """`resized` by matrices, on any device."""
-    rows, columns = (_weights(n, count, maps.device) for n, count in zip(maps.shape[-2:], grid, strict=True))
+    rows, columns = (_weights(maps.device, n, count) for n, count in zip(maps.shape[-2:], grid, strict=True))
     with full_float32(maps.device):
         return (rows @ maps.float() @ columns.T).to(maps.dtype)
 
 
-@lru_cache(maxsize=64)
-def _weights(cells: int, count: int, device: torch.device) -> Tensor:
+@kept_on_device
+def _weights(cells: int, count: int) -> Tensor:
     """float32 [count, cells]."""
-    return interpolation(CELLS, cells, middle(count, cells), count).to(device, torch.float32)
+    return interpolation(CELLS, cells, middle(count, cells), count).to(torch.float32)
