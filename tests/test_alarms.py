@@ -41,6 +41,16 @@ def test_the_bound_is_that_of_clopper_and_pearson(above, unseen):
     assert false_alarms(above, unseen).at_most == pytest.approx(expected)
 
 
+class Epoch:
+    """A training of one epoch."""
+
+    def __init__(self, learn) -> None:
+        self.learn = learn
+
+    def __iter__(self):
+        yield self.learn()
+
+
 class Memory:
     """A detector that scores what it was trained on by 0, and all else by 1: the worst to set a threshold by."""
 
@@ -55,10 +65,7 @@ class Memory:
 
     def training_of(self, parts, held_out):
         assert not any(len(own) for own in held_out)
-        for part in parts:
-            for batch in part:
-                self.learned |= set(batch.flatten().tolist())
-        yield None
+        return Epoch(lambda: self.learned.update(*(batch.flatten().tolist() for part in parts for batch in part)))
 
     def score(self, embeddings):
         known = torch.tensor([value in self.learned for value in embeddings.flatten().tolist()])
@@ -116,11 +123,13 @@ def test_calibration_adds_what_is_known_and_changes_nothing(calibrated):
     assert described[1]["unseen"] is described[1]["above"] is None
 
 
-def test_calibration_without_a_bank_is_the_same(mvtec, tmp_path):
+@pytest.mark.parametrize("matching", ["off", "gain"])
+def test_calibration_without_a_bank_is_the_same(mvtec, tmp_path, matching):
+    """Further detectors know the light that the first has learned."""
     read = []
     for name, words in (("kept", []), ("off", ["--feature_bank", "off"])):
         words = ["--precision", "fp32", "--calibrate", "2", "--threshold_quantile", "0.5", *words]
-        folder = run(tmp_path, ["-d", "bolt", "mvtec", mvtec], *words, name=name)
+        folder = run(tmp_path, ["-d", "bolt", "mvtec", mvtec], *words, net=["--match_light", matching], name=name)
         read.append(json.loads((folder / "models/0/mvtec_bolt/model.json").read_text())["thresholds"])
     assert read[0]["above"] == read[1]["above"] > 0
 

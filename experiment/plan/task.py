@@ -8,6 +8,7 @@ import torch
 
 import backbones
 from detection import Detector
+from detection.light import Light
 from experiment.config import JobName, RunConfig
 from experiment.detector_config import DetectorConfig
 from experiment.plan.job import Job, label_of
@@ -77,11 +78,19 @@ class Task:
         decisive = (self.detector.options[one.name] for one in own if one.option.decides_features)
         return (self.backbone, *decisive, *read)
 
-    def build(self, source: backbones.FeatureExtractor, device: torch.device, precision: torch.dtype) -> Detector:
-        """The detector, fresh."""
+    def build(
+        self,
+        source: backbones.FeatureExtractor,
+        device: torch.device,
+        precision: torch.dtype,
+        light: Light | None = None,
+    ) -> Detector:
+        """The detector, fresh; with a light that was learned, where there is one."""
         backbone = self.detector.backbones[self.name.backbone]
         kind, options, size = DETECTORS[self.detector.command], self.jobs[0].identity["options"], (self.imagesize,) * 2
-        return kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options).to(device)
+        detector = kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options)
+        detector.light = light or detector.light
+        return detector.to(device)
 
 
 def group(tasks: Sequence[Task]) -> list[list[Task]]:

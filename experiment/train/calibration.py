@@ -73,7 +73,9 @@ def cross_validate(
         learned = [own.part([i for i in range(len(own)) if i % folds != fold]) for own in sets]
         batches = [own.training(detector.for_part(i), seed) for i, own in enumerate(learned)]
         with progress(f"{label} calibration {fold + 1}/{folds}", total=detector.meta_epochs) as bar:
-            for _ in detector.training_of(batches, [()] * len(sets)):
+            training = detector.training_of(batches, [()] * len(sets))
+            training.eval_every = detector.meta_epochs  # what the last epoch has learned is all that is asked for
+            for _ in training:
                 bar.update()
         for i, (known, unknown) in enumerate(zip(learned, left_out, strict=True)):
             if len(unknown):

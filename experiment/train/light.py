@@ -25,7 +25,7 @@ def learn_light(task: Task, detector: Detector) -> None:
         restore(detector, folder, read_description(folder, DETECTORS))
         return
     for i, job in enumerate(task.jobs):
-        if job.samples.table is None:
+        if job.samples.kind == "image":
             learn_light_of(job.name.title, detector.for_part(i), job.samples, job.data)
 
 

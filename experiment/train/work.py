@@ -44,16 +44,15 @@ def work(
                     yield task, [read_result(job.folder, job.name) for job in task.jobs]
                     continue
                 with one_line_when_full():
-                    detector = task.build(sources[task.backbone], device, precision)
+                    detector = task.build(sources[task.backbone], device, precision, light)
                     if light is None:
                         learn_light(task, detector)
                         light = detector.light
-                    detector.light = light
                     if task.run.feature_bank != "off" and not detector.train_backbone and banks is None:
                         banks = banks_of(task, detector)
                 own = None if detector.train_backbone else banks
                 if not task.run.test:
-                    fresh = partial(task.build, sources[task.backbone], device, precision)
+                    fresh = partial(task.build, sources[task.backbone], device, precision, light)
                     yield task, train(task, detector, own, fresh)
                     continue
                 parts = enumerate(zip(task.jobs, own or [None] * len(task.jobs), strict=True))
