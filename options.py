@@ -9,6 +9,7 @@ the tables in docs/ are made of such fields. A field of another dataclass stands
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -142,9 +143,10 @@ class Declared:
         return all(own in self.option.range for own in values if isinstance(own, int | float))
 
 
-def declared(kind: type, path: tuple[str, ...] = ()) -> list[Declared]:
+@cache  # a dataclass says the same every time, and is asked for every task
+def declared(kind: type, path: tuple[str, ...] = ()) -> tuple[Declared, ...]:
     """The options of a dataclass, those of the dataclasses that it holds in their place."""
-    found = []
+    found: list[Declared] = []
     types = get_type_hints(kind)
     for own in fields(kind):
         if is_dataclass(types[own.name]):
@@ -152,7 +154,7 @@ def declared(kind: type, path: tuple[str, ...] = ()) -> list[Declared]:
         elif "option" in own.metadata:
             base, multiple, optional = _base(types[own.name])
             found.append(Declared((*path, own.name), base, own.default, own.metadata["option"], multiple, optional))
-    return found
+    return tuple(found)
 
 
 def build(kind: type[T], values: Mapping[str, Any], **others: Any) -> T:

@@ -55,10 +55,10 @@ class Alignment(nn.Module):
             return planes
         own, first = self.of(layer), self.of(0)
         rows, columns = (
-            _single(planes.device, own[axis], planes.shape[2 + axis], first[axis], grid[axis]) for axis in (0, 1)
+            interpolation_on(planes.device, own[axis], planes.shape[2 + axis], first[axis], grid[axis])
+            for axis in (0, 1)
         )
-        with full_float32(planes.device):
-            return (rows @ planes.float() @ columns.T).to(planes.dtype)
+        return resampled(planes, rows, columns)
 
 
 @lru_cache(maxsize=64)
@@ -70,9 +70,15 @@ def interpolation(own: Centres, cells: int, wanted: Centres, count: int) -> Tens
 
 
 @kept_on_device
-def _single(own: Centres, cells: int, wanted: Centres, count: int) -> Tensor:
+def interpolation_on(own: Centres, cells: int, wanted: Centres, count: int) -> Tensor:
     """As interpolation, in float32, on a device given before the other arguments."""
     return interpolation(own, cells, wanted, count).float()
+
+
+def resampled(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Planes [..., h, w] by float32 weights of rows [H, h] and columns [W, w]: [..., H, W] of the planes' type."""
+    with full_float32(planes.device):
+        return (rows @ planes.float() @ columns.T).to(planes.dtype)
 
 
 @torch.enable_grad()

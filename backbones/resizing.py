@@ -1,15 +1,10 @@
 """Bilinear resizing of maps to another grid, whose gradients are the same every time."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.alignment import interpolation
-from backbones.centres import Centres, middle
-from backbones.devices import kept_on_device
-from backbones.float32 import full_float32
-
-CELLS = Centres(0.0, 1.0)
+from backbones.alignment import PIXELS, interpolation_on, resampled
+from backbones.centres import middle
 
 
 def resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -27,12 +22,8 @@ def resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def by_matrices(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """`resized` by matrices, on any device."""
-    rows, columns = (_weights(maps.device, n, count) for n, count in zip(maps.shape[-2:], grid, strict=True))
-    with full_float32(maps.device):
-        return (rows @ maps.float() @ columns.T).to(maps.dtype)
-
-
-@kept_on_device
-def _weights(cells: int, count: int) -> Tensor:
-    """float32 [count, cells]."""
-    return interpolation(CELLS, cells, middle(count, cells), count).to(torch.float32)
+    rows, columns = (
+        interpolation_on(maps.device, PIXELS, n, middle(count, n), count)
+        for n, count in zip(maps.shape[-2:], grid, strict=True)
+    )
+    return resampled(maps, rows, columns)

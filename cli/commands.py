@@ -47,12 +47,14 @@ def detector(command: str) -> Link:
 
     def config(recipe: str = "paper", **values: Any) -> DetectorConfig:
         ctx = click.get_current_context()
-        preset = {name: own for name, own in values.items() if _source(ctx, name) == ParameterSource.DEFAULT_MAP}
+        preset = {
+            name: own for name, own in values.items() if ctx.get_parameter_source(name) == ParameterSource.DEFAULT_MAP
+        }
         return DetectorConfig.of(command, values, recipe, preset)
 
     defaults = " ".join(f"--{name} {value}" for name, value in kind.DATASET_DEFAULTS.items())
     behind = f"\n\ndataset's defaults behind {command} are {defaults}." if defaults else ""
-    recipes = [recipe(kind.RECIPES, kind.RECIPES)] if kind.RECIPES else []
+    recipes = [recipe(kind.RECIPES)] if kind.RECIPES else []
     return Link(
         command,
         callback=config,
@@ -70,7 +72,9 @@ def dataset() -> Link:
 
     def config(**values: Any) -> DatasetConfig:
         ctx = click.get_current_context()
-        return DatasetConfig.of(values, {name for name in values if _source(ctx, name) == ParameterSource.COMMANDLINE})
+        return DatasetConfig.of(
+            values, {name for name in values if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+        )
 
     readers = {reader.name: reader for reader in DATASETS.values()}.values()
     own = [reader for reader in readers if reader.options is not None]
@@ -100,10 +104,6 @@ def sections() -> Sections:
         "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
         "Finished runs and models": {name: (text, partial(alone, name)) for name, (_, text) in ALONE.items()},
     }
-
-
-def _source(ctx: click.Context, name: str) -> ParameterSource | None:
-    return ctx.get_parameter_source(name)
 
 
 @click.group(
@@ -172,7 +172,7 @@ def refuse_others(command: str, ctx: click.Context, configs: list[Any]) -> None:
     given = [
         option.opts[0]
         for option in main.params
-        if option is not DEBUG and _source(ctx, option.name) is ParameterSource.COMMANDLINE
+        if option is not DEBUG and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
     if given:
         raise UsageError(f"{command} takes no run options: leave out {', '.join(given)}")

@@ -1,7 +1,7 @@
 """Flags of the command line, made from the dataclasses that declare options."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,15 @@ def parameters(*kinds: type, group: str = "") -> list[click.Parameter]:
     return [_parameter(own, group) for kind in kinds for own in declared(kind)]
 
 
-def recipe(recipes: Iterable[str], presets: Any) -> Flag:
-    """The flag that lets a detector's recipe set other options' defaults."""
+def recipe(recipes: Mapping[str, Mapping[str, Any]]) -> Flag:
+    """The flag that lets one of a detector's recipes, by its name, set other options' defaults."""
     text = (
         "Defaults of the options below. paper: those of the original. stable: other values of noise, discriminators, "
         "rates and score, for a last epoch that needs no picking; the run prints them. A flag that is given wins."
     )
     kind = click.Choice(["paper", *recipes])
     return Flag(
-        ["--recipe"], group="Recipe", type=kind, default="paper", help=text, show_default=True, **_presets(presets)
+        ["--recipe"], group="Recipe", type=kind, default="paper", help=text, show_default=True, **_presets(recipes)
     )
 
 

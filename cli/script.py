@@ -1,8 +1,8 @@
 """bash run.sh /path/to/mvtec [options]: the paper's recipe on all classes of MVTec AD below the path.
 
 Options are those of main.py, net and dataset in any order (python main.py --help, net --help and dataset --help list
-them); each goes to the command that has it and takes the place of the paper's. With --recipe
-stable the options that this recipe sets are its own. Without a path, bash run.sh trains the demo on real solar cells.
+them); each goes to the command that has it and takes the place of the paper's. With --recipe stable the options that
+this recipe sets are its own. Without a path, bash run.sh trains the demo on real solar cells.
 """
 
 import os

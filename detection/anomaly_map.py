@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.alignment import PIXELS, interpolation
+from backbones.alignment import PIXELS, interpolation, resampled
 from backbones.centres import Centres
 from backbones.devices import kept_on_device
-from backbones.float32 import full_float32
 
 SIGMA = 4.0  # pixels
 
@@ -40,8 +39,7 @@ def anomaly_maps(
         _on(patch_scores.device, n_in, n_out, sigma, align_corners, own)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
-    with full_float32(patch_scores.device):
-        return rows @ patch_scores.float() @ columns.T
+    return resampled(patch_scores.float(), rows, columns)
 
 
 @lru_cache(maxsize=32)

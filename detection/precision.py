@@ -1,4 +1,4 @@
-"""What a detector may compute in: the words for it, and autocast."""
+"""What a detector may compute in, and the words for it."""
 
 import torch
 

@@ -76,13 +76,20 @@ class Training:
         trainer: makes the steps.
         embeddings: batches of what the detector embeds; iterated `passes` times in every meta epoch.
         meta_epochs, passes: how long.
+        state: of an earlier Training of such a detector, to go on from.
 
     Attributes:
         eval_every: predictions are wanted after every so many meta epochs, and after the last.
     """
 
     def __init__(
-        self, detector: nn.Module, trainer: Trainer, embeddings: Iterable[Tensor], meta_epochs: int, passes: int = 1
+        self,
+        detector: nn.Module,
+        trainer: Trainer,
+        embeddings: Iterable[Tensor],
+        meta_epochs: int,
+        passes: int = 1,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self.detector = detector
         self.trainer = trainer
@@ -92,6 +99,8 @@ class Training:
         self.meta_epoch = 0
         self.stopped = False
         self.eval_every = 1
+        if state is not None:
+            self.load_state_dict(state)
 
     @property
     def is_evaluated(self) -> bool:

@@ -106,14 +106,11 @@ class CFA(Detector):
 
     def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
         """As in Detector; the memory bank is made of one more pass, before the first epoch."""
-        training = Training(self, _Trainer(self), embeddings, self.meta_epochs)
-        if state is not None:
-            training.load_state_dict(state)
-            return training
-        if self.options.whiten > 0:
+        if state is None and self.options.whiten > 0:
             self.descriptor.start_as(*whitening(embeddings, self.options.whiten))
-        self.memory.copy_(memory_bank(map(self.descriptor, embeddings), len(self.memory), self.seed))
-        return training
+        if state is None:
+            self.memory.copy_(memory_bank(map(self.descriptor, embeddings), len(self.memory), self.seed))
+        return Training(self, _Trainer(self), embeddings, self.meta_epochs, state=state)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps of the patch scores (7), and their maxima."""

@@ -212,10 +212,7 @@ class Multimodal(Detector):
             for own, embeddings in zip(self.network.parts, parts, strict=True):
                 own.learn_scale(embeddings)
         batches = Scheduled(parts, self.options.schedule)
-        training = Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs)
-        if state is not None:
-            training.load_state_dict(state)
-        return training
+        return Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs, state=state)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Scores and maps (4); of rows the errors (2) of their columns, [B, 1, n]."""

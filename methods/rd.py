@@ -98,10 +98,7 @@ class ReverseDistillation(Detector):
     ) -> Training:
         """As in Detector."""
         (embeddings,), (unseen,) = parts, held_out
-        training = Training(self, _Trainer(self, embeddings, unseen), embeddings, self.meta_epochs)
-        if state is not None:
-            training.load_state_dict(state)
-        return training
+        return Training(self, _Trainer(self, embeddings, unseen), embeddings, self.meta_epochs, state=state)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and their maxima."""

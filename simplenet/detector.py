@@ -219,10 +219,7 @@ class SimpleNet(Detector):
             average=MovingAverage(self.members, trained, own.ema) if own.ema > 0 else None,
             memory=self.memory,
         )
-        training = Training(self, trainer, embeddings, self.meta_epochs, own.gan_epochs)
-        if state is not None:
-            training.load_state_dict(state)
-        return training
+        return Training(self, trainer, embeddings, self.meta_epochs, own.gan_epochs, state)
 
     def features(self, images: Tensor) -> Tensor:
         """Patch features o (1) of images [B, 3, H, W]: [B, H1, W1, D]."""
