@@ -58,7 +58,7 @@ class Alignment(nn.Module):
             interpolation_on(planes.device, own[axis], planes.shape[2 + axis], first[axis], grid[axis])
             for axis in (0, 1)
         )
-        return resampled(planes, rows, columns)
+        return resampled(planes, rows, columns).to(planes.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -76,9 +76,9 @@ def interpolation_on(own: Centres, cells: int, wanted: Centres, count: int) -> T
 
 
 def resampled(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Planes [..., h, w] by float32 weights of rows [H, h] and columns [W, w]: [..., H, W] of the planes' type."""
+    """Planes [..., h, w] by float32 weights of their rows [H, h] and columns [W, w]: float32 [..., H, W]."""
     with full_float32(planes.device):
-        return (rows @ planes.float() @ columns.T).to(planes.dtype)
+        return rows @ planes.float() @ columns.T
 
 
 @torch.enable_grad()

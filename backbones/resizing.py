@@ -26,4 +26,4 @@ def by_matrices(maps: Tensor, grid: tuple[int, int]) -> Tensor:
         interpolation_on(maps.device, PIXELS, n, middle(count, n), count)
         for n, count in zip(maps.shape[-2:], grid, strict=True)
     )
-    return resampled(maps, rows, columns)
+    return resampled(maps, rows, columns).to(maps.dtype)

@@ -39,7 +39,7 @@ def anomaly_maps(
         _on(patch_scores.device, n_in, n_out, sigma, align_corners, own)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
-    return resampled(patch_scores.float(), rows, columns)
+    return resampled(patch_scores, rows, columns)
 
 
 @lru_cache(maxsize=32)
