@@ -1,7 +1,6 @@
 """Drawing the cells of layers where they look: maps that are resized by the middles of their cells."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +60,6 @@ class Alignment(nn.Module):
         return resampled(planes, rows, columns).to(planes.dtype)
 
 
-@lru_cache(maxsize=64)
 def interpolation(own: Centres, cells: int, wanted: Centres, count: int) -> Tensor:
     """The linear weights of cells at so many wanted places, float64 [count, cells]; beyond the last cell its value."""
     places = (wanted.offset + wanted.stride * torch.arange(count, dtype=torch.float64) - own.offset) / own.stride

@@ -126,6 +126,7 @@ def _work(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     sys.stdin = io.StringIO(stdin)
     sys.argv = ["main.py", *words]
+    os.fsync = lambda _: None  # no power cut is waited for
     if before is not None:
         before()
     import main

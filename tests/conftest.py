@@ -46,6 +46,11 @@ def make_mvtec(
     return root
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits the longest, so that nothing waits for it at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_parallel", "test_faults", "test_benchmarks"))
+
+
 @pytest.fixture(scope="session")
 def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree that tests must not change."""

@@ -204,8 +204,9 @@ def test_it_is_measured_once_and_kept(trained, mvtec, monkeypatch):
 
 def test_it_is_inside_exports(trained, tmp_path, capsys):
     """The export is compared with PyTorch before it is written."""
-    out = tmp_path / "model.onnx"
-    main.main(["export", str(trained[True]), "--out", str(out)], standalone_mode=False)
+    out = tmp_path / "model.pt2"  # what ONNX files are translated from
+    words = ["export", str(trained[True]), "--format", "torch_export", "--out", str(out)]
+    main.main(words, standalone_mode=False)
     assert out.is_file() and "largest difference to PyTorch" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -22,8 +23,8 @@ from errors import DataError, UsageError
 from experiment.use import export as export_module
 
 
-def train(folder, mvtec, *net):
-    words = ["--results_path", str(folder), "--precision", "fp32", *SMALL_NET, *net, "dataset", *SMALL_DATA]
+def train(folder, mvtec, *net, precision="fp32"):
+    words = ["--results_path", str(folder), "--precision", precision, *net, "dataset", *SMALL_DATA]
     main.main([*words, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
     return folder / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
 
@@ -39,11 +40,35 @@ def pixels(mvtec):
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
+def made(model, tmp_path_factory):
+    """The model as ONNX, and what was made on the way: a trace, and its translation; tests must not change them."""
+    made = SimpleNamespace(path=tmp_path_factory.mktemp("exported") / "m.onnx")
+
+    def kept(name, function):
+        def keep(*words, **options):
+            setattr(made, name, function(*words, **options))
+            return getattr(made, name)
+
+        return keep
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "_traced", kept("trace", export_module._traced))
+        patch.setattr("torch.onnx.export", kept("graph", torch.onnx.export))
+        export(model, "--out", made.path)
+    return made
+
+
+@pytest.fixture
+def exported(made):
     """The model as ONNX; tests must not change it."""
-    path = tmp_path_factory.mktemp("exported") / "m.onnx"
-    export(model, "--out", path)
-    return path
+    return made.path
+
+
+@pytest.fixture
+def known(made, monkeypatch):
+    """Exports of the model begin with its trace and translation: what comes after them is what is tested."""
+    monkeypatch.setattr(export_module, "_traced", lambda *_: made.trace)
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: made.graph)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float"])
@@ -69,26 +94,20 @@ def test_onnx_gives_the_predictions(model, exported, mvtec, tmp_path, capsys, ki
     assert json.loads(notes["reading"]) == {"bit_depth": 16, "oriented": True, "background": "black"}
 
 
+OTHERS = SMALL_NET[SMALL_NET.index("--backbone_weights") :]  # but the command, backbone and layers
+VIT = [*"net -b vit_tiny_patch16_224 -le blocks.1 -le blocks.3".split(), *OTHERS]
+
+
 @pytest.mark.parametrize(
     "net",
     [
-        ["--patchsize", "2"],
-        ["--pre_proj", "2", "--proj_layer_type", "2", "--dsc_layers", "1"],
-        ["--pretrain_embed_dimension", "24", "--target_embed_dimension", "24"],
-        ["--train_backbone"],
-        "-b vit_tiny_patch16_224 -le 1.blocks.1 -le 1.blocks.3".split(),
+        [*SMALL_NET, *"--train_backbone --patchsize 2 --pre_proj 2 --proj_layer_type 2 --dsc_layers 1".split()],
+        [*VIT, "--target_embed_dimension", "24"],
     ],
-    ids=lambda net: net[0],
+    ids=["convolutions", "tokens"],
 )
 def test_every_kind_of_model_is_exported(mvtec, tmp_path, net, capsys):
-    if "-b" in net:
-        net = ["-b", "vit_tiny_patch16_224", "-le", "blocks.1", "-le", "blocks.3"]
-        start = SMALL_NET.index("--backbone_weights")
-        words = ["--results_path", str(tmp_path), "--precision", "fp32", "net", *net, *SMALL_NET[start:]]
-        main.main([*words, "dataset", *SMALL_DATA, "-d", "bolt", "mvtec", str(mvtec)], standalone_mode=False)
-        folder = tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
-    else:
-        folder = train(tmp_path, mvtec, *net)
+    folder = train(tmp_path, mvtec, *net)
     capsys.readouterr()
     export(folder)
     assert (folder / "mvtec_bolt.onnx").is_file()
@@ -125,7 +144,7 @@ def test_opset(model, mvtec, tmp_path):
     np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
-def test_an_opset_that_cannot_be_had(model, tmp_path, capfd):
+def test_an_opset_that_cannot_be_had(model, known, tmp_path, capfd):
     with pytest.raises(UsageError, match=r"--opset 9: this model cannot be written in it, but in \d\d"):
         export(model, "--out", tmp_path / "m.onnx", "--opset", 9)
     with pytest.raises(UsageError, match="--opset is of ONNX, not of torch_export"):
@@ -135,7 +154,7 @@ def test_an_opset_that_cannot_be_had(model, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("style", ["onnx", "torch_export"])
-def test_a_file_of_the_users_is_not_replaced(model, exported, tmp_path, style):
+def test_a_file_of_the_users_is_not_replaced(model, exported, known, tmp_path, style):
     """An export is: the same command may be given again."""
     out = tmp_path / f"m{export_module.SUFFIXES[style]}"
     for content in (b"", b"mine"):
@@ -153,17 +172,19 @@ def test_a_file_of_the_users_is_not_replaced(model, exported, tmp_path, style):
 
 
 @pytest.mark.parametrize("step", ["load", "Exported", "_traced", "torch.export.export", "torch.onnx.export"])
-def test_out_of_memory_is_one_line(model, tmp_path, monkeypatch, step):
+def test_out_of_memory_is_one_line(model, request, tmp_path, monkeypatch, step):
     def full(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
 
+    if step == "torch.onnx.export":
+        request.getfixturevalue("known")
     monkeypatch.setattr(f"experiment.use.export.{step}", full)
     with pytest.raises(DataError, match=r"^out of memory: free some memory, or export where there is more$"):
         export(model, "--out", tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_computes_something_else_is_not_written(model, tmp_path, monkeypatch):
+def test_an_export_that_computes_something_else_is_not_written(model, known, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_difference", lambda *_: 0.01)
     with pytest.raises(DataError, match=r"differs from PyTorch by 0\.01, more than 0\.001: nothing was written"):
         export(model, "--out", tmp_path / "m.onnx")
@@ -171,9 +192,7 @@ def test_an_export_that_computes_something_else_is_not_written(model, tmp_path, 
 
 
 def test_another_precision_is_said(mvtec, tmp_path, capsys):
-    words = ["--results_path", str(tmp_path), "--precision", "bf16", *SMALL_NET, "dataset", *SMALL_DATA, "-d", "bolt"]
-    main.main([*words, "mvtec", str(mvtec)], standalone_mode=False)
-    bolt = tmp_path / "project" / "group" / "test" / "models" / "0" / "mvtec_bolt"
+    bolt = train(tmp_path, mvtec, *SMALL_NET, precision="bf16")
     export(bolt, "--format", "torch_export", "--out", tmp_path / "m.pt2")
     assert "trained in bfloat16" in capsys.readouterr().err
 

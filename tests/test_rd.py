@@ -305,7 +305,7 @@ def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, 
 def test_elpv_mono_reaches_its_floor(run_main, tmp_path):
     """The packaged backbone on real cells; the full setting is measured in benchmarks/accuracy.py."""
     words = "rd -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --blocks 1 --epochs 3"
-    done = run_main("--eval_every", "3", *words.split(), *"dataset --imagesize 128 -d mono elpv".split())
+    done = run_main("--eval_every", "3", *words.split(), *"dataset --imagesize 96 -d mono elpv".split())
     assert done.returncode == 0, done.stderr
     results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
     assert results.loc["elpv_mono", "image_auroc"] >= 0.9

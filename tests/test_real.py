@@ -7,7 +7,7 @@ def test_elpv_mono_reaches_its_floor(run_main, tmp_path):
     net = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4"
     dims = "--pretrain_embed_dimension 256 --target_embed_dimension 256"
     training = "--gan_epochs 4 --auto_noise 0.25 --dsc_hidden 512 --dsc_margin .5 --pre_proj 1"
-    data = "dataset --batch_size 8 --resize 128 --imagesize 128 -d mono elpv"
+    data = "dataset --batch_size 8 --resize 96 --imagesize 96 -d mono elpv"
     done = run_main(*net.split(), *dims.split(), *training.split(), *data.split())
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "project" / "group" / "test"

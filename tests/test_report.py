@@ -128,8 +128,14 @@ def test_several_runs_stand_side_by_side(mvtec_run, tmp_path):
         *["SimpleNet image AUROC", "SimpleNet pixel AUROC"],
     ]
     assert float(table.rows[-1][4]) == pytest.approx(float(table.rows[-1][1]) + 1, abs=0.11)
-    html = page([read_run(mvtec_run), read_run(other)])
-    assert "Marked: what differs" in html
+
+
+def test_the_page_marks_what_differs(small_run, tmp_path):
+    other = shutil.copytree(small_run, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["net"]["options"]["dsc_hidden"] = 9
+    (other / "config.json").write_text(json.dumps(config))
+    assert "Marked: what differs" in page([read_run(small_run), read_run(other)])
 
 
 def test_labels_tell_runs_apart(mvtec_run, tmp_path):
@@ -299,12 +305,16 @@ def test_damaged_files_are_named(mvtec_run, tmp_path, name, content, error):
         page([read_run(tmp_path / "run")])
 
 
+@pytest.fixture(scope="session")
+def pages(small_run, mvtec_run):
+    """What the report says of either run."""
+    return {"small_run": page([read_run(small_run)]), "mvtec_run": page([read_run(mvtec_run)])}
+
+
 @needs_chromium
-@pytest.mark.parametrize("width", [500, 1300])
-@pytest.mark.parametrize("runs", ["mvtec_run", "small_run"])
-def test_page_in_a_browser(request, tmp_path, runs, width):
-    folder = request.getfixturevalue(runs)
-    (tmp_path / "report.html").write_text(page([read_run(folder)]))
+@pytest.mark.parametrize(("runs", "width"), [("mvtec_run", 500), ("mvtec_run", 1300), ("small_run", 500)])
+def test_page_in_a_browser(pages, tmp_path, runs, width):
+    (tmp_path / "report.html").write_text(pages[runs])
     seen = visit(tmp_path / "report.html", tmp_path, width)
     classes, jobs = (15, 15) if runs == "mvtec_run" else (2, 4)
     assert seen["console"] == []
@@ -324,7 +334,7 @@ def test_page_in_a_browser(request, tmp_path, runs, width):
     assert seen["text"].count("image AUROC ") >= classes
 
 
-def test_page_is_one_file_and_the_same_bytes_twice(small_run):
+def test_page_is_one_file_and_the_same_bytes_twice(small_run, pages):
     html = page([read_run(small_run)])
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
-    assert html == page([read_run(small_run)])
+    assert html == pages["small_run"]
