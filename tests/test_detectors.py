@@ -161,7 +161,7 @@ def test_exports_give_the_predictions(run, tmp_path, mvtec, half, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
-    words = joint_chain(command, mvtec, "--epochs", "20", data=["-d", "nut"], tables=tables)
+    words = joint_chain(command, mvtec, "--epochs", "12", data=["-d", "nut"], tables=tables)
     whole = run_main("--run_name", "whole", *words)
     assert whole.returncode == 0, whole.stderr
     process = start(tmp_path, words)
