@@ -72,7 +72,6 @@ class FeatureExtractor(nn.Module):
         self.normalisation = normalisation
         self.network: nn.Module | None = None
         self._cut: tuple[tuple[str, ...], Size] | None = None
-        self._seen: dict[tuple[tuple[str, ...], Size], _Seen] = {}
         self._centres: dict[tuple[tuple[str, ...], Size], list[tuple[Centres, Centres]]] = {}
 
     def forward(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
@@ -159,11 +158,11 @@ class FeatureExtractor(nn.Module):
             )
 
     def _look(self, layers: Sequence[str], image_size: Size) -> "_Seen":
-        """What is known of layers from running the network without memory, once; see layer_info."""
-        key = (tuple(layers), image_size)
-        if key not in self._seen:
-            self._seen[key] = self._run_on_meta(layers, image_size)
-        return self._seen[key]
+        """What is known of layers from running the network without memory, once in a process; see layer_info."""
+        key = (self.model_name, tuple(layers), image_size)
+        if key not in _SEEN:
+            _SEEN[key] = self._run_on_meta(layers, image_size)
+        return _SEEN[key]
 
     def _run_on_meta(self, layers: Sequence[str], size: Size) -> "_Seen":
         """Two runs, the second on larger images, none of which needs weights or memory."""
@@ -297,6 +296,9 @@ class _Seen:
     layouts: list[Layout]
     patches: Patches | None
     is_made_for_size: bool
+
+
+_SEEN: dict[tuple[str, tuple[str, ...], Size], _Seen] = {}  # whatever the weights are
 
 
 def _own_size(model: nn.Module) -> Size | None:

@@ -19,7 +19,7 @@ IMPORTED = [
     *["main", "commands", "experiment.run"],
     *["experiment.show.report", "experiment.use.predict", "experiment.use.export"],
     *["torch._dynamo", "torchvision.transforms.v2", "torch.utils.tensorboard", "pandas", "tabulate", "scipy.ndimage"],
-    *["sklearn.cluster", "sklearn.covariance", "sklearn.exceptions"],
+    *["sklearn.cluster", "sklearn.covariance", "sklearn.exceptions", "looked_at"],
 ]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(IMPORTED)

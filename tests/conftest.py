@@ -89,6 +89,12 @@ def model(mvtec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of backbones: for tests that give their names to other networks."""
+    monkeypatch.setattr("backbones.extractor._SEEN", {})
+
+
+@pytest.fixture
 def run_main(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run main.py in a fork, in an empty folder; keywords change its environment."""
 

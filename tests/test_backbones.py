@@ -98,7 +98,7 @@ def test_runs_no_further_than_the_last_layer():
         ("tf_efficientnet_lite0", (64, 96), {}),
     ],
 )
-def test_maps_are_timms(monkeypatch, name, size, shallow):
+def test_maps_are_timms(strangers, monkeypatch, name, size, shallow):
     """Every kind of layout, read as timm itself reads it; maps are not square, so that axes cannot be mistaken."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **shallow))
     with torch.random.fork_rng():
@@ -125,7 +125,7 @@ def test_another_image_size_and_layer_rebuild():
     assert extractor(torch.zeros(1, 3, 96, 64), ["blocks.2"])[0].shape[-2:] == (6, 4)
 
 
-def test_weights_are_made_on_first_use_only(monkeypatch):
+def test_weights_are_made_on_first_use_only(strangers, monkeypatch):
     made = []
     create = timm.create_model
     monkeypatch.setattr(

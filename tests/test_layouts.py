@@ -169,7 +169,7 @@ class Loops(nn.Module):
         return self.layer(torch.stack(list(images)))
 
 
-def test_a_network_that_cannot_be_cut_ends_in_one_line(monkeypatch):
+def test_a_network_that_cannot_be_cut_ends_in_one_line(strangers, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: Loops())
     extractor = backbones.load("resnet18", "random")
     with pytest.raises(UsageError, match=r"'resnet18' cannot be cut at layer .*: choose another") as refused:
@@ -188,7 +188,7 @@ class Broken(nn.Module):
         raise AttributeError("'NoneType' object has no attribute 'view'")
 
 
-def test_whatever_a_network_raises_is_one_line(monkeypatch):
+def test_whatever_a_network_raises_is_one_line(strangers, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: Broken())
     with pytest.raises(UsageError, match="'resnet18' cannot take images of 64 x 64: 'NoneType' object"):
         info("resnet18", "layer", (64, 64))
