@@ -30,7 +30,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ import main
 import metrics
 from backbones import FeatureBank, FeatureExtractor
 from datasets import ClassSamples, Defect, read_defects, region_labels
-from detection import Detector, EpochStats, Prediction, false_alarms, is_anomalous
+from detection import Detector, EpochStats, Normal, Prediction, false_alarms, is_anomalous
 from detection.anomaly_map import anomaly_maps
 from detection.neighbours import coreset
 from detection.precision import PRECISIONS
@@ -160,7 +160,7 @@ def measure(name: str, labelled: Labelled, detector: Any, read: Read) -> dict:
     evaluations: list[float] = []
 
     start = time.perf_counter()
-    for stats in detector.training_of([read.train], [read.held_out]):
+    for stats in detector.training_on(Normal(read.train, read.held_out)):
         begun = time.perf_counter()
         if stats.meta_epoch > detector.meta_epochs - LAST:
             recent.append(metrics.auroc(labels, image_scores(read.test)))
@@ -234,14 +234,13 @@ class AnomalibCFA(torch.nn.Module):
         self.loss = CfaLoss(num_nearest_neighbors=3, num_hard_negative_features=3, radius=1e-5)
         self.maps = AnomalyMapGenerator(num_nearest_neighbors=3)
 
-    def training_of(self, parts: Sequence[Iterable[Tensor]], held_out: Sequence[HeldOut]) -> Iterator[EpochStats]:
+    def training_on(self, normal: Normal) -> Iterator[EpochStats]:
         """Memory bank and training steps, as the package's Lightning module makes them."""
-        (embeddings,) = parts
         self.train()
-        self.model.initialize_centroid(SimpleNamespace(image=batch.permute(0, 3, 1, 2)) for batch in embeddings)
+        self.model.initialize_centroid(SimpleNamespace(image=batch.permute(0, 3, 1, 2)) for batch in normal.train)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=5e-4, amsgrad=True)
         for epoch in range(1, self.meta_epochs + 1):
-            for batch in progress(f"{ANOMALIB} {epoch}", embeddings):
+            for batch in progress(f"{ANOMALIB} {epoch}", normal.train):
                 loss = self.loss(self._distances(batch))
                 optimizer.zero_grad()
                 loss.backward(retain_graph=True)  # as the package has to

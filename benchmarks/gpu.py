@@ -42,7 +42,7 @@ from torch import Tensor
 
 import backbones
 from datasets import Shuffled
-from detection import Detector
+from detection import Detector, Normal
 from errors import UsageError, first_line
 from experiment.machine.device import choose_device, choose_precision
 from methods import DETECTORS
@@ -183,7 +183,7 @@ def trained(
     bank.fill(embeddings)
     times = []
     start = now(device)
-    for _ in detector.training_on(Batches(bank, setting.batch)):
+    for _ in detector.training_on(Normal(Batches(bank, setting.batch))):
         times.append(now(device) - start)
         start = now(device)
     return detector, statistics.median(times[1:])

@@ -3,15 +3,25 @@
 from detection.checkpoint import TrainedModel, load
 from detection.decision import FalseAlarms, false_alarms, is_anomalous
 from detection.detector import Detector, Prediction, autocast
-from detection.training import Batches, EndOfPass, EpochStats, MovingAverage, Training, gradient_scaler, learn
+from detection.training import (
+    EndOfPass,
+    EpochStats,
+    MovingAverage,
+    Normal,
+    Passes,
+    Training,
+    gradient_scaler,
+    learn,
+)
 
 __all__ = [
-    "Batches",
     "Detector",
     "EndOfPass",
     "EpochStats",
     "FalseAlarms",
     "MovingAverage",
+    "Normal",
+    "Passes",
     "Prediction",
     "TrainedModel",
     "Training",

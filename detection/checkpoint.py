@@ -21,7 +21,7 @@ import backbones
 from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
 from detection.decision import Thresholds
 from detection.description import DESCRIPTION, WEIGHTS, Description, read_description, write_description
-from detection.detector import Detector, Prediction
+from detection.detector import Detector, Prediction, fits, in_words, without_backbone
 from errors import DataError
 from files import write_bytes
 from late import pandas as pd
@@ -184,15 +184,13 @@ def _fill(detector: Detector, folder: Path, description: Description, tensors: d
 
 def _check_shapes(folder: Path, planned: Detector, tensors: dict[str, Tensor]) -> None:
     """Whether a checkpoint holds what a network of the described options (on the meta device) consists of."""
-    for name, tensor in planned.state_dict().items():
-        if name.startswith("backbone."):
-            continue
-        found = tensors.get(name)
-        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+    for name, tensor in without_backbone(planned.state_dict()).items():
+        found, allowed = tensors.get(name), planned.sized_by_data.get(name, tensor.shape)
+        if found is None or not fits(found.shape, allowed) or found.dtype != tensor.dtype:
             shown = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
             raise DataError(
                 f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': {name} is {shown}, "
-                f"not {tensor.dtype} {list(tensor.shape)}"
+                f"not {tensor.dtype} {in_words(allowed)}"
             )
 
 

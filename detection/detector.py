@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from backbones.float32 import full_float32
 from datasets import normalised
 from detection.anomaly_map import anomaly_maps
 from detection.light import Light
-from detection.training import EpochStats, Training
+from detection.training import EpochStats, Normal, Passes, Trainer, Training
 from options import check, option
+
+BACKBONE = "backbone."  # what the names of its tensors begin with
+_Named = TypeVar("_Named")
 
 
 def align_maps(**role: bool) -> Any:
@@ -36,11 +39,12 @@ class Prediction(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A backbone, and what is trained on its features of normal images.
+    """A backbone, and what is learned of its features of normal images.
 
     Training and prediction come in two halves, so that a feature bank can stand between: embed, and what follows it.
-    A subclass says what it reads off the backbone (features), how it predicts from that (forward), and how it
-    learns (training_on, passes_after).
+    A subclass says what it reads off the backbone (features), how it predicts from that (forward), and how it learns:
+    of all embeddings at once before the first step (begin), by steps (trainer), of all embeddings at once before it
+    predicts (settle), or by some of these; and how often that goes over the samples (passes_of).
 
     Args:
         backbone: where layer maps come from; shared between detectors unless it is trained, then copied.
@@ -84,7 +88,8 @@ class Detector(nn.Module):
         self.image_size = image_size
         self.precision = precision
         self.seed = seed
-        matching, parts = self.options.match_light, len(self.options.columns) if self.JOINT else 1
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # goes along to devices
+        matching, parts = getattr(self.options, "match_light", "off"), len(self.options.columns) if self.JOINT else 1
         self.light = None if matching == "off" else Light(matching, parts)
         infos = backbone.layer_info(layers, image_size) if self.draws_aligned else []
         self._alignment = Alignment(infos, self.cell_shift) if infos else None
@@ -102,8 +107,8 @@ class Detector(nn.Module):
 
     @property
     def meta_epochs(self) -> int:
-        """How often training reports."""
-        return self.options.epochs
+        """How often training reports, at least once: without steps, when the detector has settled."""
+        return max(1, getattr(self.options, "epochs", 0))
 
     @property
     def train_backbone(self) -> bool:
@@ -113,7 +118,12 @@ class Detector(nn.Module):
     @property
     def draws_aligned(self) -> bool:
         """Whether the cells of each layer are drawn where they look; see Alignment."""
-        return self.options.align_maps
+        return getattr(self.options, "align_maps", False)
+
+    @property
+    def sized_by_data(self) -> Mapping[str, Sequence[int | range]]:
+        """The buffers whose size the data decide, by name: of each dimension its size, or those that are allowed."""
+        return {}
 
     @property
     def cell_shift(self) -> float:
@@ -142,34 +152,46 @@ class Detector(nn.Module):
         """The function that score evaluates; it can be traced."""
         raise NotImplementedError
 
-    def passes_after(self, meta_epochs: int) -> int:
-        """How many times training has gone over the images after so many meta epochs, at least one."""
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """How often training goes over a class's training samples, of which others are held out or none are.
+
+        Here once in every epoch, if there is an option `epochs` and it is not 0.
+        """
+        return Passes(steps=int(getattr(self.options, "epochs", 0) > 0))
+
+    def begin(self, *classes: Normal) -> None:
+        """Learn what the first step needs of all embeddings at once, such as a whitening; here nothing."""
+
+    def trainer(self, *classes: Normal) -> Trainer:
+        """What makes the steps, of a detector that has begun; asked for where there are any."""
         raise NotImplementedError
 
-    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """The meta epochs that fit_embeddings makes, to iterate over.
+    def batches(self, *classes: Normal) -> Iterable[Any]:
+        """What the trainer makes the steps of a pass from."""
+        (own,) = classes
+        return own.train
+
+    def settle(self, *classes: Normal) -> Mapping[str, float]:
+        """Learn what predictions need of all embeddings at once: memory banks, Gaussians, quantiles; here nothing.
+
+        It follows on the steps of every meta epoch that is evaluated, in eval mode and without gradients.
+
+        Returns:
+            What there is to watch, by name.
+        """
+        return {}
+
+    def training_on(self, *classes: Normal, state: dict[str, Any] | None = None) -> Training:
+        """The meta epochs that fit makes, to iterate over.
 
         Args:
-            embeddings: as of fit_embeddings.
+            classes: the embeddings that are learned from; of one class, unless the detector is JOINT.
             state: of an earlier Training with the same options, to go on from.
         """
-        raise NotImplementedError
-
-    def training_of(
-        self,
-        parts: Sequence[Iterable[Tensor]],
-        held_out: Sequence[Iterable[Tensor]],
-        state: dict[str, Any] | None = None,
-    ) -> Training:
-        """As training_on, of every class that the model is trained on; one, unless the detector is JOINT.
-
-        Args:
-            parts: the embeddings of each class, of a known length.
-            held_out: of its held-out normal samples, likewise, which tell a JOINT detector when to stop.
-            state: as of training_on.
-        """
-        (embeddings,) = parts
-        return self.training_on(embeddings, state)
+        if state is None:
+            with torch.no_grad():
+                self.begin(*classes)
+        return Training(self, classes, state)
 
     def for_part(self, part: int) -> "Detector":
         """This detector as it embeds and predicts one of the classes it is trained on; weights are shared."""
@@ -195,11 +217,12 @@ class Detector(nn.Module):
     @property
     def passes(self) -> int:
         """How many times fit goes over the training images."""
-        return self.passes_after(self.meta_epochs)
+        return self.passes_of(has_held_out=False).after(self.meta_epochs)
 
     @property
     def device(self) -> torch.device:
-        return next(p for name, p in self.named_parameters() if not name.startswith("backbone.")).device
+        """What it computes on."""
+        return self._place.device
 
     def fit(self, images: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None) -> None:
         """Train on normal images.
@@ -220,7 +243,7 @@ class Detector(nn.Module):
         self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
     ) -> None:
         """Train as fit does, on batches of what embed gives for normal images, whose light is learned already."""
-        for stats in self.training_on(embeddings):
+        for stats in self.training_on(Normal(embeddings)):
             if on_epoch is not None:
                 on_epoch(stats)
 
@@ -282,19 +305,54 @@ class Detector(nn.Module):
             self.backbone.eval()
         return self
 
+    def learned(self) -> dict[str, nn.Parameter]:
+        """The parameters of all but the backbone, by name."""
+        return without_backbone(dict(self.named_parameters()))
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in nn.Module, without the backbone unless it is trained."""
         state = super().state_dict(*args, **kwargs)
-        return {k: v for k, v in state.items() if self.train_backbone or not k.startswith("backbone.")}
+        return state if self.train_backbone else without_backbone(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in nn.Module, for what state_dict returns."""
+        """As in nn.Module, for what state_dict returns; buffers whose size the data decide take the size they have.
+
+        Raises:
+            RuntimeError: as in nn.Module, also where that size is none of theirs.
+        """
+        for name, allowed in self.sized_by_data.items():
+            if name in state_dict:
+                self._resize(name, state_dict[name].shape, allowed)
         if self.train_backbone:
             self.backbone.build(self.layers, self.image_size, self.device)
         else:
-            frozen = {k: v for k, v in super().state_dict().items() if k.startswith("backbone.")}
-            state_dict = {**state_dict, **frozen}
+            state_dict = {**state_dict, **self.backbone.state_dict(prefix=BACKBONE)}
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _resize(self, name: str, shape: Sequence[int], allowed: Sequence[int | range]) -> None:
+        """Make room for a buffer whose size the data decide."""
+        if not fits(shape, allowed):
+            raise RuntimeError(f"{name} is {list(shape)}, not {in_words(allowed)}")
+        module, _, own = name.rpartition(".")
+        holder = self.get_submodule(module)
+        setattr(holder, own, getattr(holder, own).new_empty(shape))
+
+
+def without_backbone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
+    """What a detector has beside its backbone, by name."""
+    return {name: own for name, own in tensors.items() if not name.startswith(BACKBONE)}
+
+
+def fits(shape: Sequence[int], allowed: Sequence[int | range]) -> bool:
+    """Whether a shape is one of those of Detector.sized_by_data."""
+    return len(shape) == len(allowed) and all(
+        size in own if isinstance(own, range) else size == own for size, own in zip(shape, allowed, strict=True)
+    )
+
+
+def in_words(allowed: Sequence[int | range]) -> str:
+    """Such as "[1 to 500, 16]"."""
+    return f"[{', '.join(f'{own[0]} to {own[-1]}' if isinstance(own, range) else str(own) for own in allowed)}]"
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

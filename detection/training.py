@@ -1,6 +1,7 @@
 """The loop of a detector's training: meta epochs that can be saved and taken up again."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ from errors import DataError
 
 
 class EpochStats(NamedTuple):
-    """One meta epoch: its number from 1, the mean loss, and the means of what else the detector watches."""
+    """One meta epoch: its number from 1, the mean loss (NaN without steps), and what else the detector says of it."""
 
     meta_epoch: int
     loss: float
@@ -34,13 +35,41 @@ class EndOfPass(NamedTuple):
 
 
 class Batches(Protocol):
-    """Batches of training images' embeddings, in a new order at every pass."""
+    """Batches of training samples' embeddings, in a new order at every pass."""
+
+    def __len__(self) -> int:
+        """Of a pass."""
 
     def __iter__(self) -> Iterator[Tensor]:
         """A pass."""
 
     def pass_over(self) -> None:
         """Let a pass go by unread, so that those that follow stay the same."""
+
+
+class Normal(NamedTuple):
+    """Embeddings of a class's normal samples in batches: of those to train on, and of those that are held out."""
+
+    train: Batches
+    held_out: Collection[Tensor] = ()
+
+
+class Passes(NamedTuple):
+    """How often training goes over the training samples of a class.
+
+    Attributes:
+        before: in all, to begin.
+        steps: in every meta epoch, to make steps; 0 where there are none.
+        settling: after every meta epoch, to settle.
+    """
+
+    before: int = 0
+    steps: int = 1
+    settling: int = 0
+
+    def after(self, meta_epochs: int) -> int:
+        """How often in all by then."""
+        return self.before + meta_epochs * (self.steps + self.settling)
 
 
 class Trainer(Protocol):
@@ -55,9 +84,6 @@ class Trainer(Protocol):
     def end_pass(self) -> EndOfPass:
         """Advance what moves once per pass."""
 
-    def settle(self, is_evaluated: bool) -> None:
-        """After a meta epoch, learn what predictions alone need, such as statistics of normal images, if any follow."""
-
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but the detector's own state."""
 
@@ -69,33 +95,23 @@ class Training:
     """The meta epochs of a detector: iterating trains one after another and yields what each says of itself.
 
     Between two of them, the detector is in eval mode, and the state can be saved and taken up again in another process:
-    on the same machine the epochs that follow are the same.
+    on the same machine the epochs that follow are the same. How often predictions are wanted changes no step: where the
+    detector need not settle, the passes that it would have made go by unread.
 
     Args:
-        detector: what is trained; it says by train() and eval() what happens.
-        trainer: makes the steps.
-        embeddings: batches of what the detector embeds; iterated `passes` times in every meta epoch.
-        meta_epochs, passes: how long.
-        state: of an earlier Training of such a detector, to go on from.
+        detector: what is trained, a Detector.
+        classes: of each what it learns from.
+        state: of an earlier Training of such a detector, to go on from; without one the detector has begun.
 
     Attributes:
         eval_every: predictions are wanted after every so many meta epochs, and after the last.
     """
 
-    def __init__(
-        self,
-        detector: nn.Module,
-        trainer: Trainer,
-        embeddings: Iterable[Tensor],
-        meta_epochs: int,
-        passes: int = 1,
-        state: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, detector: nn.Module, classes: Sequence[Normal], state: dict[str, Any] | None = None) -> None:
         self.detector = detector
-        self.trainer = trainer
-        self.embeddings = embeddings
-        self.meta_epochs = meta_epochs
-        self.passes = passes
+        self.classes = classes
+        self.passes = [detector.passes_of(len(own.held_out) > 0) for own in classes]
+        self.trainer: Trainer | None = detector.trainer(*classes) if self.passes[0].steps else None
         self.meta_epoch = 0
         self.stopped = False
         self.eval_every = 1
@@ -110,7 +126,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether no meta epochs are left."""
-        return self.stopped or self.meta_epoch >= self.meta_epochs
+        return self.stopped or self.meta_epoch >= self.detector.meta_epochs
 
     def __iter__(self) -> Iterator[EpochStats]:
         """The meta epochs that are left.
@@ -119,20 +135,34 @@ class Training:
             DataError: the loss is not finite any more, found at the end of a pass.
         """
         while not self.finished:
-            self.detector.train()
-            steps: list[Any] = []
-            for _ in range(self.passes):
-                with plain_attention(self.detector.device):
-                    steps.extend(self.trainer.steps(self.embeddings))
-                _check_finite([stats.loss for stats in steps], self.meta_epoch + 1)
-                end = self.trainer.end_pass()
+            values = {} if self.trainer is None else self._make_steps(self.trainer)
             self.detector.eval()
             self.meta_epoch += 1
-            self.stopped = end.finished
-            self.trainer.settle(self.is_evaluated)
-            means = [torch.stack(part).nanmean().item() for part in zip(*steps, strict=True)]
-            values = {name: mean for name, mean in zip(steps[0]._fields, means, strict=True) if mean == mean}
-            yield EpochStats(self.meta_epoch, values.pop("loss"), {**values, **end.details})
+            values |= self._settle()
+            yield EpochStats(self.meta_epoch, values.pop("loss", math.nan), values)
+
+    def _make_steps(self, trainer: Trainer) -> dict[str, float]:
+        """The passes of a meta epoch; the means of what their steps watch, and what the last pass found."""
+        self.detector.train()
+        steps: list[Any] = []
+        for _ in range(self.passes[0].steps):
+            with plain_attention(self.detector.device):
+                steps.extend(trainer.steps(self.detector.batches(*self.classes)))
+            _check_finite([stats.loss for stats in steps], self.meta_epoch + 1)
+            end = trainer.end_pass()
+        self.stopped = end.finished
+        means = [torch.stack(part).nanmean().item() for part in zip(*steps, strict=True)]
+        known = {name: mean for name, mean in zip(steps[0]._fields, means, strict=True) if mean == mean}
+        return {**known, **end.details}
+
+    @torch.no_grad()
+    def _settle(self) -> Mapping[str, float]:
+        if self.is_evaluated:
+            return self.detector.settle(*self.classes)
+        for own, passes in zip(self.classes, self.passes, strict=True):
+            for _ in range(passes.settling):
+                own.train.pass_over()
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next meta epoch depends on but the embeddings' order: tensors, numbers, lists and dicts."""
@@ -140,14 +170,15 @@ class Training:
             "meta_epoch": self.meta_epoch,
             "stopped": self.stopped,
             "detector": self.detector.state_dict(),
-            "trainer": self.trainer.state_dict(),
+            "trainer": {} if self.trainer is None else self.trainer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what state_dict returned."""
         self.meta_epoch, self.stopped = state["meta_epoch"], state["stopped"]
         self.detector.load_state_dict(state["detector"])
-        self.trainer.load_state_dict(state["trainer"])
+        if self.trainer is not None:
+            self.trainer.load_state_dict(state["trainer"])
         self.detector.eval()
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from backbones import Alignment
 from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
-from detection import Detector, EndOfPass, Prediction, Training, learn
+from detection import Detector, EndOfPass, Normal, Passes, Prediction, learn
 from detection.detector import align_maps
 from detection.light import Matching, match_light
 from detection.neighbours import nearest
@@ -96,21 +96,24 @@ class CFA(Detector):
         self.radius = nn.Parameter(torch.tensor(float(own.radius)))
         self.register_buffer("memory", torch.zeros(centres, dimension // own.gamma_d))
 
-    def passes_after(self, meta_epochs: int) -> int:
-        """One per epoch, one for the memory bank, and one for whitening."""
-        return meta_epochs + 1 + (self.options.whiten > 0)
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """One per epoch, and before them one for the memory bank and one for whitening."""
+        return Passes(before=1 + (self.options.whiten > 0))
 
     def features(self, images: Tensor) -> Tensor:
         """Patch features p (1), [B, H1, W1, D]."""
         return patch_features(self.backbone(images, self.layers), self.alignment)
 
-    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """As in Detector; the memory bank is made of one more pass, before the first epoch."""
-        if state is None and self.options.whiten > 0:
-            self.descriptor.start_as(*whitening(embeddings, self.options.whiten))
-        if state is None:
-            self.memory.copy_(memory_bank(map(self.descriptor, embeddings), len(self.memory), self.seed))
-        return Training(self, _Trainer(self), embeddings, self.meta_epochs, state=state)
+    def begin(self, *classes: Normal) -> None:
+        """Make the memory bank, of a descriptor that whitens where that is wanted."""
+        (own,) = classes
+        if self.options.whiten > 0:
+            self.descriptor.start_as(*whitening(own.train, self.options.whiten))
+        self.memory.copy_(memory_bank(map(self.descriptor, own.train), len(self.memory), self.seed))
+
+    def trainer(self, *classes: Normal) -> "_Trainer":
+        """As in Detector."""
+        return _Trainer(self)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps of the patch scores (7), and their maxima."""
@@ -181,9 +184,6 @@ class _Trainer:
     def end_pass(self) -> EndOfPass:
         """The learning rate stays."""
         return EndOfPass()
-
-    def settle(self, is_evaluated: bool) -> None:
-        """Predictions need no more."""
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()

@@ -11,7 +11,7 @@ methods/semantics.py for what is published and what is ours. Beside (1) to (4) o
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from backbones.float32 import full_float32
 from backbones.resizing import resized
-from detection import Batches, Prediction, autocast
+from detection import Normal, Passes, Prediction, autocast
 from detection.variance import known_variance
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss
@@ -75,9 +75,9 @@ class LogicRD(ReverseDistillation):
             self.register_buffer("precision_matrix", torch.zeros(size, size))
             self.register_buffer("normal_scores", torch.tensor([[0.0, 1.0]] * 2))  # mean and std of map and semantics
 
-    def passes_after(self, meta_epochs: int) -> int:
+    def passes_of(self, has_held_out: bool) -> Passes:
         """One per epoch, and one for the statistics of normal images."""
-        return meta_epochs * (1 + self.by_semantics)
+        return Passes(settling=int(self.by_semantics))
 
     def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
         """L (2); the gate learns on corrupted detail."""
@@ -85,21 +85,17 @@ class LogicRD(ReverseDistillation):
         details = corrupted(teacher, self.grid, generator) if self.gated else teacher
         return distillation_loss(teacher, self._student_maps(teacher, details)[0])
 
-    @torch.no_grad()
-    def end_epoch(self, embeddings: Batches, held_out: Iterable[Tensor], is_evaluated: bool) -> None:
+    def settle(self, *classes: Normal) -> Mapping[str, float]:
         """Take (7) from the training images, and (8) from images that neither training nor C knows.
 
         Where fewer than two are held out, (8) comes from the training images, with distances by covariances without
         them; training knows them all the same, and new images score higher.
         """
         if not self.by_semantics:
-            return
-        if not is_evaluated:
-            embeddings.pass_over()
-            return
-        self.eval()
-        scores, vectors = self._highest_and_vectors(embeddings)
-        unseen_scores, unseen = self._highest_and_vectors(held_out)
+            return {}
+        (own,) = classes
+        scores, vectors = self._highest_and_vectors(own.train)
+        unseen_scores, unseen = self._highest_and_vectors(own.held_out)
         mean, precision = shrunk(vectors)
         self.mean.copy_(mean)
         self.precision_matrix.copy_(precision)
@@ -107,8 +103,9 @@ class LogicRD(ReverseDistillation):
             scores, distances = unseen_scores, mahalanobis(unseen, mean, precision)
         else:
             distances = _cross_fitted(vectors)
-        for row, own, least in zip(self.normal_scores, (scores, distances), LEAST_STD, strict=True):
-            row.copy_(torch.stack([own.mean(), own.std(unbiased=False).clamp(min=least)]))
+        for row, term, least in zip(self.normal_scores, (scores, distances), LEAST_STD, strict=True):
+            row.copy_(torch.stack([term.mean(), term.std(unbiased=False).clamp(min=least)]))
+        return {}
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and image scores (8)."""

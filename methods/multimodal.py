@@ -15,7 +15,7 @@ is methods/masked_network.py, and the order in which it learns from several data
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from backbones import PIXELS
 from backbones.patches import resize_to_first
 from backbones.resizing import resized
-from detection import Detector, EndOfPass, MovingAverage, Prediction, Training, autocast, gradient_scaler, learn
+from detection import Detector, EndOfPass, MovingAverage, Normal, Passes, Prediction, autocast, gradient_scaler, learn
 from detection.detector import align_maps
 from detection.light import Matching, match_light
 from errors import UsageError
@@ -180,9 +180,9 @@ class Multimodal(Detector):
         """float32 for rows, whose digits count and whose batches are small."""
         return torch.float32 if self.is_table else self.precision
 
-    def passes_after(self, meta_epochs: int) -> int:
-        """One per epoch, and one for the scale of the features."""
-        return 1 + meta_epochs
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """One per epoch, before them one for the scale of the features; scores are of held-out samples, if any."""
+        return Passes(before=1, settling=int(not has_held_out))
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens [B, H1, W1, C] of images; rows [B, F] as they are."""
@@ -197,22 +197,18 @@ class Multimodal(Detector):
         fitted = [resized(own.float(), first.shape[-2:]).to(first.dtype) for own in others]
         return torch.cat([first, *fitted], dim=1).permute(0, 2, 3, 1)
 
-    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """As in Detector, of a single part and without held-out samples."""
-        return self.training_of([embeddings], [()], state)
+    def begin(self, *classes: Normal) -> None:
+        """Learn the scale of the features."""
+        for part, own in zip(self.network.parts, classes, strict=True):
+            part.learn_scale(own.train)
 
-    def training_of(
-        self,
-        parts: Sequence[Iterable[Tensor]],
-        held_out: Sequence[Iterable[Tensor]],
-        state: dict[str, Any] | None = None,
-    ) -> Training:
+    def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""
-        if state is None:
-            for own, embeddings in zip(self.network.parts, parts, strict=True):
-                own.learn_scale(embeddings)
-        batches = Scheduled(parts, self.options.schedule)
-        return Training(self, _Trainer(self, parts, held_out), batches, self.meta_epochs, state=state)
+        return _Trainer(self, [own.held_out for own in classes])
+
+    def batches(self, *classes: Normal) -> Scheduled:
+        """Of all parts, in the order of the schedule."""
+        return Scheduled([own.train for own in classes], self.options.schedule)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Scores and maps (4); of rows the errors (2) of their columns, [B, 1, n]."""
@@ -243,15 +239,17 @@ class Multimodal(Detector):
         counted = errors if self.is_table else errors.topk(min(TOP, errors.shape[1]), dim=1).values
         return errors, torch.stack([counted.mean(dim=1), probabilities])
 
-    @torch.no_grad()
-    def learn_normal_scores(self, part: int, embeddings: Iterable[Tensor]) -> None:
-        """Take mean and standard deviation of r and p over normal samples of a part."""
-        own = self.for_part(part)
-        own.eval()
-        with autocast(self.device, own.feature_type):
-            terms = torch.cat([own._errors_and_terms(batch)[1] for batch in embeddings], dim=1)
-        std = terms.std(1, unbiased=False).clamp(min=LEAST_STD)
-        self.normal_scores[part] = torch.stack([terms.mean(1), std], dim=1)
+    def settle(self, *classes: Normal) -> Mapping[str, float]:
+        """Take mean and standard deviation of r and p over the held-out samples of a part; of those of training
+        where there are none."""
+        for part, (train, held_out) in enumerate(classes):
+            own = self.for_part(part)
+            with autocast(own.device, own.feature_type):
+                terms = [own._errors_and_terms(batch)[1] for batch in (held_out if len(held_out) else train)]
+            joined = torch.cat(terms, dim=1)
+            std = joined.std(1, unbiased=False).clamp(min=LEAST_STD)
+            self.normal_scores[part] = torch.stack([joined.mean(1), std], dim=1)
+        return {}
 
 
 class StepStats(NamedTuple):
@@ -265,11 +263,8 @@ class StepStats(NamedTuple):
 class _Trainer:
     """AdamW on a copy of the network, whose moving average is kept where its held-out loss is the lowest so far."""
 
-    def __init__(
-        self, detector: Multimodal, parts: Sequence[Iterable[Tensor]], held_out: Sequence[Iterable[Tensor]]
-    ) -> None:
+    def __init__(self, detector: Multimodal, held_out: Sequence[Collection[Tensor]]) -> None:
         self.detector = detector
-        self.parts = parts
         self.held_out = held_out
         self.trained, self.averaged = copy.deepcopy(detector.network), copy.deepcopy(detector.network).eval()
         self.average = MovingAverage(self.averaged, self.trained, AVERAGE)
@@ -302,12 +297,7 @@ class _Trainer:
             self.lowest = min(loss, self.lowest)
         if not self.waited:
             own.network.load_state_dict(self.averaged.state_dict())
-            for part, samples in enumerate(self.held_out):
-                own.learn_normal_scores(part, samples if len(samples) else self.parts[part])
         return EndOfPass(details, finished=0 < own.options.patience <= self.waited)
-
-    def settle(self, is_evaluated: bool) -> None:
-        """Predictions need no more."""
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones import Alignment
-from detection import Batches, Detector, EndOfPass, Prediction, Training, autocast, gradient_scaler, learn
+from detection import Detector, EndOfPass, Normal, Prediction, autocast, gradient_scaler, learn
 from detection.anomaly_map import anomaly_maps
 from detection.detector import align_maps
 from detection.light import Matching, match_light
@@ -78,27 +78,13 @@ class ReverseDistillation(Detector):
             torch.manual_seed(self.seed)
             self.student = Student(infos, self.options.blocks, self.options.relu)
 
-    def passes_after(self, meta_epochs: int) -> int:
-        """One per epoch."""
-        return meta_epochs
-
     def features(self, images: Tensor) -> Tensor:
         """The teacher's maps in one row per image, channels last: [B, sum C_l H_l W_l]."""
         return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in self.backbone(images, self.layers)], dim=1)
 
-    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """As in Detector, without held-out images."""
-        return self.training_of([embeddings], [()], state)
-
-    def training_of(
-        self,
-        parts: Sequence[Iterable[Tensor]],
-        held_out: Sequence[Iterable[Tensor]],
-        state: dict[str, Any] | None = None,
-    ) -> Training:
+    def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""
-        (embeddings,), (unseen,) = parts, held_out
-        return Training(self, _Trainer(self, embeddings, unseen), embeddings, self.meta_epochs, state=state)
+        return _Trainer(self)
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Maps (4) and their maxima."""
@@ -110,9 +96,6 @@ class ReverseDistillation(Detector):
         """L (2) of a batch of training images; what is random in it is drawn from the generator."""
         teacher = self.teacher_maps(embeddings)
         return distillation_loss(teacher, self.student(teacher))
-
-    def end_epoch(self, embeddings: Batches, held_out: Iterable[Tensor], is_evaluated: bool) -> None:
-        """What else predictions need of training and held-out images, if any follow on this epoch; here nothing."""
 
     def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
         """The maps [B, C_l, H_l, W_l] that features put into rows."""
@@ -132,17 +115,13 @@ class StepStats(NamedTuple):
 class _Trainer:
     """Adam on all but the teacher."""
 
-    def __init__(
-        self, detector: ReverseDistillation, embeddings: Iterable[Tensor], held_out: Iterable[Tensor] = ()
-    ) -> None:
+    def __init__(self, detector: ReverseDistillation) -> None:
         self.detector = detector
-        self.embeddings = embeddings
-        self.held_out = held_out
         if detector.device.type == "cuda":  # as the maps are; on a CPU it would change how convolutions round
             for weight in detector.student.parameters():
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        learned = [own for name, own in detector.named_parameters() if not name.startswith("backbone.")]
+        learned = detector.learned().values()
         self.optimizer = torch.optim.Adam(learned, lr=detector.options.lr, betas=BETAS, fused=True)
         self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
@@ -159,10 +138,6 @@ class _Trainer:
     def end_pass(self) -> EndOfPass:
         """The learning rate stays."""
         return EndOfPass()
-
-    def settle(self, is_evaluated: bool) -> None:
-        """The detector may learn more."""
-        self.detector.end_epoch(self.embeddings, self.held_out, is_evaluated)
 
     def state_dict(self) -> dict[str, Any]:
         return {

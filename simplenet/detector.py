@@ -32,7 +32,6 @@ Which k it is makes h no affine function of o, but of q it is one for every k: w
 """
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 
 from backbones import embed_patches
 from backbones.patches import patch_grid
-from detection import Detector, MovingAverage, Prediction, Training
+from detection import Detector, MovingAverage, Normal, Passes, Prediction
 from detection.detector import align_maps
 from detection.light import Matching, match_light
 from detection.whitening import whitening
@@ -188,38 +187,44 @@ class SimpleNet(Detector):
         """Patches of even sides lie between cells."""
         return 0.0 if self.options.patchsize % 2 else 0.5
 
-    def passes_after(self, meta_epochs: int) -> int:
-        """meta_epochs * gan_epochs, one for whitening, and one for the memory."""
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """gan_epochs in every meta epoch, and before them one for whitening and one for the memory."""
         own = self.options
-        return meta_epochs * own.gan_epochs + (own.whiten > 0) + (own.memory > 0)
+        return Passes((own.whiten > 0) + (own.memory > 0), own.gan_epochs)
 
-    def training_on(self, embeddings: Iterable[Tensor], state: dict[str, Any] | None = None) -> Training:
-        """As in Detector; whitening reads the embeddings once more, before the first epoch, and so does the memory."""
-        own = self.options
-        adaptor_lr = own.adaptor_lr
-        if own.whiten > 0 and state is None:
-            weight, bias = whitening(embeddings, own.whiten)
+    def begin(self, *classes: Normal) -> None:
+        """Whiten, and choose the memory."""
+        (own,) = classes
+        if self.options.whiten > 0:
+            weight, bias = whitening(own.train, self.options.whiten)
             for member in self.members:
                 member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
+        if self.options.memory > 0:
+            self.memory.copy_(chosen_patches(own.train, self.members[0].adaptor, self.options.memory, self.seed))
+
+    def trainer(self, *classes: Normal) -> Trainer:
+        """As in Detector."""
+        own = self.options
+        adaptor_lr = own.adaptor_lr
+        if own.whiten > 0:
+            weight = self.members[0].adaptor.layers[0].weight.detach()
             adaptor_lr *= (weight.square().mean() * len(weight)).sqrt().item()
-        if own.memory > 0 and state is None:
-            self.memory.copy_(chosen_patches(embeddings, self.members[0].adaptor, own.memory, self.seed))
         trained = copy.deepcopy(self.members).train() if own.ema > 0 else self.members
-        trainer = Trainer(
+        steps = own.meta_epochs * own.gan_epochs * len(classes[0].train) if own.warm_up_cosine else 0
+        return Trainer(
             trained,
             self.noise,
             own.dsc_margin,
             own.dsc_lr,
             adaptor_lr,
             cosine_epochs=(own.meta_epochs - own.aed_meta_epochs) * own.gan_epochs if own.cos_lr else 0,
-            warm_up_cosine=own.meta_epochs * own.gan_epochs * len(embeddings) if own.warm_up_cosine else 0,
+            warm_up_cosine=steps,
             seed=self.seed,
             precision=self.precision,
             backbone_parameters=self._backbone_parameters(),
             average=MovingAverage(self.members, trained, own.ema) if own.ema > 0 else None,
             memory=self.memory,
         )
-        return Training(self, trainer, embeddings, self.meta_epochs, own.gan_epochs, state)
 
     def features(self, images: Tensor) -> Tensor:
         """Patch features o (1) of images [B, 3, H, W]: [B, H1, W1, D]."""

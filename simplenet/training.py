@@ -219,9 +219,6 @@ class Trainer:
             self.epoch_schedule.step()
         return EndOfPass()
 
-    def settle(self, is_evaluated: bool) -> None:
-        """Predictions need no more."""
-
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but the memory and a trained backbone's weights."""
         return {

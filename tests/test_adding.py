@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detection import Detector, EndOfPass, Prediction, Training
+from detection import Detector, EndOfPass, Prediction
 from detection.detector import align_maps
 from detection.light import Matching, match_light
 from options import option
@@ -55,17 +55,11 @@ class Colour(Detector):
         super().__init__(*args, **options)
         self.mean = nn.Parameter(torch.zeros(3))
 
-    def passes_after(self, meta_epochs):
-        return meta_epochs
-
     def features(self, images):
         return self.backbone(images, self.layers)[0].permute(0, 2, 3, 1)
 
-    def training_on(self, embeddings, state=None):
-        training = Training(self, Trainer(self), embeddings, self.meta_epochs)
-        if state is not None:
-            training.load_state_dict(state)
-        return training
+    def trainer(self, *classes):
+        return Trainer(self)
 
     def forward(self, embeddings):
         maps = self.drawn((embeddings.float() - self.mean).abs().pow(self.options.power).sum(dim=-1))
@@ -87,9 +81,6 @@ class Trainer:
 
     def end_pass(self):
         return EndOfPass()
-
-    def settle(self, is_evaluated):
-        pass
 
     def state_dict(self):
         return self.optimizer.state_dict()

@@ -63,9 +63,9 @@ class Memory:
     def for_part(self, part: int) -> "Memory":
         return self
 
-    def training_of(self, parts, held_out):
-        assert not any(len(own) for own in held_out)
-        return Epoch(lambda: self.learned.update(*(batch.flatten().tolist() for part in parts for batch in part)))
+    def training_on(self, *classes):
+        assert not any(len(own.held_out) for own in classes)
+        return Epoch(lambda: self.learned.update(*(batch.flatten().tolist() for own in classes for batch in own.train)))
 
     def score(self, embeddings):
         known = torch.tensor([value in self.learned for value in embeddings.flatten().tolist()])

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import backbones
 import main
 import simplenet
+from detection import Normal
 from detection.anomaly_map import anomaly_maps
 from detection.neighbours import nearest
 from errors import DataError, UsageError
@@ -99,7 +100,7 @@ def test_the_descriptor_is_a_coordconv():
 def test_the_memory_bank_does_not_grow_with_the_images(gamma_c, centres):
     for images in (2, 7):
         detector, batches = small(gamma_c=gamma_c), embeddings(images, 3)
-        detector.training_on(batches)
+        detector.begin(Normal(batches))
         assert detector.memory.shape == (centres, DIMENSION)
         with torch.no_grad():
             means = torch.cat([detector.descriptor(batch) for batch in batches]).mean(0).flatten(0, 1)
@@ -115,7 +116,7 @@ def test_the_seed_decides_the_centres():
     batches, found = embeddings(4), []
     for seed in (0, 1):
         detector = small(gamma_c=3, seed=seed)
-        detector.training_on(batches)
+        detector.begin(Normal(batches))
         with torch.no_grad():
             means = torch.cat([detector.descriptor(batch) for batch in batches]).mean(0).flatten(0, 1)
         expected = KMeans(21, n_init=1, max_iter=3000, random_state=seed).fit(means.numpy()).cluster_centers_

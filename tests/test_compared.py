@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import main
 import simplenet
+from detection import Normal
 from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise
@@ -127,10 +128,10 @@ def test_training_goes_on_from_its_state():
     options = {"memory": 12, "meta_epochs": 4, "ema": 0.9, "ensemble": 2, "whiten": 0.1, "warm_up_cosine": True}
     whole, first, second = (random_detector(**options) for _ in range(3))
     whole.fit_embeddings(embeddings)
-    training = iter(loop := first.training_on(embeddings))
+    training = iter(loop := first.training_on(Normal(embeddings)))
     next(training), next(training)
     state = copy.deepcopy(loop.state_dict())
-    for _ in second.training_on(embeddings, state):
+    for _ in second.training_on(Normal(embeddings), state=state):
         pass
     assert torch.equal(second.memory, whole.memory)
     assert torch.equal(second.score(embeddings[0]).maps, whole.score(embeddings[0]).maps)

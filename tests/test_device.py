@@ -15,6 +15,7 @@ import main
 from backbones import Alignment, FeatureBank
 from backbones.centres import Centres
 from backbones.resizing import by_matrices, resized
+from detection import Normal
 from detection.anomaly_map import anomaly_maps
 from detection.detector import autocast
 from detection.training import learn
@@ -69,7 +70,7 @@ def test_training_evaluation_and_export(command, kind):
         bank.fill([embeddings])
         assert (bank.features.device.type, embeddings.device) == ("cpu", CUDA)
         before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-        training = detector.training_on(Batches(bank))
+        training = detector.training_on(Normal(Batches(bank)))
         first, *_ = training
         assert first.loss == first.loss
         state = detector.state_dict()

@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 from test_resume import folder
 
 import backbones
+from detection import Normal
 from methods.logicrd import LogicRD, mahalanobis, shrunk
 from methods.rd import ReverseDistillation, distillation_loss
 from methods.semantics import CompensationPathway, GlobalSemantics, _gathered, _rolled, area_means, corrupted
@@ -224,8 +225,8 @@ def test_held_out_images_standardise_scores_and_nothing_else():
     """Mean and covariance are of the training images; (8) and thresholds of others that neither has seen."""
     train, held_out, new = rows(40), rows(40, seed=1), rows(80, seed=2)
     with_, without = small(epochs=1), small(epochs=1)
-    list(with_.training_of([train.split(10)], [held_out.split(16)]))
-    list(without.training_on(train.split(10)))
+    list(with_.training_on(Normal(train.split(10), held_out.split(16))))
+    list(without.training_on(Normal(train.split(10))))
     assert torch.equal(with_.mean, without.mean)
     assert torch.equal(with_.precision_matrix, without.precision_matrix)
     for term in with_.branch_scores(held_out).values():
@@ -242,8 +243,8 @@ def test_held_out_images_standardise_scores_and_nothing_else():
 def test_one_held_out_image_has_no_standard_deviation(held_out):
     """Then the training images standardise, by covariances without them."""
     alone, found = small(epochs=1), small(epochs=1)
-    list(alone.training_on(rows(20).split(5)))
-    list(found.training_of([rows(20).split(5)], [held_out]))
+    list(alone.training_on(Normal(rows(20).split(5))))
+    list(found.training_on(Normal(rows(20).split(5), held_out)))
     assert torch.equal(alone.normal_scores, found.normal_scores)
 
 

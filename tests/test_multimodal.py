@@ -22,6 +22,7 @@ from test_resume import folder, outputs
 import backbones
 import main
 from datasets.table import Table
+from detection import Normal
 from errors import DataError, UsageError
 from experiment.scale import parallel, worker
 from experiment.show.ablation import point_folders
@@ -242,7 +243,7 @@ def test_the_loss_equals_the_equation(part, weight):
 def test_a_step_is_adamws_and_is_averaged():
     """Down known gradients; the average keeps 0.995 of itself once it has seen many steps."""
     own = detector([WIDTHS], lr=0.1)
-    trainer = _Trainer(own, [[]], [()])
+    trainer = _Trainer(own, [()])
     trainer.average.steps = 10**6
     learned = dict(trainer.trained.named_parameters())
     before = {name: weight.detach().clone() for name, weight in learned.items()}
@@ -280,13 +281,14 @@ def test_scores_are_standardised_on_held_out_samples():
     own = detector([WIDTHS, WIDTHS], epochs=3, lr=0.01)
     first, second, others = (list(samples(8, seed)[1]) for seed in range(3))
     others = [3 * rows for rows in others]
-    list(own.training_of([first, second], [others, ()]))
+    list(own.training_on(Normal(first, others), Normal(second)))
     for part, normal in ((0, others), (1, second)):
         errors, chances = own.for_part(part).branch_scores(torch.cat(normal)).values()
         assert errors.mean().item() == pytest.approx(0, abs=1e-4)
         assert errors.std(correction=0).item() == pytest.approx(1, abs=1e-4)
         assert chances.mean().item() == pytest.approx(0, abs=1e-4)
-    own.learn_normal_scores(1, [second[0][:1]])
+    with torch.no_grad():
+        own.settle(Normal(first, others), Normal([second[0][:1]]))
     assert own.normal_scores[1, :, 1].tolist() == pytest.approx([0.01, 0.01])  # of what does not differ
 
 
@@ -306,7 +308,8 @@ def test_both_are_learned_and_the_schedule_matters():
     for schedule in ("alternate", "interleave"):
         own = detector(schedule=schedule, epochs=30, lr=0.01, patience=0)
         images, table = embeddings(own, 24)
-        rows[schedule] = [stats.row for stats in own.training_of([images, table[:3]], [images[:1], table[3:]])]
+        training = own.training_on(Normal(images, images[:1]), Normal(table[:3], table[3:]))
+        rows[schedule] = [stats.row for stats in training]
         for name in ("image_loss", "table_loss", "held_out_loss"):
             assert rows[schedule][-1][name] < rows[schedule][0][name], name
     assert rows["alternate"] != rows["interleave"]
@@ -316,7 +319,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
     own = detector([WIDTHS], epochs=50, patience=3, lr=0.3)
     table = list(samples(40)[1])
     lowest, kept, epochs = float("inf"), None, []
-    for stats in own.training_of([table[:8]], [table[8:]]):
+    for stats in own.training_on(Normal(table[:8], table[8:])):
         epochs.append(stats)
         if stats.details["held_out_loss"] < lowest:
             lowest, kept = stats.details["held_out_loss"], own.predict(table[0]).scores
@@ -327,7 +330,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
 
 def test_the_average_is_what_is_kept():
     own = detector([WIDTHS], epochs=2, lr=0.01)
-    training = own.training_on(list(samples()[1]))
+    training = own.training_on(Normal(list(samples()[1])))
     list(training)
     trainer = training.trainer
     for name, found in own.network.state_dict().items():
@@ -338,7 +341,7 @@ def test_the_average_is_what_is_kept():
 def test_without_held_out_samples_the_last_epoch_is_kept():
     own = detector([WIDTHS], epochs=5, patience=1)
     rows = list(samples()[1])
-    seen = [own.predict(rows[0]).scores for _ in own.training_on(rows)]
+    seen = [own.predict(rows[0]).scores for _ in own.training_on(Normal(rows))]
     assert len(seen) == 5 and not any(torch.equal(a, b) for a, b in itertools.pairwise(seen))
 
 
@@ -346,7 +349,7 @@ def test_training_leaves_the_global_generator_alone():
     own = detector([WIDTHS], epochs=1, dropout=0.3)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    list(own.training_on(list(samples()[1])))
+    list(own.training_on(Normal(list(samples()[1]))))
     assert torch.equal(torch.get_rng_state(), before)
 
 

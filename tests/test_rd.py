@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import backbones
 import main
 from backbones import LayerInfo
+from detection import Normal
 from errors import UsageError
 from methods import load, rd
 from methods.rd import ReverseDistillation
@@ -258,7 +259,7 @@ def test_a_step_is_adams_with_the_betas_of_the_authors():
         return sum((learned[name] * own).sum() for name, own in batch.items())
 
     detector.loss = loss
-    assert len(list(rd._Trainer(detector, []).steps(gradients))) == 4
+    assert len(list(rd._Trainer(detector).steps(gradients))) == 4
     assert drawn == torch.rand(4, generator=torch.Generator().manual_seed(3)).tolist()
     for name, weight in detector.named_parameters():
         own = name.removeprefix("student.")
@@ -277,9 +278,9 @@ def test_everything_happens_on_the_detectors_device(monkeypatch):
         assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
         detector, generator = small(), torch.Generator("cpu")
         monkeypatch.setattr(torch, "Generator", lambda _: generator)
-        detector.training_on([torch.zeros(rows.shape)])
+        detector.training_on(Normal([torch.zeros(rows.shape)]))
     for own, is_last in ((detector, True), (small(), False)):  # a CPU's order of channels decides its last digits
-        own.training_on([rows])
+        own.training_on(Normal([rows]))
         kernels = [weight for weight in own.student.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
         assert {one.is_contiguous(memory_format=torch.channels_last) for one in kernels} == {is_last}
 

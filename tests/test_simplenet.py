@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
-from detection import MovingAverage
+from detection import MovingAverage, Normal
 from detection.anomaly_map import anomaly_maps
 from detection.whitening import whitening
 from errors import DataError, UsageError
@@ -231,14 +231,14 @@ def test_ema_trains_as_without_and_evaluates_the_average():
     assert losses[0.0] == losses[0.9]
     last, mean = (detectors[ema].score(embeddings[0]).scores for ema in losses)
     assert not torch.allclose(last, mean, atol=1e-3)
-    trainer = random_detector(ema=0.9).training_on(embeddings).trainer
+    trainer = random_detector(ema=0.9).training_on(Normal(embeddings)).trainer
     assert trainer.average.decay == 0.9
 
 
 def test_warm_up_cosine_ends_with_training():
     """Its steps are those of all passes of all meta epochs."""
     detector = random_detector(warm_up_cosine=True, meta_epochs=5, gan_epochs=4)
-    training = detector.training_on([torch.randn(2, 4, 4, 16)] * 3)
+    training = detector.training_on(Normal([torch.randn(2, 4, 4, 16)] * 3))
     list(training)
     factor = training.trainer.optimizers[0].param_groups[0]["lr"] / detector.options.dsc_lr
     assert factor == pytest.approx(0, abs=1e-9)  # after 60 steps
@@ -389,7 +389,7 @@ def test_cosine_schedule():
     expected = [0.4e-3 + 0.6e-3 * (1 + np.cos(np.pi * k / 6)) / 2 for k in range(7)]
     assert rates == pytest.approx(expected)
     detector = random_detector(cos_lr=True, meta_epochs=5, gan_epochs=3, aed_meta_epochs=2)
-    assert detector.training_on([torch.randn(2, 4, 4, 16)]).trainer.epoch_schedule.T_max == 9
+    assert detector.training_on(Normal([torch.randn(2, 4, 4, 16)])).trainer.epoch_schedule.T_max == 9
 
 
 def test_cos_lr_needs_epochs():

@@ -9,7 +9,7 @@ from torch import nn
 
 import backbones
 import simplenet.training
-from detection import gradient_scaler, learn
+from detection import Normal, gradient_scaler, learn
 from methods import cfa, multimodal, rd
 from simplenet import SimpleNet
 
@@ -63,7 +63,7 @@ def test_every_detector_learns_in_its_precision(monkeypatch, module):
     detector = kind(backbones.load("resnet18", "random"), LAYERS, (32, 32), precision=torch.float16, **options)
     seen = []
     monkeypatch.setattr(module, "learn", lambda loss, optimizers, precision, *scaler: seen.append((precision, *scaler)))
-    training = detector.training_on([torch.randn(shape).half()])
+    training = detector.training_on(Normal([torch.randn(shape).half()]))
     list(training)
     expected = (torch.float32,) if module is cfa else (torch.float16, training.trainer.scaler)
     assert seen == [expected]
@@ -79,7 +79,7 @@ def test_training_goes_on_with_its_scale(module, precision):
 
     def training(state=None):
         detector = kind(backbones.load("resnet18", "random"), LAYERS, (32, 32), precision=precision, **options)
-        return detector.training_on([batch], state)
+        return detector.training_on(Normal([batch]), state=state)
 
     whole = training()
     whole.trainer.scaler.load_state_dict({**whole.trainer.scaler.state_dict(), "scale": 2.0**90})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backbones import FeatureBank
 from datasets import ClassSamples
-from detection import Detector, is_anomalous
+from detection import Detector, Normal, is_anomalous
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.progress import progress
 from experiment.train.embeddings import Predictions, TrainingEmbeddings
@@ -71,9 +71,9 @@ def cross_validate(
         detector = fresh()
         left_out = [own.part(range(fold, len(own), folds)) for own in sets]
         learned = [own.part([i for i in range(len(own)) if i % folds != fold]) for own in sets]
-        batches = [own.training(detector.for_part(i), seed) for i, own in enumerate(learned)]
+        normal = [Normal(own.training(detector.for_part(i), seed)) for i, own in enumerate(learned)]
         with progress(f"{label} calibration {fold + 1}/{folds}", total=detector.meta_epochs) as bar:
-            training = detector.training_of(batches, [()] * len(sets))
+            training = detector.training_on(*normal)
             training.eval_every = detector.meta_epochs  # what the last epoch has learned is all that is asked for
             for _ in training:
                 bar.update()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detection import Detector, Training
+from detection import Detector, Normal, Training
 from errors import DataError, first_line
 from experiment.plan.job import Job
 from experiment.record.inputs import Inputs
@@ -76,13 +76,13 @@ def take_up(
     Raises:
         DataError: the state is not one of these jobs.
     """
-    batches, held_out = [_Counted(own.train, bar) for own in classes], [own.held_out for own in classes]
+    normal = [Normal(_Counted(own.train, bar), own.held_out) for own in classes]
     if state is None:
-        return detector.training_of(batches, held_out)
+        return detector.training_on(*normal)
     try:
         for own, order in zip(classes, state["orders"], strict=True):
             own.train.order.load_state_dict(order)
-        return detector.training_of(batches, held_out, state["training"])
+        return detector.training_on(*normal, state=state["training"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise _damaged(path, error) from error
 

@@ -63,17 +63,16 @@ def train(
     state = read_state(path, jobs, inputs)
     histories: list[Rows] = state["history"] if state else [[] for _ in jobs]
     evaluations: list[Evaluation | None] = [None] * len(jobs)
-    batches, test_batches = sum(len(own.train) for own in classes), sum(len(own.test) for own in classes)
-    total = detector.passes * batches + -(-detector.meta_epochs // run.eval_every) * test_batches
     done = kept = len(histories[0])
     written = -math.inf
     try:
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
+            total = _batches(detector, classes, detector.meta_epochs, run.eval_every)
             bar = stack.enter_context(progress(label_of(jobs), total=total))
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]
             if state:
-                bar.update(_done(detector, run.eval_every, done, batches, test_batches))
+                bar.update(_batches(detector, classes, done, run.eval_every))
             training = take_up(detector, classes, bar, path, state)
             training.eval_every = run.eval_every
             for stats in training:
@@ -88,7 +87,8 @@ def train(
                             board.add_scalar(name, value, stats.meta_epoch)
                 if training.is_evaluated:
                     aurocs = " ".join(f"{rows[-1]['image_auroc']:.4f}" for rows in histories)
-                    bar.set_postfix(loss=f"{stats.loss:.3f}", image_auroc=aurocs)
+                    loss = {} if math.isnan(stats.loss) else {"loss": f"{stats.loss:.3f}"}
+                    bar.set_postfix(**loss, image_auroc=aurocs)
                 if time.monotonic() - written >= STATE_SECONDS:
                     write_state(path, training, classes, histories, inputs)
                     written, kept = time.monotonic(), stats.meta_epoch
@@ -145,7 +145,10 @@ def _board(folder: Path, epochs: int) -> Iterator["SummaryWriter"]:
         threading.excepthook = shown
 
 
-def _done(detector: Detector, eval_every: int, epochs: int, train: int, test: int) -> int:
-    """Batches that were read in the first so many meta epochs."""
+def _batches(detector: Detector, classes: Sequence[ClassFeatures], epochs: int, eval_every: int) -> int:
+    """How many are read in the first so many meta epochs."""
     evaluated = epochs // eval_every + (epochs == detector.meta_epochs and epochs % eval_every > 0)
-    return detector.passes_after(epochs) * train + evaluated * test
+    return sum(
+        detector.passes_of(len(own.held_out) > 0).after(epochs) * len(own.train) + evaluated * len(own.test)
+        for own in classes
+    )
