@@ -3,6 +3,7 @@
 from backbones.alignment import Alignment
 from backbones.bank import FeatureBank
 from backbones.extractor import INPUT, FeatureExtractor, load
+from backbones.features import Features, each
 from backbones.layouts import LayerInfo
 from backbones.names import PIXELS
 from backbones.normalisation import IMAGENET, Normalisation, normalisation_of
@@ -16,8 +17,10 @@ __all__ = [
     "Alignment",
     "FeatureBank",
     "FeatureExtractor",
+    "Features",
     "LayerInfo",
     "Normalisation",
+    "each",
     "embed_patches",
     "load",
     "normalisation_of",

@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from backbones.devices import sent_ahead, takes_pinned
+from backbones.features import Features, Shape, each, parts
 from backbones.host_memory import free_memory
 from errors import DataError
 
@@ -22,12 +24,12 @@ FREE_SHARE = 0.5
 
 
 class FeatureBank:
-    """Features of n images, [n, ...], on a device, in host memory, or in a memory-mapped file.
+    """Features of n images, [n, ...] or several of these, on a device, in host memory, or in a memory-mapped file.
 
     The file has no name: it vanishes with the process, however that ends.
 
     Args:
-        shape: n, and the shape of an image's features, such as H1, W1, D of patch embeddings.
+        shape: n, and the shape of an image's features, such as H1, W1, D of patch embeddings; of several in a list.
         dtype: of the features.
         place: where they are kept.
         device: where batches are wanted.
@@ -39,39 +41,53 @@ class FeatureBank:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> None:
         self.place = place
         self.device = device
-        self.features = allocate(shape, dtype, place, device)
+        several = isinstance(shape, list)
+        tensors = [allocate(own, dtype, place, device) for own in (shape if several else [shape])]
+        self.features: Features = tuple(tensors) if several else tensors[0]
 
-    def fill(self, embeddings: Iterable[Tensor]) -> None:
-        """Store features [B, ...] one batch after another, n in all."""
+    def __len__(self) -> int:
+        return len(parts(self.features)[0])
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return sum(own.nbytes for own in parts(self.features))
+
+    def fill(self, embeddings: Iterable[Features]) -> None:
+        """Store the features of one batch after another, n in all."""
         start = 0
         for batch in embeddings:
-            self.features[start : start + len(batch)] = batch
-            start += len(batch)
-        if start != len(self.features):
-            raise ValueError(f"{start} embeddings were given, not {len(self.features)}")
+            end = start + len(parts(batch)[0])
+            for own, new in zip(parts(self.features), parts(batch), strict=True):
+                own[start:end] = new
+            start = end
+        if start != len(self):
+            raise ValueError(f"{start} embeddings were given, not {len(self)}")
 
-    def batches(self, batch_size: int, order: Iterable[int] | None = None) -> Iterator[Tensor]:
-        """Batches [B, ...] on the device, in the order of the indices given or as they were stored."""
-        indices = None if order is None else torch.as_tensor(list(order)).to(self.features.device)  # once a pass
+    def batches(self, batch_size: int, order: Iterable[int] | None = None) -> Iterator[Features]:
+        """Batches on the device, in the order of the indices given or as they were stored."""
+        where = parts(self.features)[0].device
+        chosen = None if order is None else torch.as_tensor(list(order)).to(where).split(batch_size)  # once a pass
         if self.place != "device" and takes_pinned(self.device):
-            chosen = torch.arange(len(self.features)) if indices is None else indices
-            yield from sent_ahead(map(self._pinned, chosen.split(batch_size)), self.device)
-        elif indices is None:
-            yield from (batch.to(self.device) for batch in self.features.split(batch_size))
+            in_order = torch.arange(len(self)).split(batch_size) if chosen is None else chosen
+            yield from sent_ahead((each(partial(_pinned, own), self.features) for own in in_order), self.device)
+        elif chosen is None:
+            for i in range(0, len(self), batch_size):
+                yield each(lambda own, i=i: own[i : i + batch_size].to(self.device), self.features)
         else:
-            yield from (self.features[own].to(self.device) for own in indices.split(batch_size))
-
-    def _pinned(self, indices: Tensor) -> Tensor:
-        """Features [B, ...] in pinned memory, copied there once."""
-        shape = (len(indices), *self.features.shape[1:])
-        return torch.index_select(
-            self.features, 0, indices, out=torch.empty(shape, dtype=self.features.dtype, pin_memory=True)
-        )
+            for indices in chosen:
+                yield each(lambda own, indices=indices: own[indices].to(self.device), self.features)
 
 
-def bank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def _pinned(indices: Tensor, features: Tensor) -> Tensor:
+    """Some of features [n, ...] in pinned memory, copied there once."""
+    shape = (len(indices), *features.shape[1:])
+    return torch.index_select(features, 0, indices, out=torch.empty(shape, dtype=features.dtype, pin_memory=True))
+
+
+def bank_bytes(shape: Shape, dtype: torch.dtype) -> int:
     """Bytes that a bank of this shape takes."""
-    return math.prod(shape) * dtype.itemsize
+    return sum(map(math.prod, shape if isinstance(shape, list) else [shape])) * dtype.itemsize
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> Tensor:

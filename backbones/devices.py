@@ -1,11 +1,13 @@
 """Between the host's memory and a device: what is copied once, and what is copied while both go on."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from backbones.features import Features, each, parts
 
 KEPT = 64  # tensors of each function; of one run there are a few
 
@@ -40,13 +42,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
-def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+def sent_ahead(batches: Iterable[Features], device: torch.device) -> Iterator[Features]:
     """Batches of host memory on a GPU, each copied beside the work on the one before it."""
     beside = torch.cuda.Stream(device)
-    arriving: tuple[Tensor, torch.cuda.Event] | None = None
+    arriving: tuple[Features, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(beside):
-            following = to_device(batch, device), beside.record_event()
+            following = each(partial(to_device, device=device), batch), beside.record_event()
         if arriving is not None:
             yield _arrived(*arriving)
         arriving = following
@@ -54,9 +56,10 @@ def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tens
         yield _arrived(*arriving)
 
 
-def _arrived(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
+def _arrived(batch: Features, copied: torch.cuda.Event) -> Features:
     """A batch that work from here on waits for, and whose memory nothing else takes before that is done."""
-    own = torch.cuda.current_stream(batch.device)
-    own.wait_event(copied)
-    batch.record_stream(own)
+    for tensor in parts(batch):
+        own = torch.cuda.current_stream(tensor.device)
+        own.wait_event(copied)
+        tensor.record_stream(own)
     return batch

@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backbones
+from backbones.features import shape_of
 from datasets import Shuffled
 from detection import Detector, Normal
 from errors import UsageError, first_line
@@ -141,7 +142,7 @@ class Batches:
 
     def __init__(self, bank: backbones.FeatureBank, size: int) -> None:
         self.bank, self.size = bank, size
-        self.order = Shuffled(len(bank.features), 0)
+        self.order = Shuffled(len(bank), 0)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.size)
@@ -179,7 +180,7 @@ def trained(
     torch.manual_seed(0)
     detector = build(command, setting, device, precision)
     embeddings = [detector.embed(batch) for batch in images.split(EMBED_BATCH)]
-    bank = backbones.FeatureBank((len(images), *embeddings[0].shape[1:]), embeddings[0].dtype, "device", device)
+    bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), precision, "device", device)
     bank.fill(embeddings)
     times = []
     start = now(device)

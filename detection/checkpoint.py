@@ -21,7 +21,9 @@ import backbones
 from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
 from detection.decision import Thresholds
 from detection.description import DESCRIPTION, WEIGHTS, Description, read_description, write_description
-from detection.detector import Detector, Prediction, fits, in_words, without_backbone
+from detection.detector import Detector
+from detection.prediction import Prediction
+from detection.state import fits, in_words, without_backbone
 from errors import DataError
 from files import write_bytes
 from late import pandas as pd
@@ -60,8 +62,8 @@ class TrainedModel:
                 Of a table encoded rows [B, F], a frame, or the path of a file.
 
         Returns:
-            Scores [B] and maps [B, H, W] of the model's size, higher is more anomalous; of a table's n columns
-            [B, 1, n].
+            Scores [B] and maps [B, H, W] of the model's size, if it draws any, higher is more anomalous; of a table's
+            n columns [B, 1, n].
 
         Raises:
             ValueError: a tensor or array of another shape or type, something else, or nothing to predict.
@@ -71,8 +73,7 @@ class TrainedModel:
             return self.detector.predict(images)
         tensors = self._tensors(images) if self.table is None else self._rows(images)
         batches = tensors.split(BATCH if self.table is None else ROWS)
-        scores, maps = zip(*(self.detector.predict_read(batch) for batch in batches), strict=True)
-        return Prediction(torch.cat(scores), torch.cat(maps))
+        return Prediction.joined([self.detector.predict_read(batch) for batch in batches])
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
         if isinstance(table, pd.DataFrame):

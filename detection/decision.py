@@ -24,7 +24,7 @@ class Thresholds:
     """Scores above which an image or a pixel is called anomalous, and where they come from.
 
     Attributes:
-        image, pixel: the scores.
+        image, pixel: the scores; pixel None without maps.
         quantile: the share of normal images, and of their pixels, that stays at or below them.
         source: "held-out normal images" or "training images"; of a table rows.
         images: how many of them.
@@ -33,7 +33,7 @@ class Thresholds:
     """
 
     image: float
-    pixel: float
+    pixel: float | None
     quantile: float
     source: str
     images: int

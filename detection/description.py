@@ -40,7 +40,8 @@ class Description:
         seed: of weights and noise.
         precision: that it was trained in, such as "bfloat16".
         thresholds: for decisions.
-        map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures.
+        map_range: lowest and highest pixel score of the test images; the ends of the colours in pictures. None of a
+            detector that draws no maps.
         metrics: of the test images.
         detector: the command that trains such a model.
         checkpoint_sha256: of the checkpoint beside it; save fills it in.
@@ -56,12 +57,17 @@ class Description:
     seed: int
     precision: str
     thresholds: Thresholds
-    map_range: tuple[float, float]
+    map_range: tuple[float, float] | None
     metrics: dict[str, float | None]
     table: dict[str, Any] | None = None
     detector: str = "net"
     checkpoint_sha256: str = ""
     reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
+
+    @property
+    def draws_maps(self) -> bool:
+        """Whether there are anomaly maps."""
+        return self.map_range is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,7 +108,7 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
         content["backbone"].setdefault("normalisation", asdict(backbones.IMAGENET))  # of models older than it
         content["thresholds"] = Thresholds(**content["thresholds"])
-        content["map_range"] = tuple(content["map_range"])
+        content["map_range"] = content["map_range"] and tuple(content["map_range"])
         description = Description(**content)
         if description.detector not in detectors:
             raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")
@@ -118,11 +124,12 @@ def _check(description: Description, kind: type[Detector]) -> None:
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
     backbones.Normalisation.from_dict(backbone["normalisation"])
     _check_options(description.options, kind.Options)
+    of_maps = [] if description.map_range is None else [thresholds.pixel, *description.map_range]
     claims: list[tuple[str, Any, Any]] = [
         *((name, transform[name], int) for name in ("resize", "imagesize")),
-        *((name, getattr(thresholds, name), float) for name in ("image", "pixel", "quantile")),
+        *((name, getattr(thresholds, name), float) for name in ("image", "quantile")),
         *(("counts", value, int) for value in (thresholds.images, thresholds.above or 0, thresholds.unseen or 0)),
-        *(("map_range", value, float) for value in description.map_range),
+        *(("a score of pixels", value, float) for value in of_maps),
         *(("layers", value, str) for value in backbone["layers"]),
         *((name, backbone[name], str) for name in ("name", "weights")),
         *(("seed", value, int) for value in (description.seed, backbone["seed"])),
@@ -130,7 +137,7 @@ def _check(description: Description, kind: type[Detector]) -> None:
     for name, value, kind in claims:
         if not is_of(value, kind, 2**63 if name in ("seed", "counts") else LARGEST):
             raise ValueError(f"{name} is {value!r}")
-    if transform["resize_mode"] not in ("aspect", "square") or len(description.map_range) != 2:
+    if transform["resize_mode"] not in ("aspect", "square") or len(of_maps) not in (0, 3):
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
     reading = description.reading
     if (
@@ -141,6 +148,8 @@ def _check(description: Description, kind: type[Detector]) -> None:
         or reading["background"] not in (None, "black")
     ):
         raise ValueError(f"reading is {reading}")
+    if not of_maps and thresholds.pixel is not None:
+        raise ValueError(f"map_range is None, and a pixel's threshold {thresholds.pixel}")
     if description.table is not None:
         widths, part = TableTransform.from_dict(description.table).widths, description.options["part"]
         if widths != description.options["columns"][part]:

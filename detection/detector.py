@@ -4,22 +4,22 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from backbones import Alignment, FeatureExtractor
+from backbones import INPUT, PIXELS, Alignment, FeatureExtractor, Features, each
 from backbones.devices import to_device
 from backbones.float32 import full_float32
 from datasets import normalised
 from detection.anomaly_map import anomaly_maps
 from detection.light import Light
+from detection.prediction import Prediction
+from detection.state import BACKBONE, Sizes, resize, without_backbone
 from detection.training import EpochStats, Normal, Passes, Trainer, Training
+from errors import UsageError
 from options import check, option
-
-BACKBONE = "backbone."  # what the names of its tensors begin with
-_Named = TypeVar("_Named")
 
 
 def align_maps(**role: bool) -> Any:
@@ -29,13 +29,6 @@ def align_maps(**role: bool) -> Any:
         "share the image evenly, as in the papers."
     )
     return option(False, text, "--align_maps", "--no_align_maps", **role)
-
-
-class Prediction(NamedTuple):
-    """Image scores [B] and anomaly maps [B, H, W], float32; higher is more anomalous."""
-
-    scores: Tensor
-    maps: Tensor
 
 
 class Detector(nn.Module):
@@ -67,8 +60,9 @@ class Detector(nn.Module):
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
     BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
     JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
+    NEEDS_BACKBONE: ClassVar[bool] = True  # if not, it reads pixels
+    NEEDS_GRADIENTS: ClassVar[bool] = False  # also when it predicts
     part = 0  # of the classes it is trained on, which it embeds and predicts
-    branches: tuple[str, ...] = ()  # names of the scores that image scores are made of, where they have parts
 
     def __init__(
         self,
@@ -98,12 +92,17 @@ class Detector(nn.Module):
     def backbones_of(
         cls, options: Mapping[str, Any], names: tuple[str, ...], layers: tuple[str, ...]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The backbones and layers that are read where the command line says these.
+        """The backbones and layers that are read where the command line says these; pixels where none is needed.
 
         Raises:
-            UsageError: they contradict the options.
+            UsageError: they contradict the options, or none is needed.
         """
-        return names, layers
+        of_pixels = (PIXELS,), (INPUT,)
+        if cls.NEEDS_BACKBONE or (names, layers) == of_pixels:
+            return names, layers
+        if names or layers:
+            raise UsageError("this detector reads pixels, and no backbone: leave out -b and -le")
+        return of_pixels
 
     @property
     def meta_epochs(self) -> int:
@@ -121,9 +120,14 @@ class Detector(nn.Module):
         return getattr(self.options, "align_maps", False)
 
     @property
-    def sized_by_data(self) -> Mapping[str, Sequence[int | range]]:
-        """The buffers whose size the data decide, by name: of each dimension its size, or those that are allowed."""
+    def sized_by_data(self) -> Mapping[str, Sizes]:
+        """The buffers whose size the data decide, by name, such as {"memory": (range(1, 10_001), 64)}."""
         return {}
+
+    @property
+    def not_exported(self) -> str:
+        """Why it cannot be exported, such as "it searches in host memory"; empty where it can."""
+        return "it needs gradients to predict" if self.NEEDS_GRADIENTS else ""
 
     @property
     def cell_shift(self) -> float:
@@ -141,14 +145,14 @@ class Detector(nn.Module):
         """Scores [B, h, w] on the first layer's grid as anomaly maps [B, H, W]; see anomaly_maps."""
         return anomaly_maps(scores, self.image_size, centres=self.alignment and self.alignment.of(0))
 
-    def features(self, images: Tensor) -> Tensor:
-        """The function that embed evaluates, of images on the detector's device: [B, ...].
+    def features(self, images: Tensor) -> Features:
+        """The function that embed evaluates, of images on the detector's device: [B, ...], or several of these.
 
         Patch embeddings [B, H1, W1, D], or whatever else of every image's layer maps the detector learns from.
         """
         raise NotImplementedError
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Features) -> Prediction:
         """The function that score evaluates; it can be traced."""
         raise NotImplementedError
 
@@ -240,15 +244,15 @@ class Detector(nn.Module):
         self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
 
     def fit_embeddings(
-        self, embeddings: Iterable[Tensor], on_epoch: Callable[[EpochStats], None] | None = None
+        self, embeddings: Iterable[Features], on_epoch: Callable[[EpochStats], None] | None = None
     ) -> None:
         """Train as fit does, on batches of what embed gives for normal images, whose light is learned already."""
         for stats in self.training_on(Normal(embeddings)):
             if on_epoch is not None:
                 on_epoch(stats)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The features of images [B, 3, H, W], of the detector's precision: [B, ...].
+    def embed(self, images: Tensor) -> Features:
+        """The features of images [B, 3, H, W], of the detector's precision.
 
         Gradients flow only where the backbone is trained.
 
@@ -264,9 +268,9 @@ class Detector(nn.Module):
             images = self.light(images, self.part)
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
-            return self.features(images).to(self.feature_type)
+            return each(lambda own: own.to(self.feature_type), self.features(images))
 
-    def embed_read(self, read: Tensor) -> Tensor:
+    def embed_read(self, read: Tensor) -> Features:
         """As embed, of what readers give: pixels uint8 [B, 3, H, W], normalised on the device; rows as they are."""
         read = to_device(read, self.device)
         return self.embed(normalised(read) if read.dtype == torch.uint8 else read)
@@ -279,7 +283,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Image scores and anomaly maps of normalised images [B, 3, H, W].
+        """Scores and maps of normalised images [B, 3, H, W].
 
         Raises:
             ValueError: as embed.
@@ -287,16 +291,11 @@ class Detector(nn.Module):
         self.eval()
         return self.score(self.embed(images))
 
-    @torch.no_grad()
-    def score(self, embeddings: Tensor) -> Prediction:
+    def score(self, embeddings: Features) -> Prediction:
         """Scores and maps of what embed gave."""
         self.eval()
-        with autocast(self.device, self.feature_type):
-            return self(embeddings.to(self.feature_type))
-
-    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """The scores [B] that image scores are made of, of what embed gave, by the names of `branches`."""
-        raise NotImplementedError
+        with torch.set_grad_enabled(self.NEEDS_GRADIENTS), autocast(self.device, self.feature_type):
+            return self(each(lambda own: own.to(self.feature_type), embeddings)).detached()
 
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
@@ -322,37 +321,12 @@ class Detector(nn.Module):
         """
         for name, allowed in self.sized_by_data.items():
             if name in state_dict:
-                self._resize(name, state_dict[name].shape, allowed)
+                resize(self, name, state_dict[name].shape, allowed)
         if self.train_backbone:
             self.backbone.build(self.layers, self.image_size, self.device)
         else:
             state_dict = {**state_dict, **self.backbone.state_dict(prefix=BACKBONE)}
         return super().load_state_dict(state_dict, strict, assign)
-
-    def _resize(self, name: str, shape: Sequence[int], allowed: Sequence[int | range]) -> None:
-        """Make room for a buffer whose size the data decide."""
-        if not fits(shape, allowed):
-            raise RuntimeError(f"{name} is {list(shape)}, not {in_words(allowed)}")
-        module, _, own = name.rpartition(".")
-        holder = self.get_submodule(module)
-        setattr(holder, own, getattr(holder, own).new_empty(shape))
-
-
-def without_backbone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
-    """What a detector has beside its backbone, by name."""
-    return {name: own for name, own in tensors.items() if not name.startswith(BACKBONE)}
-
-
-def fits(shape: Sequence[int], allowed: Sequence[int | range]) -> bool:
-    """Whether a shape is one of those of Detector.sized_by_data."""
-    return len(shape) == len(allowed) and all(
-        size in own if isinstance(own, range) else size == own for size, own in zip(shape, allowed, strict=True)
-    )
-
-
-def in_words(allowed: Sequence[int | range]) -> str:
-    """Such as "[1 to 500, 16]"."""
-    return f"[{', '.join(f'{own[0]} to {own[-1]}' if isinstance(own, range) else str(own) for own in allowed)}]"
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
@@ -363,12 +337,12 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 class _Mapped:
     """A function's results over something that can be iterated more than once, of its length."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], items: Iterable[Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Features], items: Iterable[Tensor]) -> None:
         self.function = function
         self.items = items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Features]:
         return map(self.function, self.items)

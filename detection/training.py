@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from backbones import Features
 from backbones.float32 import full_float32
 from errors import DataError
 
@@ -40,7 +41,7 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Of a pass."""
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Features]:
         """A pass."""
 
     def pass_over(self) -> None:
@@ -51,7 +52,7 @@ class Normal(NamedTuple):
     """Embeddings of a class's normal samples in batches: of those to train on, and of those that are held out."""
 
     train: Batches
-    held_out: Collection[Tensor] = ()
+    held_out: Collection[Features] = ()
 
 
 class Passes(NamedTuple):
@@ -75,8 +76,8 @@ class Passes(NamedTuple):
 class Trainer(Protocol):
     """What makes the steps: optimisers, schedules and random state of one training run."""
 
-    def steps(self, batches: Iterable[Tensor]) -> Iterator[NamedTuple]:
-        """One pass, a step per batch of embeddings; of each its scalar tensors by name, one of them `loss`.
+    def steps(self, batches: Iterable[Any]) -> Iterator[NamedTuple]:
+        """One pass over Detector.batches; of each step its scalar tensors by name, one of them `loss`.
 
         NaN stands for what a step does not have.
         """

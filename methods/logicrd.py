@@ -23,10 +23,11 @@ from backbones.resizing import resized
 from detection import Normal, Passes, Prediction, autocast
 from detection.variance import known_variance
 from methods import rd
-from methods.rd import ReverseDistillation, difference_maps, distillation_loss
+from methods.rd import ReverseDistillation, difference_maps, distillation_loss, teacher_maps
 from methods.semantics import QUARTERS, CompensationPathway, GlobalSemantics, area_means, corrupted, token_grid
 from options import option
 
+TERMS = "map_score", "semantic_score"
 FOLDS = 5
 LEAST_STD = (0.01, 0.1)  # of map and distance: what hardly moves among a few normal images must not rule the score
 
@@ -68,7 +69,6 @@ class LogicRD(ReverseDistillation):
         self.pathways = nn.ModuleList(pathways)
         self.gated = not (own.no_fcp or own.no_nii)
         self.by_semantics = not own.no_mahalanobis
-        self.branches = ("map_score", "semantic_score") if self.by_semantics else ()
         if self.by_semantics:
             size = 2 * infos[-1].channels * math.prod(QUARTERS) if own.no_gse else self.semantics.dimensions
             self.register_buffer("mean", torch.zeros(size))
@@ -79,9 +79,9 @@ class LogicRD(ReverseDistillation):
         """One per epoch, and one for the statistics of normal images."""
         return Passes(settling=int(self.by_semantics))
 
-    def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, embeddings: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """L (2); the gate learns on corrupted detail."""
-        teacher = self.teacher_maps(embeddings)
+        teacher = teacher_maps(embeddings)
         details = corrupted(teacher, self.grid, generator) if self.gated else teacher
         return distillation_loss(teacher, self._student_maps(teacher, details)[0])
 
@@ -107,18 +107,16 @@ class LogicRD(ReverseDistillation):
             row.copy_(torch.stack([term.mean(), term.std(unbiased=False).clamp(min=least)]))
         return {}
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
         """Maps (4) and image scores (8)."""
-        maps, terms = self._evaluate(embeddings)
-        return Prediction(terms.sum(dim=0), maps)
-
-    @torch.no_grad()
-    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """The terms of (8): map_score and semantic_score."""
-        self.eval()
-        with autocast(self.device, self.precision):
-            terms = self._evaluate(embeddings.to(self.precision))[1]
-        return dict(zip(self.branches, terms, strict=True))
+        maps, vectors = self._maps_and_vectors(embeddings)
+        highest = maps.flatten(1).amax(dim=1)
+        if not self.by_semantics:
+            return Prediction(highest, maps)
+        terms = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
+        mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
+        terms = (terms - mean) / std
+        return Prediction(terms.sum(dim=0), maps, dict(zip(TERMS, terms, strict=True)))
 
     def half(self) -> "LogicRD":
         """As in nn.Module, but for semantics and their statistics: distances need more digits."""
@@ -126,17 +124,7 @@ class LogicRD(ReverseDistillation):
             module.half()
         return self
 
-    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (4) and the terms of (8), one row each."""
-        maps, vectors = self._maps_and_vectors(embeddings)
-        highest = maps.flatten(1).amax(dim=1)
-        if not self.by_semantics:
-            return maps, highest.unsqueeze(0)
-        scores = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
-        mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
-        return maps, (scores - mean) / std
-
-    def _highest_and_vectors(self, embeddings: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    def _highest_and_vectors(self, embeddings: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """The maxima [N] of the maps (4) and the semantic vectors [N, D] of all batches; N may be 0."""
         highest, vectors = [self.mean.new_empty(0)], [self.mean.new_empty(0, len(self.mean))]
         for batch in embeddings:
@@ -146,9 +134,9 @@ class LogicRD(ReverseDistillation):
             vectors.append(own)
         return torch.cat(highest), torch.cat(vectors)
 
-    def _maps_and_vectors(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def _maps_and_vectors(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
-        teacher = self.teacher_maps(embeddings)
+        teacher = teacher_maps(embeddings)
         student, vectors = self._student_maps(teacher, teacher)
         return difference_maps(teacher, student, self.image_size, self.alignment), vectors
 

@@ -39,6 +39,7 @@ AVERAGE = 0.995  # decay of the weights' moving average
 WEIGHT_DECAY = 0.01
 TOP = 5
 MOST = 4096  # tokens of an image and values of a row: every token looks at all others
+TERMS = "reconstruction_score", "tampered_score"  # z(r) and z(p)
 DRAWS = 4  # of masks and copies for the held-out loss
 LEAST_STD = 0.01  # of r and p: what hardly moves among a few normal samples must not rule the score
 
@@ -99,7 +100,6 @@ class Multimodal(Detector):
     Options = Options
     DATASET_DEFAULTS: ClassVar = {"batch_size": 8, "resize_mode": "square", "imagesize": 256, "train_val_split": 0.9}
     JOINT: ClassVar = True
-    branches = ("reconstruction_score", "tampered_score")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -212,25 +212,13 @@ class Multimodal(Detector):
 
     def forward(self, embeddings: Tensor) -> Prediction:
         """Scores and maps (4); of rows the errors (2) of their columns, [B, 1, n]."""
-        errors, terms = self._evaluate(embeddings)
-        if self.is_table:
-            return Prediction(terms.sum(dim=0), errors.unsqueeze(1))
-        grid = self.network.parts[self.part].grid
-        return Prediction(terms.sum(dim=0), self.drawn(errors.unflatten(1, grid)))
-
-    @torch.no_grad()
-    def branch_scores(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """The terms of (4): reconstruction_score z(r) and tampered_score z(p)."""
-        self.eval()
-        with autocast(self.device, self.feature_type):
-            terms = self._evaluate(embeddings.to(self.feature_type))[1]
-        return dict(zip(self.branches, terms, strict=True))
-
-    def _evaluate(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """e (2) [B, n] and the terms [2, B] of (4)."""
         errors, terms = self._errors_and_terms(embeddings)
         mean, std = self.normal_scores[self.part].unsqueeze(-1).unbind(1)
-        return errors, (terms - mean) / std
+        terms = (terms - mean) / std
+        maps = errors.unsqueeze(1)
+        if not self.is_table:
+            maps = self.drawn(errors.unflatten(1, self.network.parts[self.part].grid))
+        return Prediction(terms.sum(dim=0), maps, dict(zip(TERMS, terms, strict=True)))
 
     def _errors_and_terms(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """e (2) [B, n], and r and p (3) [2, B]."""

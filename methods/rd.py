@@ -13,7 +13,6 @@ The paper's Eq. 2 averages (3) over a map; (2) is what the authors' program trai
 corners in (4).
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -73,37 +72,28 @@ class ReverseDistillation(Detector):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         infos = self.backbone.layer_info(self.layers, self.image_size)
-        self.shapes = [(info.channels, *info.grid) for info in infos]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.student = Student(infos, self.options.blocks, self.options.relu)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The teacher's maps in one row per image, channels last: [B, sum C_l H_l W_l]."""
-        return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in self.backbone(images, self.layers)], dim=1)
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's maps, channels last: [B, H_l, W_l, C_l]."""
+        return tuple(own.permute(0, 2, 3, 1) for own in self.backbone(images, self.layers))
 
     def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""
         return _Trainer(self)
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
         """Maps (4) and their maxima."""
-        teacher = self.teacher_maps(embeddings)
+        teacher = teacher_maps(embeddings)
         maps = difference_maps(teacher, self.student(teacher), self.image_size, self.alignment)
         return Prediction(maps.flatten(1).amax(dim=1), maps)
 
-    def loss(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, embeddings: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """L (2) of a batch of training images; what is random in it is drawn from the generator."""
-        teacher = self.teacher_maps(embeddings)
+        teacher = teacher_maps(embeddings)
         return distillation_loss(teacher, self.student(teacher))
-
-    def teacher_maps(self, embeddings: Tensor) -> list[Tensor]:
-        """The maps [B, C_l, H_l, W_l] that features put into rows."""
-        parts = embeddings.split([math.prod(shape) for shape in self.shapes], dim=1)
-        return [
-            part.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
-            for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
-        ]
 
 
 class StepStats(NamedTuple):
@@ -126,8 +116,8 @@ class _Trainer:
         self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
-    def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
-        """A step per batch of rows of the teacher's maps."""
+    def steps(self, batches: Iterable[Sequence[Tensor]]) -> Iterator[StepStats]:
+        """A step per batch of the teacher's maps."""
         own = self.detector
         for batch in batches:
             with autocast(own.device, own.precision):
@@ -150,6 +140,11 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # none of earlier versions
         self.generator.set_state(state["generator"])
+
+
+def teacher_maps(embeddings: Sequence[Tensor]) -> list[Tensor]:
+    """The maps [B, C_l, H_l, W_l] that are kept with their channels last."""
+    return [own.permute(0, 3, 1, 2) for own in embeddings]
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from conftest import ROOT, SMALL_DATA, SMALL_NET, make_mvtec
 
 import main
 from backbones import FeatureBank, FeatureExtractor, bank
+from backbones.features import joined, shape_of
 from datasets import Shuffled
 from errors import DataError
 
@@ -34,6 +35,20 @@ def test_gives_back_what_was_stored(place, dtype):
     assert torch.equal(torch.cat(first), features[list(again)])
     assert torch.equal(torch.cat(second), features[list(again)])
     assert [len(batch) for batch in first] == [4, 3]
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_several_tensors_of_an_image_stay_together(place):
+    features = torch.randn(7, 2, 3), torch.randn(7, 5)
+    found = FeatureBank(shape_of(7, tuple(own[:1] for own in features)), torch.float32, place, CPU)
+    found.fill(zip(*(own.split(3) for own in features), strict=True))
+    order = Shuffled(7, seed=1)  # another at every iteration
+    for given, expected in ((None, range(7)), (order, list(Shuffled(7, seed=1)))):
+        batches = list(found.batches(4, given))
+        assert [len(batch) for batch in batches] == [2, 2]
+        for own, stored in zip(joined(batches), features, strict=True):
+            assert torch.equal(own, stored[expected])
+    assert len(found) == 7 and found.nbytes == bank.bank_bytes([(7, 2, 3), (7, 5)], torch.float32) == 7 * 11 * 4
 
 
 def test_a_wrong_count_is_an_error():

@@ -18,6 +18,7 @@ from test_resume import begun, folder, outputs, start
 import main
 from datasets import read_image
 from errors import DataError, UsageError
+from experiment.machine import progress as bars
 from methods import DETECTORS, load
 from options import declared
 
@@ -93,9 +94,12 @@ def command(request):
 
 @pytest.fixture(scope="module")
 def run(command, mvtec, tmp_path_factory):
-    """A finished run over both classes; tests must not change it."""
-    where = tmp_path_factory.mktemp(command)
-    call("--results_path", where / "results", "--precision", "fp32", *chain(command, mvtec))
+    """A finished run over both classes, whose bars came to their ends; tests must not change it."""
+    where, made, make = tmp_path_factory.mktemp(command), [], bars._make_bar
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bars, "_make_bar", lambda *words, **given: made.append(make(*words, **given)) or made[-1])
+        call("--results_path", where / "results", "--precision", "fp32", *chain(command, mvtec))
+    assert [(bar.desc, bar.n) for bar in made] == [(bar.desc, bar.total) for bar in made]
     return folder(where)
 
 

@@ -14,6 +14,7 @@ import backbones
 import main
 from backbones import Alignment, FeatureBank
 from backbones.centres import Centres
+from backbones.features import parts, shape_of
 from backbones.resizing import by_matrices, resized
 from detection import Normal
 from detection.anomaly_map import anomaly_maps
@@ -51,7 +52,7 @@ class Batches:
         self.bank = bank
 
     def __len__(self):
-        return len(self.bank.features) // 2
+        return len(self.bank) // 2
 
     def __iter__(self):
         return self.bank.batches(2)
@@ -66,9 +67,10 @@ def test_training_evaluation_and_export(command, kind):
     with fake_cuda():
         detector = build(command, **options).to(CUDA)
         embeddings = detector.embed(images)
-        bank = FeatureBank(embeddings.shape, embeddings.dtype, "host", CUDA)
+        bank = FeatureBank(shape_of(len(images), embeddings), torch.float32, "host", CUDA)
         bank.fill([embeddings])
-        assert (bank.features.device.type, embeddings.device) == ("cpu", CUDA)
+        assert {own.device.type for own in parts(bank.features)} == {"cpu"}
+        assert {own.device for own in parts(embeddings)} == {CUDA}
         before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
         training = detector.training_on(Normal(Batches(bank)))
         first, *_ = training
@@ -79,8 +81,7 @@ def test_training_evaluation_and_export(command, kind):
         scored, predicted = detector.score(embeddings), detector.predict(images)
         for one in (scored, predicted):
             assert (one.scores.device, one.maps.device) == (CUDA, CUDA)
-        if detector.branches:
-            assert {one.device for one in detector.branch_scores(embeddings).values()} == {CUDA}
+        assert {one.device for one in scored.terms.values()} <= {CUDA}
         detector.load_state_dict(training.state_dict()["detector"])
         exported = Exported(SimpleNamespace(detector=detector))
         expected = predicted.scores.cpu(), predicted.maps.cpu()

@@ -14,11 +14,11 @@ from test_resume import folder
 import backbones
 from detection import Normal
 from methods.logicrd import LogicRD, mahalanobis, shrunk
-from methods.rd import ReverseDistillation, distillation_loss
+from methods.rd import ReverseDistillation, distillation_loss, teacher_maps
 from methods.semantics import CompensationPathway, GlobalSemantics, _gathered, _rolled, area_means, corrupted
 
 OFF = ["no_gse", "no_fcp", "no_nii", "no_mahalanobis"]
-ROWS = 64 * 8 * 8 + 128 * 4 * 4
+SHAPES = [(8, 8, 64), (4, 4, 128)]
 
 
 def small(kind=LogicRD, **options):
@@ -26,16 +26,23 @@ def small(kind=LogicRD, **options):
     return kind(backbone, ["layer1", "layer2"], (32, 32), **{"blocks": 1, "epochs": 2, **options})
 
 
-def rows(images=6, seed=0):
-    return torch.randn(images, ROWS, generator=torch.Generator().manual_seed(seed))
+def maps(images=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(images, sum(map(math.prod, SHAPES)), generator=generator)
+    own = values.split(list(map(math.prod, SHAPES)), dim=1)
+    return tuple(one.unflatten(1, shape) for one, shape in zip(own, SHAPES, strict=True))
+
+
+def batches(embeddings, size):
+    return list(zip(*(own.split(size) for own in embeddings), strict=True))
 
 
 def test_without_its_modules_it_is_reverse_distillation():
     plain, off = small(ReverseDistillation), small(**dict.fromkeys(OFF, True))
     for detector in (plain, off):
-        detector.fit_embeddings(rows().split(3))
+        detector.fit_embeddings(batches(maps(), 3))
     assert plain.state_dict().keys() == off.state_dict().keys()
-    expected, found = plain.score(rows()), off.score(rows())
+    expected, found = plain.score(maps()), off.score(maps())
     assert torch.equal(found.maps, expected.maps)
     assert torch.equal(found.scores, expected.scores)
     assert off.passes == 2 and small().passes == 4
@@ -46,8 +53,8 @@ def test_every_module_can_be_left_out_and_has_an_effect(flag):
     scores = []
     for options in ({}, {flag: True}):
         detector = small(**options)
-        detector.fit_embeddings(rows().split(3))
-        scores.append(detector.score(rows()).scores)
+        detector.fit_embeddings(batches(maps(), 3))
+        scores.append(detector.score(maps()).scores)
     assert not torch.allclose(*scores)
 
 
@@ -92,7 +99,7 @@ def test_semantics_equal_their_description():
 def test_the_student_decodes_semantics_and_takes_in_detail():
     """(6) step by step, with detail read off other maps than the teacher's."""
     detector = small().eval()
-    teacher, details = (detector.teacher_maps(rows(2, seed)) for seed in (0, 1))
+    teacher, details = (teacher_maps(maps(2, seed)) for seed in (0, 1))
     levels, _ = detector.semantics(teacher)
     sources = [
         one + F.interpolate(own, one.shape[-2:], mode="bilinear") for one, own in zip(teacher, levels, strict=True)
@@ -168,8 +175,8 @@ def test_the_gate_learns_to_keep_foreign_detail_out():
 @pytest.mark.parametrize("flag", [None, "no_nii", "no_fcp"])
 def test_the_gate_learns_on_corrupted_detail(flag):
     """The teacher's maps are what the student is to give; detail is read off corrupted ones where there is a gate."""
-    detector, batch = small(**({flag: True} if flag else {})).train(), rows()
-    teacher = detector.teacher_maps(batch)
+    detector, batch = small(**({flag: True} if flag else {})).train(), maps()
+    teacher = teacher_maps(batch)
     with torch.no_grad():
         for pathway in detector.pathways:
             pathway.restore.weight.mul_(300)  # so that detail weighs
@@ -208,43 +215,43 @@ def test_distances_are_mahalanobis_of_a_shrunk_covariance():
 
 def test_scores_are_standardised_on_normal_images():
     """By distances that each image's own vector did not decide."""
-    detector, batch = small(epochs=1), rows(40)
-    detector.fit_embeddings(batch.split(10))
-    branches = detector.branch_scores(batch)
+    detector, batch = small(epochs=1), maps(40)
+    detector.fit_embeddings(batches(batch, 10))
+    branches = detector.score(batch).terms
     assert list(branches) == ["map_score", "semantic_score"]
     prediction = detector.score(batch)
     torch.testing.assert_close(prediction.scores, branches["map_score"] + branches["semantic_score"])
     assert branches["map_score"].mean().abs() < 1e-3
     assert branches["map_score"].std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
-    others = detector.branch_scores(rows(40, seed=1))["semantic_score"]
+    others = detector.score(maps(40, seed=1)).terms["semantic_score"]
     assert others.mean().abs() < 1.5  # what was not trained on is as far away as was expected
     assert branches["semantic_score"].mean() < others.mean()
 
 
 def test_held_out_images_standardise_scores_and_nothing_else():
     """Mean and covariance are of the training images; (8) and thresholds of others that neither has seen."""
-    train, held_out, new = rows(40), rows(40, seed=1), rows(80, seed=2)
+    train, held_out, new = maps(40), maps(40, seed=1), maps(80, seed=2)
     with_, without = small(epochs=1), small(epochs=1)
-    list(with_.training_on(Normal(train.split(10), held_out.split(16))))
-    list(without.training_on(Normal(train.split(10))))
+    list(with_.training_on(Normal(batches(train, 10), batches(held_out, 16))))
+    list(without.training_on(Normal(batches(train, 10))))
     assert torch.equal(with_.mean, without.mean)
     assert torch.equal(with_.precision_matrix, without.precision_matrix)
-    for term in with_.branch_scores(held_out).values():
+    for term in with_.score(held_out).terms.values():
         assert term.mean().abs() < 1e-3
         assert term.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
-    for name, term in with_.branch_scores(train).items():
+    for name, term in with_.score(train).terms.items():
         assert term.mean() < -0.5, name  # what training has seen scores lower
     threshold = with_.score(held_out).scores.quantile(0.9)
     assert (with_.score(new).scores > threshold).float().mean() < 0.25
     assert (with_.score(new).scores > with_.score(train).scores.quantile(0.9)).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("held_out", [(), [rows(1, seed=1)]])
+@pytest.mark.parametrize("held_out", [(), [maps(1, seed=1)]])
 def test_one_held_out_image_has_no_standard_deviation(held_out):
     """Then the training images standardise, by covariances without them."""
     alone, found = small(epochs=1), small(epochs=1)
-    list(alone.training_on(Normal(rows(20).split(5))))
-    list(found.training_on(Normal(rows(20).split(5), held_out)))
+    list(alone.training_on(Normal(batches(maps(20), 5))))
+    list(found.training_on(Normal(batches(maps(20), 5), held_out)))
     assert torch.equal(alone.normal_scores, found.normal_scores)
 
 

@@ -176,7 +176,7 @@ def test_scores_are_means_over_masks(part):
         r = np.mean(sorted(e)[-5:]) if part == 0 else np.mean(e)
         expected = (r - 0.3) / 2 + (np.mean(probabilities) - 0.1) / 0.5
         assert prediction.item() == pytest.approx(expected, abs=1e-4)
-        terms = own.branch_scores(batch)
+        terms = own.score(batch).terms
         assert sum(term[b] for term in terms.values()).item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -283,7 +283,7 @@ def test_scores_are_standardised_on_held_out_samples():
     others = [3 * rows for rows in others]
     list(own.training_on(Normal(first, others), Normal(second)))
     for part, normal in ((0, others), (1, second)):
-        errors, chances = own.for_part(part).branch_scores(torch.cat(normal)).values()
+        errors, chances = own.for_part(part).score(torch.cat(normal)).terms.values()
         assert errors.mean().item() == pytest.approx(0, abs=1e-4)
         assert errors.std(correction=0).item() == pytest.approx(1, abs=1e-4)
         assert chances.mean().item() == pytest.approx(0, abs=1e-4)

@@ -89,7 +89,7 @@ def test_maps_are_those_of_anomalib():
     module = pytest.importorskip("anomalib.models.image.reverse_distillation.anomaly_map")
     detector = small(epochs=1)
     with torch.no_grad():
-        teacher = detector.teacher_maps(detector.embed(torch.randn(3, 3, 32, 32)))
+        teacher = rd.teacher_maps(detector.embed(torch.randn(3, 3, 32, 32)))
         student = detector.student(teacher)
     generator = module.AnomalyMapGenerator((128, 128), sigma=4, mode=module.AnomalyMapGenerationMode.ADD)
     theirs, ours = generator(student, teacher).squeeze(1), rd.difference_maps(teacher, student, (128, 128))
@@ -225,12 +225,12 @@ def test_layers_that_cannot_be_mirrored_are_refused(layers, words):
         student(layers, 1)
 
 
-def test_rows_hold_the_teachers_maps():
+def test_features_are_the_teachers_maps():
     detector, images = small(), torch.randn(3, 3, 32, 32)
     expected = detector.backbone(images, ["layer1", "layer2"])
-    rows = detector.embed(images)
-    assert rows.shape == (3, 64 * 8 * 8 + 128 * 4 * 4)
-    for found, own in zip(detector.teacher_maps(rows), expected, strict=True):
+    features = detector.embed(images)
+    assert [own.shape for own in features] == [(3, 8, 8, 64), (3, 4, 4, 128)]
+    for found, own in zip(rd.teacher_maps(features), expected, strict=True):
         assert torch.equal(found, own)
 
 
@@ -271,16 +271,16 @@ def test_a_step_is_adams_with_the_betas_of_the_authors():
 
 def test_everything_happens_on_the_detectors_device(monkeypatch):
     """Without a GPU: a fake one, whose tensors know their device and hold nothing."""
-    rows = torch.zeros(2, 64 * 8 * 8 + 128 * 4 * 4)
-    small().score(rows)  # the upsampling matrices are cached as real
+    maps = torch.zeros(2, 8, 8, 64), torch.zeros(2, 4, 4, 128)
+    small().score(maps)  # the upsampling matrices are cached as real
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        prediction = small().score(torch.zeros(rows.shape))
+        prediction = small().score(tuple(torch.zeros(own.shape) for own in maps))
         assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
         detector, generator = small(), torch.Generator("cpu")
         monkeypatch.setattr(torch, "Generator", lambda _: generator)
-        detector.training_on(Normal([torch.zeros(rows.shape)]))
+        detector.training_on(Normal([tuple(torch.zeros(own.shape) for own in maps)]))
     for own, is_last in ((detector, True), (small(), False)):  # a CPU's order of channels decides its last digits
-        own.training_on(Normal([rows]))
+        own.training_on(Normal([maps]))
         kernels = [weight for weight in own.student.parameters() if weight.ndim == 4 and weight.shape[2] > 1]
         assert {one.is_contiguous(memory_format=torch.channels_last) for one in kernels} == {is_last}
 

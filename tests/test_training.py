@@ -14,12 +14,19 @@ from methods import cfa, multimodal, rd
 from simplenet import SimpleNet
 
 LAYERS = ["layer1", "layer2"]
-DETECTORS = {  # by the module that trains it: the detector's class, options, and the shape of its embeddings
+DETECTORS = {  # by the module that trains it: the detector's class, options, and the shapes of its embeddings
     simplenet.training: (SimpleNet, {"target_embed_dimension": 16, "dsc_hidden": 8}, (2, 8, 8, 16)),
     cfa: (cfa.CFA, {"gamma_d": 12, "epochs": 1}, (2, 8, 8, 192)),
-    rd: (rd.ReverseDistillation, {"blocks": 1, "epochs": 1}, (2, 64 * 8 * 8 + 128 * 4 * 4)),
+    rd: (rd.ReverseDistillation, {"blocks": 1, "epochs": 1}, [(2, 8, 8, 64), (2, 4, 4, 128)]),
     multimodal: (multimodal.Multimodal, {"dim": 8, "heads": 2, "depth": 1, "epochs": 1}, (2, 8, 8, 192)),
 }
+
+
+def drawn(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(shape, tuple):
+        return torch.randn(shape, generator=generator).to(dtype)
+    return tuple(torch.randn(own, generator=generator).to(dtype) for own in shape)
 
 
 def test_fp16_keeps_small_gradients():
@@ -63,7 +70,7 @@ def test_every_detector_learns_in_its_precision(monkeypatch, module):
     detector = kind(backbones.load("resnet18", "random"), LAYERS, (32, 32), precision=torch.float16, **options)
     seen = []
     monkeypatch.setattr(module, "learn", lambda loss, optimizers, precision, *scaler: seen.append((precision, *scaler)))
-    training = detector.training_on(Normal([torch.randn(shape).half()]))
+    training = detector.training_on(Normal([drawn(shape, torch.float16)]))
     list(training)
     expected = (torch.float32,) if module is cfa else (torch.float16, training.trainer.scaler)
     assert seen == [expected]
@@ -75,7 +82,7 @@ def test_training_goes_on_with_its_scale(module, precision):
     """To the same bytes, where all steps before were skipped."""
     kind, options, shape = DETECTORS[module]
     options = {**options, "meta_epochs" if kind is SimpleNet else "epochs": 3}
-    batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(precision)
+    batch = drawn(shape, precision)
 
     def training(state=None):
         detector = kind(backbones.load("resnet18", "random"), LAYERS, (32, 32), precision=precision, **options)

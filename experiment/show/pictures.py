@@ -11,31 +11,27 @@ WORST = 4  # misses, and as many false alarms
 OVERLAY = 0.45  # the map's share
 MASK_COLOUR = (0, 255, 0)  # of the mask's outline on the overlay
 CAPTION, FONT = 22, 13  # pixels
+NO_MAP = "no map"
 
 
 def panel(
     image: NDArray[np.uint8],
     mask: NDArray[np.bool_] | None,
-    anomaly_map: NDArray[np.floating],
-    map_range: tuple[float, float],
+    anomaly_map: NDArray[np.floating] | None,
+    map_range: tuple[float, float] | None,
 ) -> NDArray[np.uint8]:
     """Image, mask (where the dataset has masks), map and overlay in a row.
 
     Args:
         image: RGB [H, W, 3].
         mask: [H, W], or None to leave it out.
-        anomaly_map: [H, W]; where it is NaN, nothing is laid over the image.
+        anomaly_map: [H, W]; where it is NaN, nothing is laid over the image. None says that there is no map.
         map_range: the pixel scores that are drawn in the coldest and the hottest colour.
 
     Returns:
         RGB [H, 4 W, 3], or [H, 3 W, 3] without a mask.
     """
-    low, high = map_range
-    known = np.isfinite(anomaly_map)
-    heat = np.clip((np.where(known, anomaly_map, low) - low) / max(high - low, 1e-12), 0, 1)
-    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    overlay = cv2.addWeighted(colours, OVERLAY, image, 1 - OVERLAY, 0)
-    colours, overlay = np.where(known[..., None], colours, 0), np.where(known[..., None], overlay, image)
+    colours, overlay = (_blank(image), image) if anomaly_map is None else _heat(image, anomaly_map, *map_range)
     if mask is None:
         return np.concatenate([image, colours, overlay], axis=1)
     filled = mask.astype(np.uint8) * 255
@@ -43,6 +39,25 @@ def panel(
     overlay = np.ascontiguousarray(overlay)
     cv2.drawContours(overlay, outlines, -1, MASK_COLOUR, 1)
     return np.concatenate([image, cv2.cvtColor(filled, cv2.COLOR_GRAY2RGB), colours, overlay], axis=1)
+
+
+def _heat(
+    image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], low: float, high: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A map in colours, and those over the image."""
+    known = np.isfinite(anomaly_map)
+    heat = np.clip((np.where(known, anomaly_map, low) - low) / max(high - low, 1e-12), 0, 1)
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    overlay = cv2.addWeighted(colours, OVERLAY, image, 1 - OVERLAY, 0)
+    return np.where(known[..., None], colours, 0), np.where(known[..., None], overlay, image)
+
+
+def _blank(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What stands in the place of a map where there is none."""
+    height, width = image.shape[:2]
+    tile = Image.new("RGB", (width, height), "gray")
+    ImageDraw.Draw(tile).text((width / 2, height / 2), NO_MAP, "white", ImageFont.load_default(FONT), anchor="mm")
+    return np.asarray(tile)
 
 
 def captioned(drawn: NDArray[np.uint8], score: float, threshold: float) -> NDArray[np.uint8]:

@@ -8,10 +8,10 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from backbones import FeatureBank
+from backbones import FeatureBank, Features
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
+from backbones.features import Shape, joined, shape_of
 from datasets import BatchLoader, ClassSamples, ImageDataset, Seen, region_labels
 from detection import Detector
 from experiment.dataset_config import DatasetConfig
@@ -78,7 +78,7 @@ def build_banks(
         masks = beside_bank((len(samples.test), data.imagesize, data.imagesize), torch.bool, mode == "disk").numpy()
     test, seen = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, validation, test) if bank is not None]
-    size = sum(bank.features.nbytes for bank in banks) / 2**30
+    size = sum(bank.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
     if sentence := seen.sentence(title, data.test_transform):
         click.echo(sentence, err=True)
@@ -96,10 +96,10 @@ def _embed_all(
 ) -> tuple[FeatureBank, Seen]:
     """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers)
-    embed = Halving(detector.embed_read, "embedding")
+    embed = Halving(detector.embed_read, "embedding", joined)
 
     @torch.no_grad()
-    def embeddings() -> Iterator[Tensor]:
+    def embeddings() -> Iterator[Features]:
         start = 0
         for batch in progress(f"{title} features", loader):
             if masks is not None:
@@ -109,13 +109,12 @@ def _embed_all(
 
     stream = embeddings()
     first = next(stream)
-    shape = (len(dataset), *first.shape[1:])
-    bank = _allocate(shape, first.dtype, mode, detector.device)
+    bank = _allocate(shape_of(len(dataset), first), detector.feature_type, mode, detector.device)
     bank.fill(chain([first], stream))
     return bank, loader.seen
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
+def _allocate(shape: Shape, dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
     """A bank where it was asked for; by auto in the first place that has room, by its own account and then in fact."""
     if mode != "auto":
         with one_line_when_full():

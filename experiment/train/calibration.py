@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from torch import Tensor
-
-from backbones import FeatureBank
+from backbones import FeatureBank, Features
 from datasets import ClassSamples
 from detection import Detector, Normal, is_anomalous
 from experiment.dataset_config import DatasetConfig
@@ -93,7 +91,7 @@ class _Part:
         self.bank = bank
         self.indices = indices
 
-    def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[Tensor]:
+    def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[Features]:
         """As of FeatureBank."""
         chosen = self.indices if order is None else [self.indices[i] for i in order]
         return self.bank.batches(batch_size, chosen)

@@ -15,7 +15,7 @@ from files import write_bytes
 
 
 def write_worst(
-    folder: Path, predictions: Predictions, evaluation: Evaluation, map_range: tuple[float, float]
+    folder: Path, predictions: Predictions, evaluation: Evaluation, map_range: tuple[float, float] | None
 ) -> list[Path]:
     """Draw the worst misses and false alarms of the test images into `folder`/examples; returns where."""
     misses, alarms = worst([sample.anomalous for sample in predictions.dataset.samples], evaluation.scores)
@@ -30,7 +30,7 @@ def write_segmentations(
     names: list[str],
     predictions: Predictions,
     evaluation: Evaluation,
-    map_range: tuple[float, float],
+    map_range: tuple[float, float] | None,
     threshold: float,
 ) -> None:
     """Draw every test image into `folder`/segmentations, under its name and with the ending .png."""
@@ -43,7 +43,7 @@ def write_segmentations(
 
 
 def _panels(
-    predictions: Predictions, indices: Sequence[int], map_range: tuple[float, float]
+    predictions: Predictions, indices: Sequence[int], map_range: tuple[float, float] | None
 ) -> Iterator[NDArray[np.uint8]]:
     has_masks = any(sample.mask_paths for sample in predictions.dataset.samples)
     for index, anomaly_map in zip(indices, predictions.maps_of(indices), strict=True):

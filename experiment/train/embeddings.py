@@ -6,12 +6,10 @@ from itertools import repeat, tee
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from backbones import FeatureBank
+from backbones import FeatureBank, Features
 from datasets import Batch, BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled, read_defects, region_labels
 from detection import Detector, Prediction
 from experiment.dataset_config import DatasetConfig
@@ -38,7 +36,7 @@ class TrainingEmbeddings:
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Features]:
         if self.bank is not None:
             return self.bank.batches(self.batch_size, self.order)
         return (self.detector.embed_read(batch.images) for batch in self.loader)
@@ -86,8 +84,8 @@ class Predictions:
         """Whether what is kept of all images belongs on the disk, as their embeddings are."""
         return self.bank is not None and self.bank.place == "disk"
 
-    def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """The anomaly maps [H, W] of some of the images."""
+    def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | None]:
+        """The anomaly maps [H, W] of some of the images; None where the detector draws none."""
         if self.bank is not None:
             batches = map(self.detector.score, self.bank.batches(self.batch_size, indices))
         else:
@@ -95,20 +93,14 @@ class Predictions:
             loader = BatchLoader(chosen, self.batch_size, self.num_workers)
             batches = (self.detector.predict_read(batch.images) for batch in loader)
         for prediction in batches:
-            yield from prediction.maps.cpu().numpy()
+            drawn = repeat(None, len(prediction.scores)) if prediction.maps is None else prediction.maps.cpu().numpy()
+            yield from drawn
 
-    def embeddings(self) -> Iterator[Tensor]:
+    def embeddings(self) -> Iterator[Features]:
         """The images' embeddings, in batches."""
         if self.bank is not None:
             return self.bank.batches(self.batch_size)
         return (self.detector.embed_read(batch.images) for batch in self.loader)
-
-    def branch_scores(self) -> dict[str, NDArray[np.float32]]:
-        """What the image scores [N] are made of, by name, found in a pass of its own; empty where they have none."""
-        if not self.detector.branches:
-            return {}
-        parts = [self.detector.branch_scores(embeddings) for embeddings in self.embeddings()]
-        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.detector.branches}
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
         if self.bank is None:
@@ -141,7 +133,7 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.predictions)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Features]:
         return self.predictions.embeddings() if len(self) else iter(())
 
 

@@ -22,12 +22,14 @@ class Evaluation:
 
     Attributes:
         scores: image scores [N] in the order of the samples.
-        map_range: the lowest and the highest pixel score of all maps.
+        terms: what the scores are made of, [N] each, by name.
+        map_range: the lowest and the highest pixel score of all maps; None without maps.
         metrics: the value of every one of metrics.METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
     """
 
     scores: NDArray[np.float32]
-    map_range: tuple[float, float]
+    terms: dict[str, NDArray[np.float32]]
+    map_range: tuple[float, float] | None
     metrics: dict[str, float]
 
 
@@ -54,20 +56,26 @@ def evaluate(
     """
     has_masks = any(sample.mask_paths for sample in samples)
     scores: list[NDArray[np.float32]] = []
+    terms: dict[str, list[NDArray[np.float32]]] = {}
+    maps: NDArray[np.float32] | None = None
+    map_range: tuple[float, float] | None = None
     done = 0
-    lowest, highest = float("inf"), float("-inf")
     for prediction, batch_masks in predictions:
         scores.append(prediction.scores.cpu().numpy())
-        batch_maps = prediction.maps.cpu().numpy()
-        lowest, highest = min(lowest, float(batch_maps.min())), max(highest, float(batch_maps.max()))
-        if has_masks:
-            if not done:
-                shape = (len(samples), *batch_maps.shape[1:])
-                maps = beside_bank(shape, prediction.maps.dtype, on_disk).numpy()
-                masks = beside_bank(shape, torch.bool, on_disk).numpy()
-            maps[done : done + len(batch_maps)] = batch_maps
-            masks[done : done + len(batch_maps)] = batch_masks
-        done += len(batch_maps)
+        for name, term in prediction.terms.items():
+            terms.setdefault(name, []).append(term.cpu().numpy())
+        if prediction.maps is not None:
+            batch_maps = prediction.maps.cpu().numpy()
+            ends = [float(batch_maps.min()), float(batch_maps.max()), *(map_range or ())]
+            map_range = min(ends), max(ends)
+            if has_masks:
+                if maps is None:
+                    shape = (len(samples), *batch_maps.shape[1:])
+                    maps = beside_bank(shape, prediction.maps.dtype, on_disk).numpy()
+                    masks = beside_bank(shape, torch.bool, on_disk).numpy()
+                maps[done : done + len(batch_maps)] = batch_maps
+                masks[done : done + len(batch_maps)] = batch_masks
+        done += len(scores[-1])
         bar.update()
     all_scores = np.concatenate(scores)
     if not np.isfinite(all_scores).all():
@@ -76,11 +84,11 @@ def evaluate(
         )
     values = dict.fromkeys(metrics.METRICS, math.nan)
     values |= metrics.image_metrics([sample.anomalous for sample in samples], all_scores)
-    if has_masks:
+    if maps is not None:
         values |= metrics.map_metrics(masks, maps, regions)
-        if defects:
-            values |= metrics.loco_metrics(_by_kind(samples, all_scores, maps, defects))
-    return Evaluation(all_scores, (lowest, highest), values)
+    if defects:
+        values |= metrics.loco_metrics(_by_kind(samples, all_scores, maps, defects))
+    return Evaluation(all_scores, {name: np.concatenate(own) for name, own in terms.items()}, map_range, values)
 
 
 def image_scores(predictions: Predictions) -> NDArray[np.float32]:
@@ -88,8 +96,10 @@ def image_scores(predictions: Predictions) -> NDArray[np.float32]:
     return np.concatenate([prediction.scores.cpu().numpy() for prediction, _ in predictions])
 
 
-def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float]:
+def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float, float | None]:
     """Scores that a share of normal images, and of their pixels, stay at or below: thresholds of an image and a pixel.
+
+    Without maps there is none of a pixel.
 
     Args:
         predictions: of normal images.
@@ -98,17 +108,20 @@ def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float,
     scores: list[NDArray[np.float32]] = []
     highest = np.empty(0, np.float32)  # pixel scores from the quantile up: all of them would need much memory
     for prediction, _ in predictions:
+        scores.append(prediction.scores.cpu().numpy())
+        if prediction.maps is None:
+            continue
         pixels = len(predictions.dataset) * prediction.maps[0].numel()
         kept = pixels - math.ceil(quantile * (pixels - 1))
-        scores.append(prediction.scores.cpu().numpy())
         highest = np.concatenate([highest, prediction.maps.cpu().numpy().ravel()])
         if len(highest) > kept:
             highest = np.partition(highest, len(highest) - kept)[-kept:]
-    return float(np.quantile(np.concatenate(scores), quantile, method="higher")), float(highest.min())
+    image = float(np.quantile(np.concatenate(scores), quantile, method="higher"))
+    return image, float(highest.min()) if len(highest) else None
 
 
 def _by_kind(
-    samples: Sequence[Sample], scores: NDArray[np.float32], maps: NDArray[np.float32], defects: Sequence[Defect]
+    samples: Sequence[Sample], scores: NDArray[np.float32], maps: NDArray[np.float32] | None, defects: Sequence[Defect]
 ) -> dict[str, metrics.Kind]:
     """The anomalies of every kind among all normal images."""
     kinds: dict[str, metrics.Kind] = {}
@@ -117,5 +130,6 @@ def _by_kind(
         place = {i: k for k, i in enumerate(chosen)}
         labels = np.array([samples[i].anomalous for i in chosen])
         own = [(place[i], mask, area) for i, mask, area in defects if i in place]
-        kinds[kind] = metrics.Kind(labels, scores[chosen], metrics.rank_defects(own, maps[chosen]))
+        pixels = None if maps is None else metrics.rank_defects(own, maps[chosen])
+        kinds[kind] = metrics.Kind(labels, scores[chosen], pixels)
     return kinds

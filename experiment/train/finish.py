@@ -99,7 +99,7 @@ def write_predictions(
         "defect_type": [sample.defect_type for sample in samples],
         "score": evaluation.scores,
         "decision": is_anomalous(evaluation.scores, threshold).astype(int),
-        **predictions.branch_scores(),
+        **evaluation.terms,
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
     return [folder / "predictions.csv", *examples]

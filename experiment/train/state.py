@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from backbones import Features
 from detection import Detector, Normal, Training
 from errors import DataError, first_line
 from experiment.plan.job import Job
@@ -111,7 +112,7 @@ class _Counted:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Features]:
         for batch in self.batches:
             yield batch
             self.bar.update()

@@ -51,16 +51,16 @@ class Exported(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B] and maps [B, H, W] of images [B, H, W, 3], uint8 or float in [0, 1]."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Scores [B] and, if there are any, maps [B, H, W] of images [B, H, W, 3], uint8 or float in [0, 1]."""
         pixels = images.permute(0, 3, 1, 2).float()
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         normalised = (pixels - self.mean) / self.std
         if self.light is not None:
             normalised = self.light(normalised, self.detector.part)
-        scores, maps = self.detector(self.detector.features(normalised.to(self.dtype)))
-        return scores, maps
+        prediction = self.detector(self.detector.features(normalised.to(self.dtype)))
+        return tuple(own for own in prediction if own is not None)
 
 
 def export(config: ExportConfig) -> None:
@@ -84,6 +84,8 @@ def _export(config: ExportConfig) -> None:
     model = load(config.model_dir, backbone_weights=config.backbone_weights)
     if model.table is not None:
         raise UsageError(f"'{config.model_dir}' is a model of a table, and export is of images: use predict")
+    if why := model.detector.not_exported:
+        raise UsageError(f"'{config.model_dir}' cannot be exported ({why}): use predict")
     refuse_unused_weights(model, config.backbone_weights)
     network = Exported(model, config.half)
     side = model.transform.imagesize
@@ -117,6 +119,8 @@ def _export(config: ExportConfig) -> None:
         raise DataError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    if not model.description.draws_maps:
+        click.echo("Note: the model draws no maps: the file gives scores alone", err=True)
     precision = "fp16" if config.half else "fp32"
     click.echo(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {precision}, largest difference to PyTorch {difference:.2g}"
@@ -170,7 +174,7 @@ def _write_onnx(
                 program,
                 dynamo=True,
                 input_names=["images"],
-                output_names=["scores", "maps"],
+                output_names=["scores", "maps"][: len(program.graph_signature.user_outputs)],
                 optimize=True,
                 opset_version=opset and max(opset, LOWEST),
             )
@@ -218,7 +222,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         "title": description.title,
         "class": description.class_name,
         "image_threshold": repr(thresholds.image),
-        "pixel_threshold": repr(thresholds.pixel),
+        **({"pixel_threshold": repr(thresholds.pixel)} if description.draws_maps else {}),
         "threshold_quantile": repr(thresholds.quantile),
         "threshold_source": f"{thresholds.images} {thresholds.source}",
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",

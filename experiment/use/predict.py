@@ -33,7 +33,7 @@ from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
 from experiment.use.inputs import Inputs, Item, read_ahead
 from experiment.use.rows import predict_tables
-from experiment.use.unused import refuse_of_images, refuse_unused, refuse_unused_weights
+from experiment.use.unused import refuse_of_images, refuse_of_maps, refuse_unused, refuse_unused_weights
 from files import cannot_write, move, partial, readable, write_bytes
 from methods import load
 
@@ -61,6 +61,8 @@ def predict(config: PredictConfig) -> int:
         refuse_unused_weights(model, config.backbone_weights)
         if model.table is not None:
             refuse_of_images(config)
+        if not model.description.draws_maps:
+            refuse_of_maps(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out):
@@ -74,7 +76,7 @@ def predict(config: PredictConfig) -> int:
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
     counts: Counter[str] = Counter()
-    score = Halving(model.detector.predict_read, "prediction", _joined, ADVICE)
+    score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     reading = model.transform.reading
     if config.max_pixels is not None:
@@ -91,7 +93,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             read = [item.tensor for item in batch if not item.error]
             start = time.perf_counter()
             prediction = score(torch.stack(read)) if read else NOTHING
-            scores, maps = prediction.scores.tolist(), prediction.maps.cpu().numpy()
+            scores = prediction.scores.tolist()
+            maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
             seconds = (time.perf_counter() - start) / max(len(read), 1)
             results = zip(scores, maps, strict=True)
             rows: list[list[str]] = []
@@ -123,10 +126,6 @@ def _say_false_alarms(config: PredictConfig, model: TrainedModel) -> None:
         click.echo(model.thresholds.said, err=True)
 
 
-def _joined(parts: list[Prediction]) -> Prediction:
-    return Prediction(*map(torch.cat, zip(*parts, strict=True)))
-
-
 def _predict_one(
     config: PredictConfig,
     model: TrainedModel,
@@ -135,7 +134,7 @@ def _predict_one(
     row: dict[str, str],
     seconds: float,
     score: float,
-    anomaly_map: NDArray[np.float32],
+    anomaly_map: NDArray[np.float32] | None,
 ) -> str:
     """Fill an image's row and write its pictures; what is wrong with those, or nothing."""
     row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold))), "seconds": f"{seconds:.4f}"}
@@ -162,7 +161,7 @@ def _pictures(
     item: Item,
     score: float,
     threshold: float,
-    anomaly_map: NDArray[np.float32],
+    anomaly_map: NDArray[np.float32] | None,
 ) -> list[tuple[str, str, bytes]]:
     """Of every file that is written for an image its column in the table, its name and its content.
 

@@ -32,6 +32,17 @@ def refuse_of_images(config: PredictConfig) -> None:
         raise UsageError(f"'{config.model_dir}' is a model of a table, and {flags} is of images: leave it out")
 
 
+def refuse_of_maps(config: PredictConfig) -> None:
+    """Refuse what is said of maps where a model draws none; pictures are drawn without.
+
+    Raises:
+        UsageError: something is.
+    """
+    given = [f"--map {config.map}"] * (config.map in ("raw", "both")) + ["--full_size"] * config.full_size
+    if given:
+        raise UsageError(f"'{config.model_dir}' draws no maps, and {' and '.join(given)} asks for some: leave it out")
+
+
 def refuse_unused_weights(model: TrainedModel, backbone_weights: str | None) -> None:
     """Refuse a file with a backbone's weights for a model that needs none.
 
