@@ -43,7 +43,7 @@ def test_several_tensors_of_an_image_stay_together(place):
     found = FeatureBank(shape_of(7, tuple(own[:1] for own in features)), torch.float32, place, CPU)
     found.fill(zip(*(own.split(3) for own in features), strict=True))
     order = Shuffled(7, seed=1)  # another at every iteration
-    for given, expected in ((None, range(7)), (order, list(Shuffled(7, seed=1)))):
+    for given, expected in ((None, list(range(7))), (order, list(Shuffled(7, seed=1)))):
         batches = list(found.batches(4, given))
         assert [len(batch) for batch in batches] == [2, 2]
         for own, stored in zip(joined(batches), features, strict=True):

@@ -63,7 +63,7 @@ class Shades(Detector):
         return images.mean((2, 3)), images.std((2, 3))
 
     def settle(self, own):
-        self.seen = torch.cat([torch.cat(batch, dim=1) for batch in own.train])[: self.options.most]
+        self.seen = torch.cat([torch.cat(batch, dim=1) for batch in own.train])[: self.options.most].float()
         return {"spread": torch.pdist(self.seen).max().item()}
 
     def forward(self, embeddings):
