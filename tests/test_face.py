@@ -54,7 +54,7 @@ class Shades(Detector):
 
     @property
     def not_exported(self):
-        return "it is a secret" if self.options.secret else ""
+        return "it is a secret" if self.options.secret else super().not_exported
 
     def passes_of(self, has_held_out):
         return Passes(steps=0, settling=1)

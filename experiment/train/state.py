@@ -114,8 +114,8 @@ class _Counted:
 
     def __iter__(self) -> Iterator[Features]:
         for batch in self.batches:
+            self.bar.update()  # before: of the last nobody may come back
             yield batch
-            self.bar.update()
 
     def pass_over(self) -> None:
         self.batches.pass_over()
