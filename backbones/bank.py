@@ -103,9 +103,14 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: t
 
 def choose_place(size: int, device: torch.device) -> Place:
     """The first of device, host and disk whose free memory a bank of `size` bytes fits with room to spare."""
-    if device.type != "cpu" and size <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cpu" and size <= FREE_SHARE * free_on(device):
         return "device"
     return "host" if size <= FREE_SHARE * free_memory() else "disk"
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that may still be taken of a device's memory."""
+    return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
 
 
 def beside_bank(shape: tuple[int, ...], dtype: torch.dtype, on_disk: bool) -> Tensor:

@@ -1,12 +1,13 @@
-"""Neighbours among features: the nearest of a table, few that stand for many, and an even draw of a stream."""
+"""Neighbours among features: the nearest of a table, how far they are, and the means of k-means."""
 
-from collections.abc import Iterable
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2**24  # distances that are held at once: 64 MiB
+CACHED = 2**21  # by a processor, which reads them again from its cache
 GROUP = 64  # centres whose smallest distance stands for them in the search
 
 
@@ -19,61 +20,43 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
     """
     padding = -len(centres) % GROUP
     norms = F.pad(centres.square().sum(dim=1), (0, padding), value=torch.inf)
-    table = torch.cat([-2 * F.pad(centres, (0, 0, 0, padding)), norms.unsqueeze(1)], dim=1).T
-    images = 1 if torch.compiler.is_compiling() else len(features)  # a traced graph takes any number
-    rows = max(1, BLOCK // (images * len(norms)))
+    table = (-2 * F.pad(centres, (0, 0, 0, padding))).T
+    is_traced = torch.compiler.is_compiling()
+    images = 1 if is_traced else len(features)  # a traced graph takes any number
+    block = BLOCK if is_traced or features.device.type != "cpu" else min(BLOCK, CACHED)
+    rows = max(1, block // (images * len(norms)))
 
     def search(part: Tensor) -> Tensor:
-        distances = (F.pad(part, (0, 1), value=1) @ table).unflatten(-1, (-1, GROUP))  # squared, but for |features|^2
-        groups = distances.amin(dim=-1).topk(min(k, distances.shape[-2]), dim=-1, largest=False).indices
-        candidates = distances.gather(-2, groups.unsqueeze(-1).expand(*groups.shape, GROUP)).flatten(-2)
-        places = candidates.topk(k, dim=-1, largest=False).indices
-        return groups.gather(-1, places // GROUP) * GROUP + places % GROUP
+        distances = torch.addmm(norms, part.flatten(0, 1), table)  # squared, but for |features|^2
+        grouped = distances.unflatten(-1, (-1, GROUP))
+        groups = _smallest(grouped.amin(dim=-1), min(k, grouped.shape[1]))
+        candidates = grouped.gather(1, groups.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)
+        places = _smallest(candidates, k)
+        return (groups.gather(1, places // GROUP) * GROUP + places % GROUP).unflatten(0, part.shape[:2])
 
     return torch.cat([search(part) for part in features.split(rows, dim=1)], dim=1)
 
 
-@torch.no_grad()
-def coreset(features: Tensor, size: int, first: int = 0) -> Tensor:
-    """Indices of rows that lie near all: each is the farthest from those before it (greedy k-centre, Gonzalez 1985).
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """Where the k smallest of each row [N, n] are, the smallest first: [N, k]."""
+    return values.argmin(dim=1, keepdim=True) if k == 1 else values.topk(k, dim=1, largest=False).indices
 
-    Args:
-        features: [N, D], float32.
-        size: how many; above N all rows are there, some again.
-        first: the row to begin with.
 
-    Returns:
-        int64 [size] on the features' device.
+def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
+    """|features - centres[chosen]|^2, [B, N, k], of features [B, N, D'] and indices [B, N, k].
+
+    Of differences, which keep the digits that |a|^2 + |b|^2 - 2 a b loses between close features.
     """
-    norms = features.square().sum(1)
-    distances = torch.full_like(norms, torch.inf)  # squared, to the nearest pick
-    last = torch.tensor([first], device=features.device)  # never read here: a GPU need not be waited for
-    picks = [last]
-    for _ in range(size - 1):
-        products = features @ features.index_select(0, last)[0]
-        distances = torch.minimum(distances, norms - 2 * products + norms.index_select(0, last))
-        distances.index_fill_(0, last, -torch.inf)  # rounding may not leave it the smallest
-        last = distances.argmax(dim=0, keepdim=True)
-        picks.append(last)
-    return torch.cat(picks)
+    differences = (centres[one].sub_(features) for one in chosen.unbind(dim=-1))
+    return torch.stack([torch.einsum("bnd,bnd->bn", one, one) for one in differences], dim=-1)
 
 
-@torch.no_grad()
-def random_rows(batches: Iterable[Tensor], count: int, seed: int) -> Tensor:
-    """At most so many rows of all batches [..., D], which are read once, each as likely as any other, in random order.
+def k_means(rows: Tensor, clusters: int, seed: int) -> Tensor:
+    """The means of clusters of rows [N, D], of one start by k-means++: [clusters, D]."""
+    from sklearn.cluster import KMeans  # late: other commands need not wait for it
+    from sklearn.exceptions import ConvergenceWarning
 
-    Returns:
-        [count, D], or all [N, D] of fewer, of the batches' dtype and device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    keys, rows = torch.empty(0), None  # the rows with the smallest keys are kept
-    for batch in batches:
-        own = batch.flatten(0, -2)
-        drawn = torch.rand(len(own), generator=generator)
-        new = (drawn < keys[-1]).nonzero()[:, 0] if len(keys) == count else torch.arange(len(own))
-        new = own[new.to(own.device)], drawn[new]
-        keys, order = torch.cat([keys, new[1]]).sort()
-        keys, order = keys[:count], order[:count].to(own.device)
-        rows = (new[0] if rows is None else torch.cat([rows, new[0]])).index_select(0, order)
-    assert rows is not None
-    return rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # images of one colour have fewer places that differ
+        found = KMeans(clusters, n_init=1, max_iter=3000, random_state=seed).fit(rows.cpu().numpy())
+    return torch.from_numpy(found.cluster_centers_).to(rows)

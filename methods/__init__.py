@@ -29,6 +29,7 @@ ENTRIES = {
     "cfa": Entry("methods.cfa", "CFA", "CFA: distances to a memory bank, of adapted features."),
     "rd": Entry("methods.rd", "ReverseDistillation", "Reverse distillation: a student that decodes the backbone."),
     "logicrd": Entry("methods.logicrd", "LogicRD", "LogicRD: reverse distillation for logical anomalies too."),
+    "patchcore": Entry("methods.patchcore", "PatchCore", "PatchCore: distances to a memory bank of normal patches."),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

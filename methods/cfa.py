@@ -15,7 +15,6 @@ The anomaly map is s upsampled and smoothed, the image score its maximum. As in 
 the centres are not.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -30,7 +29,7 @@ from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Normal, Passes, Prediction, learn
 from detection.detector import align_maps
 from detection.light import Matching, match_light
-from detection.neighbours import nearest
+from detection.neighbours import k_means, nearest, squared_distances
 from detection.whitening import whitening
 from errors import DataError, UsageError
 from options import WIDEST, option
@@ -224,13 +223,7 @@ def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
         raise DataError("the features of the training images are not finite: try --precision fp32")
     if centres == len(means):
         return means
-    from sklearn.cluster import KMeans  # late: other commands need not wait for it
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # images of one colour have fewer places that differ
-        clusters = KMeans(centres, n_init=1, max_iter=3000, random_state=seed).fit(means.cpu().numpy())
-    return torch.from_numpy(clusters.cluster_centers_).to(means)
+    return k_means(means, centres, seed)
 
 
 def coupled_hypersphere_loss(
@@ -248,12 +241,6 @@ def patch_scores(distances: Tensor) -> Tensor:
     """s (7) of the distances to the nearest centres [..., K]; [...]."""
     first = distances.amin(dim=-1)
     return first / (first.unsqueeze(-1) - distances).exp().sum(dim=-1)
-
-
-def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
-    """|features - centres[chosen]|^2, [B, N, k], of features [B, N, D'] and indices [B, N, k]."""
-    differences = (centres[one].sub_(features) for one in chosen.unbind(dim=-1))
-    return torch.stack([torch.einsum("bnd,bnd->bn", one, one) for one in differences], dim=-1)
 
 
 class _SquaredDistances(torch.autograd.Function):

@@ -27,8 +27,8 @@ Which k it is makes h no affine function of o, but of q it is one for every k: w
 
     h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step    (11)
 
-(1) is computed by backbones.embed_patches, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in training.py,
-(9) to (11) in memory.py.
+(1) is computed in detection/patch_features.py, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in
+training.py, (9) to (11) in memory.py.
 """
 
 import copy
@@ -38,11 +38,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backbones import embed_patches
-from backbones.patches import patch_grid
-from detection import Detector, MovingAverage, Normal, Passes, Prediction
-from detection.detector import align_maps
-from detection.light import Matching, match_light
+from detection import MovingAverage, Normal, Passes, Prediction
+from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import UsageError
 from options import WIDEST, option
@@ -54,20 +51,9 @@ from simplenet.training import ADAPTOR_LR, Trainer
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PatchOptions):
     """SimpleNet: a discriminator of patch features and their noisy copies."""
 
-    align_maps: bool = align_maps(decides_features=True)
-    match_light: Matching = match_light()
-    pretrain_embed_dimension: int = option(
-        1024, "Values per patch and layer.", at_least=1, at_most=WIDEST, decides_features=True
-    )
-    target_embed_dimension: int = option(
-        1024, "Values per patch, all layers together.", at_least=1, at_most=WIDEST, decides_features=True
-    )
-    patchsize: int = option(
-        3, "Side of a patch's neighbourhood, in cells of a layer map.", at_least=1, decides_features=True
-    )
     embedding_size: int = option(
         1024, "No effect; accepted because the original has it.", at_least=1, changes_results=False
     )
@@ -129,7 +115,7 @@ class Options:
     score_top_k: int = option(1, "An image's score is the mean of its k highest patch scores.", at_least=1)
 
 
-class SimpleNet(Detector):
+class SimpleNet(PatchDetector):
     """Frozen backbone, patch embedding, feature adaptor, and a discriminator trained on features with noise.
 
     Args:
@@ -182,11 +168,6 @@ class SimpleNet(Detector):
     def train_backbone(self) -> bool:
         return self.options.train_backbone
 
-    @property
-    def cell_shift(self) -> float:
-        """Patches of even sides lie between cells."""
-        return 0.0 if self.options.patchsize % 2 else 0.5
-
     def passes_of(self, has_held_out: bool) -> Passes:
         """gan_epochs in every meta epoch, and before them one for whitening and one for the memory."""
         own = self.options
@@ -226,15 +207,6 @@ class SimpleNet(Detector):
             memory=self.memory,
         )
 
-    def features(self, images: Tensor) -> Tensor:
-        """Patch features o (1) of images [B, 3, H, W]: [B, H1, W1, D]."""
-        maps = self.backbone(images, self.layers)  # one [B, C_l, H_l, W_l] per layer
-        own = self.options
-        embeddings = embed_patches(  # [B, H1 W1, D]
-            maps, own.pretrain_embed_dimension, own.target_embed_dimension, own.patchsize, self.alignment
-        )
-        return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), own.patchsize))
-
     def forward(self, embeddings: Tensor) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W] (7)."""
         patch_scores = self.patch_scores(embeddings).float()
@@ -257,15 +229,6 @@ class SimpleNet(Detector):
         for member in self.members:
             member.discriminator.tail.float()
         return self
-
-    def check(self) -> None:
-        """Raises UsageError where the patches do not fit a layer."""
-        for info in self.backbone.layer_info(self.layers, self.image_size):
-            if min(patch_grid(info.grid, self.options.patchsize)) < 1:
-                size = f"{info.grid[0]} x {info.grid[1]}"
-                raise UsageError(
-                    f"--patchsize {self.options.patchsize} does not fit layer {info.name}, which is {size}"
-                )
 
     def _backbone_parameters(self) -> list[nn.Parameter]:
         if not self.train_backbone:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.float32 import full_float32
-from detection.neighbours import coreset, nearest, random_rows
+from detection.coreset import coreset, projected, random_rows
+from detection.neighbours import nearest
 
 CANDIDATES = 50_000  # random patches that the memory is chosen from
-DIMENSIONS = 128  # that distances are taken in while it is chosen, as in PatchCore (Roth et al., CVPR 2022)
 
 
 @torch.no_grad()
@@ -29,11 +29,7 @@ def chosen_patches(embeddings: Iterable[Tensor], adaptor: Callable[[Tensor], Ten
         float32 [K, D].
     """
     candidates = random_rows(embeddings, CANDIDATES, seed).float()
-    adapted = adaptor(candidates)
-    if adapted.shape[1] > DIMENSIONS:
-        generator = torch.Generator().manual_seed(seed)
-        adapted = adapted @ torch.randn(adapted.shape[1], DIMENSIONS, generator=generator).to(adapted)
-    return candidates[coreset(adapted, size)]
+    return candidates[coreset(projected(candidates, seed, adaptor), size).rows]
 
 
 def compared(first: nn.Linear, adapted: Tensor, memory: Tensor) -> Tensor:
