@@ -14,7 +14,7 @@ from cli.chain import Chain, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import named_grid, parse_grid
 from errors import UsageError
-from experiment.config import ExportConfig, PredictConfig, ReportConfig, RunConfig
+from experiment.config import ExportConfig, ExtendConfig, PredictConfig, ReportConfig, RunConfig
 from methods import DETECTORS, ENTRIES
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
@@ -31,11 +31,18 @@ GRID = Flag(
 DEBUG = Flag(
     ["--debug"], is_flag=True, help="Show where in the program an error comes from; stands before the commands."
 )
-ROOMS = {"run": "run", "report": "show.report", "predict": "use.predict", "export": "use.export"}  # of experiment/
+ROOMS = {  # of experiment/
+    "run": "run",
+    "report": "show.report",
+    "predict": "use.predict",
+    "export": "use.export",
+    "extend": "train.extend",
+}
 ALONE = {  # of what a finished run left: options, and what it does
     "report": (ReportConfig, "Tables and a page of finished runs."),
     "predict": (PredictConfig, "Scores and anomaly maps of your own images."),
     "export": (ExportConfig, "A trained model as one ONNX file."),
+    "extend": (ExtendConfig, "Further normal images for a model with a memory bank."),
 }
 
 

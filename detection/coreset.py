@@ -40,19 +40,23 @@ def coreset(features: Tensor, size: int, start: Tensor | None = None) -> Picks:
     """
     features = features - features.mean(dim=0)  # near the origin: norms lose no digits
     norms = features.square().sum(dim=1)
-    distances = torch.full_like(norms, torch.inf) if start is None else start.clone()  # squared, to the nearest pick
+    covered = torch.full_like(norms, torch.inf)  # squared distances to the nearest pick
+    distances = covered.clone() if start is None else start.clone()  # the same, but for where they begin
     picks: list[Tensor] = []
     missing = size
     while missing > 0:
         new = _picks_of_window(features, norms, distances, missing)
         centres, own = -2 * features[new], norms[new].unsqueeze(1)
         rows = max(1, BLOCK // len(new))
-        for part, length, left in zip(*(whole.split(rows) for whole in (features, norms, distances)), strict=True):
-            torch.minimum(left, torch.addmm(own, centres, part.T).amin(dim=0) + length, out=left)
+        blocks = zip(*(whole.split(rows) for whole in (features, norms, distances, covered)), strict=True)
+        for part, length, left, true in blocks:
+            to_picks = torch.addmm(own, centres, part.T).amin(dim=0) + length
+            for nearest_pick in (left, true):
+                torch.minimum(nearest_pick, to_picks, out=nearest_pick)
         distances[new] = -torch.inf  # rounding may not leave them the smallest
         picks.append(new)
         missing -= len(new)
-    return Picks(torch.cat(picks), max(distances.max().item(), 0.0) ** 0.5)
+    return Picks(torch.cat(picks), max(covered.max().item(), 0.0) ** 0.5)
 
 
 def _picks_of_window(features: Tensor, norms: Tensor, distances: Tensor, most: int) -> Tensor:

@@ -7,7 +7,7 @@ them, such as a whitening or a layer that was trained before.
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,18 @@ class BankOptions:
         "weighed by how near the nearest patch's so many neighbours are.",
         at_least=0,
     )
+
+
+@runtime_checkable
+class Extensible(Protocol):
+    """A detector that takes in further normal images without those that it was trained on."""
+
+    def extend(self, embeddings: Collection[Tensor]) -> None:
+        """Take in batches of what embed gives for them, of a known length.
+
+        Raises:
+            DataError: no memory for them.
+        """
 
 
 class BankScores(NamedTuple):

@@ -196,6 +196,35 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class ExtendConfig:
+    """Take the normal images in FOLDER, and in all folders below it, into the memory bank of the model in MODEL_DIR.
+
+    The images that it was trained on are not needed. A model of its own is written; the one in MODEL_DIR stays as it
+    is. The bank keeps its size, unless it keeps all patches; thresholds are set anew, by the images in FOLDER alone.
+    """
+
+    model_dir: Path = option(MISSING, "Of the model.", argument=True)
+    folder: Path = option(MISSING, "With further normal images.", argument=True)
+    out: Path = option(Path("extended"), "Folder for the new model, which must not be there yet.")
+    train_val_split: float = option(
+        1.0,
+        "Share of the images that is taken in; thresholds are of the rest, or of those where it is all of them.",
+        above=0,
+        at_most=1,
+    )
+    batch_size: int = option(8, "Images embedded at once.", at_least=1, at_most=100_000)
+    num_workers: int | None = option(
+        None,
+        "Processes that read images; 0 reads in the main one. auto: one per core, 16 at most.",
+        at_least=0,
+        at_most=1000,
+        empty_word="auto",
+    )
+    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
+    backbone_weights: str | None = _moved_weights()
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Export the model in MODEL_DIR: RGB pixels of the model's size in, image scores and anomaly maps out.
 

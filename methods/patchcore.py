@@ -87,11 +87,7 @@ class PatchCore(PatchDetector):
             return self.bank.fill(own.train, self.compared)
 
     def extend(self, embeddings: Collection[Tensor]) -> None:
-        """Take the embeddings of further normal images into the bank; the whitening stays.
-
-        Raises:
-            DataError: as MemoryBank.extend.
-        """
+        """As in Extensible; the whitening stays."""
         with full_float32(self.device):
             self.bank.extend(embeddings, self.compared)
 

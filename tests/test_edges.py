@@ -32,6 +32,8 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("rd", "", False),
     ("logicrd", "", True),
     ("logicrd", "--no_gse --no_fcp", True),
+    ("patchcore", "--reweight 9 --whiten 1e-7", True),
+    ("patchcore", "--sampler greedy_coreset --anomaly_scorer_num_nn 3", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

@@ -69,14 +69,14 @@ def build_banks(
     """
     train = validation = None
     if data.random.is_identity and not test_only:
-        train, _ = _embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+        train, _ = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
     if samples.validation and not test_only:
         held_out = ImageDataset(samples.validation, data.test_transform)
-        validation, _ = _embed_all(title, detector, held_out, data, mode)
+        validation, _ = embed_all(title, detector, held_out, data, mode)
     masks = None
     if any(sample.mask_paths for sample in samples.test):
         masks = beside_bank((len(samples.test), data.imagesize, data.imagesize), torch.bool, mode == "disk").numpy()
-    test, seen = _embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
+    test, seen = embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
     banks = [bank for bank in (train, validation, test) if bank is not None]
     size = sum(bank.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
@@ -86,12 +86,12 @@ def build_banks(
     return ClassBanks(train, validation, test, masks, region_labels(samples.test, data.test_transform))
 
 
-def _embed_all(
+def embed_all(
     title: str,
     detector: Detector,
     dataset: ImageDataset,
     data: DatasetConfig,
-    mode: str,
+    mode: str = "auto",
     masks: NDArray[np.bool_] | None = None,
 ) -> tuple[FeatureBank, Seen]:
     """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""

@@ -1,0 +1,111 @@
+"""Further normal images taken into a trained model that keeps a memory bank, without those that it was trained on."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images
+from detection.checkpoint import save
+from detection.memory_bank import Extensible
+from detection.precision import precision_name
+from errors import DataError, UsageError
+from experiment.config import ExtendConfig
+from experiment.dataset_config import DatasetConfig
+from experiment.machine.device import choose_device, choose_precision
+from experiment.machine.memory import one_line_when_full
+from experiment.plan.reading import look_at
+from experiment.train.banks import embed_all
+from experiment.train.embeddings import Predictions, TrainingEmbeddings
+from experiment.train.finish import thresholds_of
+from files import move, partial
+from methods import load
+
+
+def extend(config: ExtendConfig) -> int:
+    """Write a model of its own: the one that is there with the images taken in, at thresholds of these.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UsageError: no such model or folder, a model without a memory bank, or a folder that is there already.
+        DataError: a folder without images, an image or a model that cannot be used, or no memory or room.
+    """
+    if not config.folder.is_dir():
+        raise UsageError(f"'{config.folder}' is not a folder: expected one with further normal images")
+    if config.out.exists():
+        raise UsageError(f"'{config.out}' is there already: give another --out, the model in it stays as it is")
+    with one_line_when_full():
+        device = choose_device((config.gpu,))
+        model = load(config.model_dir, device, config.backbone_weights)
+        detector, description = model.detector, model.description
+        if not isinstance(detector, Extensible):
+            raise UsageError(
+                f"'{config.model_dir}' is a model of {description.detector}, which keeps no memory bank to extend: "
+                "train it again with all images"
+            )
+        choose_precision(precision_name(description.dtype), device)  # TF32 as in training
+        data = DatasetConfig(
+            description.dataset,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            reading=model.transform.reading,
+            **description.transform,
+        )
+        found = look_at(
+            data, description.title, _samples(config.folder, description.class_name, config.train_val_split)
+        )
+        for note in found.notes:
+            click.echo(note, err=True)
+        samples = found.samples
+        transform = data.test_transform
+        train, seen = embed_all(description.title, detector, ImageDataset(samples.train, transform), data)
+        if sentence := seen.sentence(description.title, transform):
+            click.echo(sentence, err=True)
+        held_out = None
+        if samples.validation:
+            held_out, _ = embed_all(description.title, detector, ImageDataset(samples.validation, transform), data)
+        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train))
+        normal = Predictions(detector, samples.validation or samples.train, data, held_out or train)
+        thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
+        extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
+        _write(config.out, lambda folder: save(folder, detector, extended))
+    click.echo(
+        f"{len(samples.train)} images taken in; image threshold {description.thresholds.image:.4g} became "
+        f"{thresholds.image:.4g}; written to {config.out}",
+        err=True,
+    )
+    click.echo(thresholds.said, err=True)
+    return 0
+
+
+def _samples(folder: Path, class_name: str, split: float) -> ClassSamples:
+    """The images in a folder and all below it: the first share of them to take in, the rest held out.
+
+    Raises:
+        DataError: there are none, or none to take in.
+    """
+    paths = images_in(folder, recursive=True)
+    require_images(paths, folder)
+    samples = [Sample(path, (), False, class_name, "good") for path in paths]
+    kept = int(len(samples) * split)
+    if kept < 1:
+        raise DataError(f"--train_val_split {split} leaves none of {len(samples)} images to take in")
+    return ClassSamples(samples[:kept], [], samples[kept:])
+
+
+def _write(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder that is there when all of it is written, or not at all."""
+    temporary = partial(folder)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that died
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        move(temporary, folder)
+    except OSError as error:
+        raise DataError(f"'{folder}' cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
