@@ -110,8 +110,8 @@ class MemoryBank(nn.Module):
     @property
     def shape(self) -> tuple[int | range, int]:
         """What the memory's shape may be, as in Detector.sized_by_data."""
-        size = self.options.bank_size
-        return range(1, MOST) if size is None else size, self.memory.shape[1]
+        size, needed = self.options.bank_size, max(self.options.anomaly_scorer_num_nn, self.options.reweight)
+        return range(needed, MOST) if size is None else size, self.memory.shape[1]
 
     @torch.no_grad()
     def fill(self, batches: Collection[Tensor], transform: Transform = Tensor.float) -> dict[str, float]:

@@ -63,7 +63,7 @@ SMALL = {  # every detector's smallest setting
     "cfa": f"{RESNET} --gamma_d 12 --epochs 2",
     "rd": f"{RESNET} --blocks 1 --epochs 2",
     "logicrd": f"{RESNET} --blocks 1 --epochs 2",
-    "patchcore": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --bank_size 20",
+    "patchcore": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --percentage 0.2",
     "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
 }
 

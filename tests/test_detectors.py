@@ -42,10 +42,9 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("no_gse", 1, "no_gse is 1"),
     ],
     "patchcore": [
-        ("bank_size", 21, "bank.memory is torch.float32 [20, 16], not torch.float32 [21, 16]"),
-        ("bank_size", 4, "is torch.float32 [20, 16]"),
+        ("bank_size", 21, "bank.memory is torch.float32 [51, 16], not torch.float32 [21, 16]"),
+        ("reweight", 52, "bank.memory is torch.float32 [51, 16], not torch.float32 [52 to"),
         ("whiten", 0.1, "weight is missing"),
-        ("reweight", 21, "a memory bank of 20 patches has fewer than --reweight 21"),
     ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),

@@ -73,6 +73,11 @@ def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
         yield Idle("--proj_layer_type", is_activated, "on fewer than two layers (--pre_proj 2)")
     if detector.command == "net" and options["pre_proj"] == 0:
         yield Idle("--adaptor_lr", is_given("adaptor_lr"), "without an adaptor (--pre_proj 1)")
+    if "sampler" in options:
+        keeps_all = options["sampler"] == "identity"
+        why = "with --sampler identity, which keeps all patches" if keeps_all else "with --bank_size"
+        if keeps_all or options["bank_size"] is not None:
+            yield Idle("--percentage", is_given("percentage"), why)
     if detector.command == "logicrd" and options["no_fcp"]:
         yield Idle("--no_nii", options["no_nii"], "with --no_fcp: the gate is part of that pathway")
     if detector.command == "multimodal" and options["image_tokens"] != "pixels":
