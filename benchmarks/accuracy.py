@@ -1,4 +1,4 @@
-"""What each training option is worth at the honest protocol: last epoch, several seeds, a memory bank beside it.
+"""What each training option is worth at the honest protocol: last epoch, several seeds, memory banks beside it.
 
     python benchmarks/accuracy.py                                 solar cells, every setting, seeds 0 to 4
     python benchmarks/accuracy.py --settings paper stable --seeds 10 11 12 13 14
@@ -6,19 +6,18 @@
     python benchmarks/accuracy.py assembly --settings RD LogicRD --seeds 0 1 2     logical anomalies
     python benchmarks/accuracy.py --train_val_split 0.9 --seeds 0 1 2              false alarms of honest thresholds
 
-Settings of a detector whose features are the same read one feature bank, of float32 features. The table holds, per
-setting: mean, standard deviation and lowest image AUROC over the seeds after the last epoch; "moves by", how far the
-image AUROC of one seed lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and PRO where
-there are masks; image AUROC and AUsPRO of logical and structural anomalies where a dataset tells them apart; seconds of
-a pass over the training images and of training as a whole; and milliseconds to score an image whose features are there.
+Settings whose features are the same read one feature bank, of whatever detector, of float32 features. The table
+holds, per setting: mean, standard deviation and lowest image AUROC over the seeds after the last epoch; "moves by",
+how far the image AUROC of one seed lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and
+PRO where there are masks; image AUROC and AUsPRO of logical and structural anomalies where a dataset tells them
+apart; seconds of a pass over the training images and of training as a whole; and milliseconds to score an image whose
+features are there.
 
 Of the threshold it holds "promised", the share of new normal images above it by --threshold_quantile; "expected" and
 "at most", what users are told of it (docs/models.md), worst seed; and "false alarms", the share of the normal test
 images above it, which no detector has seen. It is of held-out images where --train_val_split, by default as behind each
 detector, leaves some; else of the training images, with what --calibrate tells of it.
 
-The peer is a memory bank on net's features (PatchCore's core, Roth et al., CVPR 2022): a greedy coreset of 2,000 of
-100,000 random normal patches; a patch's score is its distance to the nearest, an image's score the largest of them.
 "anomalib's CFA" is the loss, distance, maps and training of that package's version, where it is installed, on the
 features of cfa, from the same initial weights and for as many epochs as its first setting.
 """
@@ -49,11 +48,9 @@ from torch import Tensor
 
 import main
 import metrics
-from backbones import FeatureBank, FeatureExtractor
+from backbones import FeatureExtractor
 from datasets import ClassSamples, Defect, read_defects, region_labels
 from detection import Detector, EpochStats, Normal, Prediction, false_alarms, is_anomalous
-from detection.anomaly_map import anomaly_maps
-from detection.neighbours import coreset
 from detection.precision import PRECISIONS
 from errors import DataError, UsageError
 from experiment.config import RunConfig
@@ -72,6 +69,7 @@ from options import declared
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
+PATCHCORE = f"patchcore {NET.removeprefix('net ')} -p 0.01"
 CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
 TEACHER = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 20"
 SETTINGS = {
@@ -87,6 +85,9 @@ SETTINGS = {
     "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
     "stable, memory": f"{NET} --recipe stable --memory 2000 --ensemble 2",
+    "PatchCore": PATCHCORE,
+    "PatchCore, reweighted": f"{PATCHCORE} --reweight 9",
+    "PatchCore, whitened": f"{PATCHCORE} --whiten 0.1",
     "CFA": CFA,
     "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
     "RD": f"rd {TEACHER}",
@@ -100,8 +101,7 @@ SETTINGS = {
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes
-PEER, ANOMALIB = "memory bank", "anomalib's CFA"
-CORESET, CANDIDATES = 2000, 100_000
+ANOMALIB = "anomalib's CFA"
 LAST = 10
 LOCO = {  # columns of datasets that know logical and structural anomalies
     "image_auroc_logical": "logical",
@@ -115,9 +115,9 @@ TOLD = {"expected": "expected", "at_most": "at most"}  # columns of what users a
 
 
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
-    """The options of a detector's command; epochs replace those of all but net."""
+    """The options of a detector's command; epochs replace those of all that have this option."""
     name, *options = shlex.split(words)
-    if epochs is not None and name != "net":
+    if epochs is not None and "epochs" in {own.name for own in declared(DETECTORS[name].Options)}:
         options += ["--epochs", str(epochs)]
     command = main.main.get_command(None, name)
     return command.invoke(command.make_context(name, options))[0]
@@ -183,26 +183,6 @@ def predict(name: str, labelled: Labelled, read: Read) -> dict:
     thresholds = thresholds_of(samples, read.normal, QUANTILE, None)
     told = thresholds.false_alarms._asdict() if thresholds.false_alarms else {}
     return {**values, "false_alarms": is_anomalous(normal, thresholds.image).mean(), **told}
-
-
-class MemoryBank:
-    """The peer, with the face of a detector as far as Predictions uses it."""
-
-    def __init__(self, normal: FeatureBank, image_size: tuple[int, int], seed: int) -> None:
-        self.image_size, self.device = image_size, normal.device
-        generator = torch.Generator().manual_seed(seed)
-        patches = torch.cat([batch.flatten(0, 2) for batch in normal.batches(32)])
-        chosen = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES]].float()
-        first = int(torch.randint(len(chosen), (1,), generator=generator))
-        self.patches = chosen[coreset(chosen, min(CORESET, len(chosen)), first)]
-        self.norms = self.patches.square().sum(1)
-
-    def score(self, embeddings: Tensor) -> Prediction:
-        """Distances to the nearest patch of the bank."""
-        patches = embeddings.float().flatten(0, 2)
-        nearest = (self.norms - 2 * patches @ self.patches.T).amin(1) + patches.square().sum(1)
-        patch_scores = nearest.clamp(min=0).sqrt().view(embeddings.shape[:3])
-        return Prediction(patch_scores.flatten(1).amax(1), anomaly_maps(patch_scores, self.image_size))
 
 
 class AnomalibCFA(torch.nn.Module):
@@ -334,13 +314,7 @@ def measure_class(
                     (trials,) = cross_validate(fresh, [images], seed, arguments.calibrate, QUANTILE, setting)
                     values |= false_alarms(*trials)._asdict()
                 yield row(setting, seed, values)
-        if command == "net" and is_first:
-            for seed in seeds:
-                start = time.perf_counter()
-                peer = MemoryBank(banks.train, size, seed)
-                seconds = time.perf_counter() - start
-                peers.append(row(PEER, seed, {**predict(PEER, labelled, read(peer, seed)), "training": seconds}))
-        elif command == "cfa" and is_first and importlib.util.find_spec("anomalib"):
+        if command == "cfa" and is_first and importlib.util.find_spec("anomalib"):
             _, *grid, _ = banks.test.features.shape
             for seed in seeds:
                 peer = AnomalibCFA(build(extractor, first, size, seed, precision, device), tuple(grid)).to(device)
@@ -351,13 +325,14 @@ def measure_class(
 
 
 def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
-    """The settings that read the same features together, and those of a detector one after another."""
-    groups: dict[str, dict[tuple, list[str]]] = {}
+    """The settings that read the same features of the same images together."""
+    groups: dict[tuple, list[str]] = {}
     for setting, config in configs.items():
-        own = declared(DETECTORS[config.command].Options)
-        key = tuple(config.options[one.name] for one in own if one.option.decides_features)
-        groups.setdefault(config.command, {}).setdefault((config.backbones, *key), []).append(setting)
-    return [settings for own in groups.values() for settings in own.values()]
+        kind = DETECTORS[config.command]
+        key = tuple(config.options[one.name] for one in declared(kind.Options) if one.option.decides_features)
+        split = kind.DATASET_DEFAULTS.get("train_val_split", 1.0)
+        groups.setdefault((kind.features, split, config.backbones, *key), []).append(setting)
+    return list(groups.values())
 
 
 def build(

@@ -9,7 +9,7 @@ from torch import Tensor
 from backbones.float32 import full_float32
 from detection.neighbours import BLOCK
 
-DIMENSIONS = 128  # that distances are taken in while rows are chosen, as in PatchCore (Roth et al., CVPR 2022)
+DIMENSIONS = 128  # that rows of many more are chosen in, as in PatchCore (Roth et al., CVPR 2022)
 WINDOW = 4096  # rows that a round of picks is made from: they stay in a processor's cache
 COLUMNS = 32  # that are put into another order at once
 STARTING_POINTS = 10  # of distances_from_some, as in PatchCore's program
@@ -100,6 +100,11 @@ def distances_from_some(features: Tensor, points: Tensor) -> Tensor:
     return (means / len(points)).square()
 
 
+def chosen_in(dimension: int) -> int:
+    """In how many dimensions rows of so many are chosen: in all where fewer would save little and lose some digits."""
+    return dimension if dimension <= 2 * DIMENSIONS else DIMENSIONS
+
+
 @torch.no_grad()
 def projected(rows: Tensor, seed: int, transform: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
     """Rows in few random dimensions that keep distances about as they are, for choosing among them.
@@ -110,13 +115,13 @@ def projected(rows: Tensor, seed: int, transform: Callable[[Tensor], Tensor] = T
         transform: what becomes of rows [n, D] before.
 
     Returns:
-        [N, DIMENSIONS], or [N, D] of no more.
+        [N, chosen_in(D)].
     """
     parts = []
     directions: Tensor | None = None
     for part in rows.split(max(1, BLOCK // rows.shape[1])):
         part = transform(part)
-        if part.shape[1] > DIMENSIONS:
+        if chosen_in(part.shape[1]) < part.shape[1]:
             if directions is None:
                 generator = torch.Generator().manual_seed(seed)
                 directions = torch.randn(part.shape[1], DIMENSIONS, generator=generator).to(part) / DIMENSIONS**0.5

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from backbones.bank import free_on
 from detection.coreset import (
-    DIMENSIONS,
     STARTING_POINTS,
+    chosen_in,
     coreset,
     distances_from_all,
     distances_from_some,
@@ -181,7 +181,9 @@ class MemoryBank(nn.Module):
         first = next(stream)
         rows, device = first.flatten(0, -2), first.device
         most = len(batches) * len(rows)  # the last batch may be smaller
-        size = rows.shape[1] * rows.dtype.itemsize + 2 * 4 * DIMENSIONS  # of a row, and of what it is chosen by
+        size = rows.shape[1] * rows.dtype.itemsize + 2 * 4 * chosen_in(
+            self.memory.shape[1]
+        )  # of a row, and of what it is chosen by
         held = max(wanted(most), WORKING_MEMORY // size)
         bank, free = 4 * wanted(most) * self.memory.shape[1], free_on(device)
         if (needed := bank + min(held, most) * size) > free:

@@ -17,8 +17,8 @@ m* of the bank and N_B(m*), the B patches of the bank that are nearest to m*, it
 
 With `--whiten` all distances are those of whitened features, W o + b in place of o (detection/whitening.py).
 
-(1) is computed in detection/patch_features.py; (3) in detection/coreset.py, among patches in 128 random dimensions; (4)
-and (6) in detection/memory_bank.py.
+(1) is computed in detection/patch_features.py; (3) in detection/coreset.py, of more than 256 dimensions in 128 random
+ones; (4) and (6) in detection/memory_bank.py.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -176,7 +176,11 @@ def changes(command, chosen):
     return {f"--{own.name}": another(own) for own in options if f"--{own.name}" not in ELSEWHERE} | chosen
 
 
-CHOSEN = {"cfa": CFA, "rd": RD, "logicrd": LOGICRD, "multimodal": MULTIMODAL}
+PATCHCORE = {  # no share beside what says how many in another way
+    "--bank_size": ["--bank_size", "9", "--percentage", "0.1"],
+    "--sampler": ["--sampler", "identity", "--percentage", "0.1"],
+}
+CHOSEN = {"patchcore": PATCHCORE, "cfa": CFA, "rd": RD, "logicrd": LOGICRD, "multimodal": MULTIMODAL}
 OTHERS = {
     command: (WIDE_CFA if command == "cfa" else small(command), changes(command, CHOSEN.get(command, {})))
     for command in SMALL

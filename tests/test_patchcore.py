@@ -111,7 +111,7 @@ def test_a_bank_keeps_rows_as_they_are(sampler):
 
 
 def test_what_does_not_fit_is_drawn(monkeypatch):
-    monkeypatch.setattr(memory_bank, "WORKING_MEMORY", 40 * (16 * 4 + 2 * 4 * 128))
+    monkeypatch.setattr(memory_bank, "WORKING_MEMORY", 40 * (16 * 4 + 2 * 4 * 16))
     largest = 0
 
     def watched(features, *more):

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET
+from conftest import SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, small
 
 import main
 from errors import DataError, UsageError
@@ -36,6 +36,8 @@ def table(tmp_path):
         (["--feature_bank", "host", "net", "--train_backbone"], "--feature_bank", "with --train_backbone"),
         (["--grid", "aed_meta_epochs=1,2", "net"], "--aed_meta_epochs", "without --cos_lr"),
         (["logicrd", "--no_fcp", "--no_nii"], "--no_nii", "with --no_fcp"),
+        (["patchcore", "-p", "0.3", "--bank_size", "9"], "--percentage", "with --bank_size"),
+        (["patchcore", "-p", "0.3", "--sampler", "identity"], "--percentage", "which keeps all"),
         (["multimodal", "--token_size", "8"], "--token_size", "without --image_tokens pixels"),
         (["pixels", "--align_maps"], "--align_maps", "no backbone"),
         (["pixels", "--normalisation", "model"], "--normalisation", "no backbone"),
@@ -45,6 +47,7 @@ def table(tmp_path):
 def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     monkeypatch.chdir(tmp_path)
     kinds = {"net": SMALL_NET, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL, "pixels": PIXELS}
+    kinds["patchcore"] = small("patchcore")
     words = [own for word in words for own in kinds.get(word, [word])]
     with pytest.raises(UsageError, match=f"^{re.escape(flag)} has no effect .*{why}.*: leave it out$"):
         call(*words, "dataset", *SMALL_DATA, "mvtec", mvtec)
