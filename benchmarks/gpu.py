@@ -93,6 +93,7 @@ PAPERS = Scale(
             },
         ),
         "cfa": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 224, 4),
+        "patchcore": Setting("wideresnet50", ("layer2", "layer3"), 224, 8),
         "multimodal": Setting("wideresnet50", ("layer3", "layer2"), 256, 8),
     },
 )
@@ -109,6 +110,13 @@ TINY = Scale(
             {"pretrain_embed_dimension": 24, "target_embed_dimension": 16, "dsc_hidden": 8, "pre_proj": 1},
         ),
         "cfa": Setting("resnet18", ("layer1", "layer2"), 32, 2, {"gamma_d": 12}),
+        "patchcore": Setting(
+            "resnet18",
+            ("layer1", "layer2"),
+            32,
+            2,
+            {"pretrain_embed_dimension": 24, "target_embed_dimension": 16},
+        ),
         "multimodal": Setting("resnet18", ("layer2", "layer1"), 32, 2, {"dim": 8, "heads": 2, "depth": 1}),
     },
 )
@@ -167,7 +175,7 @@ def build(command: str, setting: Setting, device: torch.device, precision: torch
     """The detector, fresh."""
     kind = DETECTORS[command]
     names = {own.name for own in declared(kind.Options)}
-    epochs = {next(name for name in ("meta_epochs", "epochs") if name in names): PASSES}
+    epochs = {name: PASSES for name in ("meta_epochs", "epochs") if name in names}  # some learn without any
     extractor = backbones.load(setting.backbone, "random")
     size = setting.side, setting.side
     return kind(extractor, list(setting.layers), size, precision=precision, **epochs, **setting.options).to(device)
@@ -176,7 +184,7 @@ def build(command: str, setting: Setting, device: torch.device, precision: torch
 def trained(
     command: str, setting: Setting, images: Tensor, device: torch.device, precision: torch.dtype
 ) -> tuple[Detector, float]:
-    """The detector trained on images, and the median seconds of its passes but for the first."""
+    """The detector trained on images, and the median seconds of its passes but for the first, where there are more."""
     torch.manual_seed(0)
     detector = build(command, setting, device, precision)
     embeddings = [detector.embed(batch) for batch in images.split(EMBED_BATCH)]
@@ -187,7 +195,7 @@ def trained(
     for _ in detector.training_on(Normal(Batches(bank, setting.batch))):
         times.append(now(device) - start)
         start = now(device)
-    return detector, statistics.median(times[1:])
+    return detector, statistics.median(times[1:] or times)
 
 
 def now(device: torch.device) -> float:

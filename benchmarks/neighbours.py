@@ -5,12 +5,12 @@
 
 The features are of EfficientNet-Lite0 (blocks.2 and blocks.4, 152 values) of images of solar cells at 256 pixels, 1,024
 patches an image; both are given them as they are. The covering radius is how far any patch lies from the nearest that
-was picked, in the features themselves. Peak memory is what the process took beyond what it had before, of ours alone.
+was picked, in the features themselves. Memory is what the process takes at most, beyond what it had before.
 """
 
 import argparse
-import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -49,16 +50,25 @@ def radius(rows: Tensor, memory: Tensor) -> float:
     return max(own.max().item() for own in squares) ** 0.5
 
 
-def peak() -> float:
-    """GiB of memory that this process has taken at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def measured(action: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of an action that is done once, and the GiB that it takes at most."""
+    process, done = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
 
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.005):
+            most = max(most, process.memory_info().rss)
 
-def measured(action: Callable[[], object]) -> float:
-    """Seconds of an action that is done once."""
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    try:
+        action()
+    finally:
+        done.set()
+        watcher.join()
+    return time.perf_counter() - start, (most - before) / 2**30
 
 
 def anomalib(rows: Tensor, share: float) -> "torch.nn.Module | None":
@@ -89,17 +99,15 @@ def main() -> None:
     rows = found.flatten(0, 2)
     bank = MemoryBank(BankOptions(percentage=arguments.share, reweight=9), rows.shape[1], seed=0)
     print(f"{instructions()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {len(rows)} patches")
-    before = peak()
-    ours = measured(lambda: bank.fill(found.split(BATCH)))
-    taken = peak() - before
+    seconds, taken = measured(lambda: bank.fill(found.split(BATCH)))
     theirs = anomalib(rows, arguments.share)
-    seconds = None
+    their_seconds = their_taken = None
     if theirs is not None:
         torch.manual_seed(0)
-        seconds = measured(partial(theirs.subsample_embedding, arguments.share))
-    line(f"fill a bank of {len(bank.memory)}", ours, seconds, "s")
+        their_seconds, their_taken = measured(partial(theirs.subsample_embedding, arguments.share))
+    line(f"fill a bank of {len(bank.memory)}", seconds, their_seconds, "s")
     line("covering radius", radius(rows, bank.memory), theirs and radius(rows, theirs.memory_bank), "")
-    line("peak memory of filling, beyond the features", taken, None, "GiB")
+    line("memory to fill it, beyond the features", taken, their_taken, "GiB")
     for images in (1, 16):
         score(bank, theirs, found[:images] + 0.1, arguments.rounds)
 

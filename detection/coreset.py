@@ -153,9 +153,10 @@ def random_rows(batches: Iterable[Tensor], count: int, seed: int) -> Tensor:
                 continue
             rows, held = _joined(held), []
             own, drawn, rows, keys = rows[count:], keys[count:], rows[:count], keys[:count]
-        kept = torch.cat([keys, drawn]).topk(count, largest=False, sorted=False).indices
-        incoming = kept[kept >= count] - count
-        outgoing = torch.ones(count, dtype=torch.bool).index_fill_(0, kept[kept < count], False).nonzero()[:, 0]
+        left_out = torch.cat([keys, drawn]).topk(len(drawn)).indices
+        outgoing = left_out[left_out < count]
+        is_kept = torch.ones(len(drawn), dtype=torch.bool).index_fill_(0, left_out[left_out >= count] - count, False)
+        incoming = is_kept.nonzero()[:, 0]
         rows[outgoing.to(rows.device)] = own[incoming.to(own.device)]
         keys[outgoing] = drawn[incoming]
     if held:

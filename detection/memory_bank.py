@@ -181,15 +181,14 @@ class MemoryBank(nn.Module):
         first = next(stream)
         rows, device = first.flatten(0, -2), first.device
         most = len(batches) * len(rows)  # the last batch may be smaller
-        size = rows.shape[1] * rows.dtype.itemsize + 2 * 4 * chosen_in(
-            self.memory.shape[1]
-        )  # of a row, and of what it is chosen by
+        dimension = self.memory.shape[1]
+        size = rows.shape[1] * rows.dtype.itemsize + 2 * 4 * chosen_in(dimension)  # of a row, and what it is chosen by
         held = max(wanted(most), WORKING_MEMORY // size)
-        bank, free = 4 * wanted(most) * self.memory.shape[1], free_on(device)
+        bank, free = 4 * wanted(most) * dimension, free_on(device)
         if (needed := bank + min(held, most) * size) > free:
             advice = "choose another --sampler" if self.keeps_all else "lower --percentage or --bank_size"
             raise DataError(
-                f"a memory bank of {wanted(most)} patches of {self.memory.shape[1]} values takes {bank / 2**30:.1f} "
+                f"a memory bank of {wanted(most)} patches of {dimension} values takes {bank / 2**30:.1f} "
                 f"GiB, {needed / 2**30:.1f} GiB with the patches it is chosen from, and {free / 2**30:.1f} GiB are "
                 f"free: {advice}"
             )
@@ -205,11 +204,11 @@ class MemoryBank(nn.Module):
 
     def _keep(self, rows: Tensor, size: int, seen: int, transform: Transform = Tensor.float) -> dict[str, float]:
         """Choose so many of the rows, and keep what is made of them."""
-        if not 1 <= size <= len(rows):
+        if not 1 <= size <= seen:
             asked = "bank_size" if self.options.bank_size is not None else "percentage"
             advice = "lower it" if size else "raise it, or give --bank_size"
             raise DataError(
-                f"--{asked} {getattr(self.options, asked)} would keep {size} of the {len(rows)} patches of the normal "
+                f"--{asked} {getattr(self.options, asked)} would keep {size} of the {seen} patches of the normal "
                 f"images: {advice}"
             )
         self._check_neighbours(size, DataError)

@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD, make_mvtec
+from conftest import SMALL_CFA, SMALL_DATA, SMALL_LOGICRD, SMALL_MULTIMODAL, SMALL_NET, SMALL_RD, make_mvtec, small
 
 NEW = Path(__file__).parent.parent
 TABLES = ("results.csv", "history.csv", "predictions.csv", "results_best_epoch.csv", "ablation.csv")
 SMALL = {
     "net": [*SMALL_NET, "--meta_epochs", "2"],
     "cfa": SMALL_CFA,
+    "patchcore": small("patchcore"),
     "rd": SMALL_RD,
     "logicrd": SMALL_LOGICRD,
     "multimodal": SMALL_MULTIMODAL,
