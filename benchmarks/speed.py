@@ -37,8 +37,8 @@ from detection import autocast
 from detection.checkpoint import backbone_digest, save
 from detection.decision import Thresholds
 from detection.description import Description
-from experiment.config import ExportConfig, PredictConfig
 from experiment.machine.device import best_precision, choose_precision
+from experiment.model_config import ExportConfig, PredictConfig
 from experiment.use.export import export
 from experiment.use.predict import predict
 from simplenet import SimpleNet, load

@@ -14,7 +14,8 @@ from cli.chain import Chain, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import named_grid, parse_grid
 from errors import UsageError
-from experiment.config import ExportConfig, ExtendConfig, PredictConfig, ReportConfig, RunConfig
+from experiment.config import ReportConfig, RunConfig
+from experiment.model_config import ExportConfig, ExtendConfig, PredictConfig
 from methods import DETECTORS, ENTRIES
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}

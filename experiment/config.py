@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from errors import UsageError
 from files import readable
@@ -144,109 +144,6 @@ def _check_folder(flag: str, name: str) -> None:
             f"--{flag} '{name}': expected the name of a folder, or several as in sweep/first, none of them empty, "
             f"'.', '..' or '{MODELS}'"
         )
-
-
-# Of predict's options that are of images, what stands where they are not given.
-OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": None, "map": "overlay", "raw_format": "npy"}
-
-
-def _moved_weights() -> Any:
-    return option(None, "A file with the backbone's weights, where those of training have moved.")
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predict images with the model in MODEL_DIR, such as results/.../models/0/mvtec_bottle.
-
-    \b
-    PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
-    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error, picture, map) and the
-    pictures. An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
-    Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the new ones
-    say the same.
-    """
-
-    model_dir: Path = option(MISSING, "Of the model.", argument=True)
-    paths: tuple[str, ...] = option(MISSING, "Images or folders.", metavar="[PATH]...", argument=True)
-    out: Path = option(
-        Path("predictions"), "Folder for what is written: new, empty, or with earlier predictions alone."
-    )
-    batch_size: int | None = option(
-        None, "Images scored at once.", at_least=1, at_most=100_000, shown=str(OF_IMAGES["batch_size"])
-    )
-    num_workers: int | None = option(
-        None, "Threads that read images.", at_least=1, at_most=1000, shown="one per core, 16 at most"
-    )
-    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
-    threshold: float | None = option(None, "Image score above which is anomalous.", shown="the model's")
-    map: Literal["raw", "overlay", "both", "none"] | None = option(
-        None, "overlay: PNGs of image, map and both; raw: the map's values.", shown=OF_IMAGES["map"]
-    )
-    raw_format: Literal["npy", "tiff"] | None = option(None, "Of raw maps, float32.", shown=OF_IMAGES["raw_format"])
-    full_size: bool = option(
-        False, "Maps of each image's own size; NaN where the model does not look, beyond the crop."
-    )
-    max_pixels: int | None = option(
-        None,
-        "Of the largest image that is read; reading takes about 4 bytes a pixel.",
-        at_least=1,
-        shown="that of dataset's --max_pixels",
-    )
-    backbone_weights: str | None = _moved_weights()
-
-
-@dataclass(frozen=True)
-class ExtendConfig:
-    """Take the normal images in FOLDER, and in all folders below it, into the memory bank of the model in MODEL_DIR.
-
-    The images that it was trained on are not needed. A model of its own is written; the one in MODEL_DIR stays as it
-    is. The bank keeps its size, unless it keeps all patches; thresholds are set anew, by the images in FOLDER alone.
-    """
-
-    model_dir: Path = option(MISSING, "Of the model.", argument=True)
-    folder: Path = option(MISSING, "With further normal images.", argument=True)
-    out: Path = option(Path("extended"), "Folder for the new model, which must not be there yet.")
-    train_val_split: float = option(
-        1.0,
-        "Share of the images that is taken in; thresholds are of the rest, or of those where it is all of them.",
-        above=0,
-        at_most=1,
-    )
-    batch_size: int = option(8, "Images embedded at once.", at_least=1, at_most=100_000)
-    num_workers: int | None = option(
-        None,
-        "Processes that read images; 0 reads in the main one. auto: one per core, 16 at most.",
-        at_least=0,
-        at_most=1000,
-        empty_word="auto",
-    )
-    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
-    backbone_weights: str | None = _moved_weights()
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Export the model in MODEL_DIR: RGB pixels of the model's size in, image scores and anomaly maps out.
-
-    Normalisation, backbone, patches, detector, upsampling and smoothing are inside; the batch size is free. The
-    file is checked against PyTorch before it is put in its place.
-    """
-
-    model_dir: Path = option(MISSING, "Of the model.", argument=True)
-    style: Literal["onnx", "torch_export"] = option(
-        "onnx", "onnx needs the packages of requirements-export.txt.", "--format"
-    )
-    out: Path | None = option(None, "The file.", shown="in MODEL_DIR, by its name", is_file=True)
-    half: bool = option(False, "Compute in float16; scores and maps stay float32.")
-    input: Literal["uint8", "float"] = option("uint8", "Of the input [batch, H, W, 3], RGB: 0 to 255, or 0 to 1.")
-    opset: int | None = option(
-        None,
-        "ONNX operator set, such as 17 for an older runtime.",
-        at_least=1,
-        at_most=999,
-        shown="the exporter's",
-    )
-    backbone_weights: str | None = _moved_weights()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import main
 from errors import DataError, Interrupted, UsageError
-from experiment.config import PredictConfig
+from experiment.model_config import PredictConfig
 from experiment.record.lock import LOCK, only_writer
 from experiment.show.names import Names
 from experiment.use import predict as predict_module

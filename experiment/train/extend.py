@@ -12,10 +12,10 @@ from detection.checkpoint import save
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
 from errors import DataError, UsageError
-from experiment.config import ExtendConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import one_line_when_full
+from experiment.model_config import ExtendConfig
 from experiment.plan.reading import look_at
 from experiment.train.banks import embed_all
 from experiment.train.embeddings import Predictions, TrainingEmbeddings

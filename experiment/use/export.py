@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detection import TrainedModel
 from errors import DataError, UsageError, first_line
-from experiment.config import ExportConfig
 from experiment.machine.memory import is_out_of_memory, one_line_when_full
+from experiment.model_config import ExportConfig
 from experiment.use.unused import refuse_unused_weights
 from files import move
 from methods import load

@@ -24,10 +24,10 @@ from datasets import ImageTransform, reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from errors import DataError
-from experiment.config import OF_IMAGES, PredictConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
+from experiment.model_config import OF_IMAGES, PredictConfig
 from experiment.record.sheets import BOM, quote_formula
 from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder

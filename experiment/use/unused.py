@@ -3,7 +3,7 @@
 import backbones
 from detection import TrainedModel
 from errors import UsageError
-from experiment.config import OF_IMAGES, PredictConfig
+from experiment.model_config import OF_IMAGES, PredictConfig
 
 
 def refuse_unused(config: PredictConfig) -> None:
