@@ -20,15 +20,17 @@ Of options that the paper lacks (`--memory`), a discriminator compares every pat
 banks do, and sees the difference to the nearest of them and its length beside the patch itself:
 
     o_1 ... o_K = coreset(patches of normal images), m_k = G(o_k)       memory                             (9)
-    D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1,  in place of (4), for q and q- alike
-    k = argmin_k |q - m_k|                                              the nearest                        (10)
+    k = argmin_k |G_0(o) - G_0(o_k)|, G_0 = G before training           the nearest, for all members       (10)
+    D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1   in place of (4)                    (11)
 
-Which k it is makes h no affine function of o, but of q it is one for every k: with W1 = [W_a, W_b, w_c]
+A fake has its own nearest, argmin_k |q- - m_k|: with that of the patch that it is made of, fakes would lie farther from
+the memory than what they stand for. Which k it is makes h no affine function of o, but of q it is one for every k: with
+W1 = [W_a, W_b, w_c]
 
-    h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step    (11)
+    h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step   (12)
 
 (1) is computed in detection/patch_features.py, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in
-training.py, (9) to (11) in memory.py.
+training.py, (9) to (12) in memory.py.
 """
 
 import copy
@@ -44,7 +46,7 @@ from detection.whitening import whitening
 from errors import UsageError
 from options import WIDEST, option
 from simplenet.anomalous_features import FeatureNoise
-from simplenet.memory import chosen_patches
+from simplenet.memory import Memory
 from simplenet.model import Adaptor, Discriminator, Member
 from simplenet.recipes import RECIPES
 from simplenet.training import ADAPTOR_LR, Trainer
@@ -156,8 +158,8 @@ class SimpleNet(PatchDetector):
                 )
                 for _ in range(own.ensemble)
             )
-        memory = torch.zeros(own.memory, dimension) if own.memory > 0 else None  # o_1 ... o_K (9)
-        self.register_buffer("memory", memory)
+        sight = copy.deepcopy(self.members[0].adaptor)
+        self.memory = Memory(own.memory, dimension, sight) if own.memory > 0 else None
         self.noise = FeatureNoise(own.noise_std, own.mix_noise, own.auto_noise, own.difference_noise)
 
     @property
@@ -181,7 +183,7 @@ class SimpleNet(PatchDetector):
             for member in self.members:
                 member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
         if self.options.memory > 0:
-            self.memory.copy_(chosen_patches(own.train, self.members[0].adaptor, self.options.memory, self.seed))
+            self.memory.choose(own.train, self.members[0].adaptor, self.seed)
 
     def trainer(self, *classes: Normal) -> Trainer:
         """As in Detector."""
@@ -215,7 +217,8 @@ class SimpleNet(PatchDetector):
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
         features = embeddings.flatten(0, 2)  # [N, D]
-        scores = torch.stack([member(features, self.memory) for member in self.members])  # [members, N, 1]
+        compared = () if self.memory is None else (self.memory.patches, self.memory.nearest(features))
+        scores = torch.stack([member(features, *compared) for member in self.members])  # [members, N, 1]
         return -scores.mean(dim=0).view(embeddings.shape[:3])
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:

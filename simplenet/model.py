@@ -1,4 +1,4 @@
-"""The two trained networks: feature adaptor (2) and discriminator (4) or (10), composed (8); see detector.py."""
+"""The two trained networks: feature adaptor (2) and discriminator (4) or (11), composed (8); see detector.py."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
         dim: feature dimension D.
         n_layers: number of linear layers (`--dsc_layers`), the last without bias.
         hidden: width of the hidden layers (`--dsc_hidden`); None starts at D and divides by 1.5 at every block.
-        compares: whether its first layer also sees how features differ from a memory (10); it is then to be given one.
+        compares: whether its first layer also sees how features differ from a memory (11); it is then to be given one.
 
     Raises:
         UsageError: the shrinking width reaches zero.
@@ -71,9 +71,11 @@ class Discriminator(nn.Module):
         with full_float32(hidden.device):  # the few digits of bf16 would tie patches and images
             return self.tail(activations.float())
 
-    def forward(self, adapted: Tensor, memory: Tensor | None = None) -> Tensor:
-        """D(q) [N, 1] of q [N, D], and of the adapted patches m [K, D] of a memory where it compares."""
-        return self.after_first(self.first(adapted) if memory is None else compared(self.first, adapted, memory))
+    def forward(self, adapted: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
+        """D(q) [N, 1] of q [N, D]; where it compares, with the adapted patches m [K, D] of a memory, of which k [N]."""
+        if memory is None:
+            return self.after_first(self.first(adapted))
+        return self.after_first(compared(self.first, adapted, memory, nearest))
 
 
 class Member(nn.Module):
@@ -84,10 +86,10 @@ class Member(nn.Module):
         self.adaptor = adaptor
         self.discriminator = discriminator
 
-    def forward(self, features: Tensor, memory: Tensor | None = None) -> Tensor:
-        """D(G(o)) [N, 1] of o [N, D], and of the patches o_k [K, D] of a memory where the discriminator compares."""
+    def forward(self, features: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
+        """D(G(o)) [N, 1] of o [N, D]; where the discriminator compares, with patches o_k [K, D], of which k [N]."""
         if memory is not None:
-            return self.discriminator(self.adaptor(features), self.adaptor(memory))
+            return self.discriminator(self.adaptor(features), self.adaptor(memory), nearest)
         composed = compose(self.adaptor, self.discriminator)
         if composed is None:
             return self.discriminator(self.adaptor(features))

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from detection import EndOfPass, MovingAverage, autocast, gradient_scaler, learn
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
+from simplenet.memory import Memory, closest
 from simplenet.model import Member, compose
 
 ADAPTOR_LR = 1e-4
@@ -29,7 +30,7 @@ def discrimination_loss(
     noise: Tensor | Noise,
     margin: float,
     watched: list[tuple[Tensor, Tensor]] | None = None,
-    memory: Tensor | None = None,
+    memory: Memory | None = None,
 ) -> Tensor:
     """L (5) of normal features and their noisy copies; every training step is a step down its gradient.
 
@@ -39,7 +40,7 @@ def discrimination_loss(
         noise: epsilon (3), [N, D], or how it is drawn.
         margin: th, the score that normal patches should exceed and anomalous ones stay below the negative of.
         watched: takes in the scores of normal and of anomalous patches, [N, 1] each, without gradient.
-        memory: o_1 ... o_K (9), [K, D], for a discriminator that compares.
+        memory: o_1 ... o_K (9), for a discriminator that compares.
 
     Returns:
         A scalar, float32 at least.
@@ -59,18 +60,23 @@ def discrimination_loss(
 
 
 def discriminate(
-    adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Noise, memory: Tensor | None = None
+    adaptor: nn.Module, discriminator: nn.Module, features: Tensor, noise: Noise, memory: Memory | None = None
 ) -> tuple[Tensor, Tensor]:
     """D(q) and D(q-) (4), [N, 1] each, of features [N, D]: as ONE batch, so that they share BatchNorm's statistics.
 
     By (8) where the networks allow it: the same with four products of N x D x H, forwards and backwards, in place of
-    nine (at the paper's sizes). The nearest patch of a memory is known of q and q- alone, which are then made.
+    nine (at the paper's sizes). With a memory q and q- are made, to be compared with it.
     """
     composed = compose(adaptor, discriminator) if memory is None else None
     if composed is None:
         adapted = adaptor(features)  # q (2): [N, D]
         both = torch.cat([adapted, adapted + noise.values(adapted)])  # q and q- (3): [2 N, D]
-        scores = discriminator(both) if memory is None else discriminator(both, adaptor(memory))
+        if memory is None:
+            scores = discriminator(both)
+        else:
+            known = adaptor(memory.patches)  # m: [K, D]
+            nearest = torch.cat([memory.nearest(features), closest(both[len(features) :], known)])  # k (10): [2 N]
+            scores = discriminator(both, known, nearest)
         true, fake = scores.chunk(2)
         return true, fake
     hidden = F.linear(features, *composed)  # h (8): [N, H]
@@ -108,7 +114,7 @@ class Trainer:
         precision: of features, noise and products; weights, statistics of weights and losses are float32.
         backbone_parameters: what else learns; none when the backbone is frozen.
         average: of the members, taken after every step.
-        memory: o_1 ... o_K (9), [K, D], that all members compare with.
+        memory: o_1 ... o_K (9), that all members compare with.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class Trainer:
         precision: torch.dtype = torch.float32,
         backbone_parameters: Iterable[nn.Parameter] = (),
         average: MovingAverage | None = None,
-        memory: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.members = members
         self.memory = memory
@@ -187,14 +193,13 @@ class Trainer:
         """
         losses: list[Tensor] = []
         watched: list[tuple[Tensor, Tensor]] = []
-        memory = None if self.memory is None else self.memory.to(self.precision)
         with autocast(self.device, self.precision):
             for member, share in zip(self.members, shares, strict=True):
                 features = share.to(self.precision)  # [N, D]
                 own = self._sample(member, share) if noise is None else noise
                 losses.append(
                     discrimination_loss(
-                        member.adaptor, member.discriminator, features, own, self.margin, watched, memory
+                        member.adaptor, member.discriminator, features, own, self.margin, watched, self.memory
                     )
                 )
         loss = torch.stack(losses).sum()

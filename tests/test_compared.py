@@ -7,43 +7,56 @@ import shutil
 import pytest
 import torch
 from conftest import SMALL_DATA, SMALL_NET
+from fake_cuda import CUDA, fake_cuda
 from test_export import export
 from test_resume import folder, outputs
 from test_simplenet import random_detector
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import main
 import simplenet
 from detection import Normal
+from detection.neighbours import closest
 from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, discrimination_loss
 from simplenet.anomalous_features import FeatureNoise, Noise
-from simplenet.memory import chosen_patches
+from simplenet.memory import Memory
 from simplenet.model import Member
 from simplenet.training import Trainer
 
 MEMORY = ["--memory", "20", "--ensemble", "2", "--ema", "0.9", "--whiten", "0.1"]
 
 
-def plain_scores(discriminator, adapted, memory):
-    """(10) as it reads: all three inputs side by side."""
-    distances = torch.cdist(adapted, memory, compute_mode="donot_use_mm_for_euclid_dist")
-    difference = adapted - memory[distances.argmin(1)]
+def memory_of(patches, adaptor):
+    memory = Memory(*patches.shape, copy.deepcopy(adaptor))
+    memory.patches.copy_(patches)
+    return memory
+
+
+def plain_nearest(features, centres):
+    return torch.cdist(features, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def plain_scores(discriminator, adapted, memory, nearest):
+    """(11) as it reads: all three inputs side by side."""
+    difference = adapted - memory[nearest]
     inputs = torch.cat([adapted, difference, difference.norm(dim=1, keepdim=True)], dim=1)
     return discriminator.after_first(discriminator.first(inputs))
 
 
 @pytest.mark.parametrize(("n_layers", "dsc_layers", "hidden"), [(0, 2, 8), (1, 2, None), (1, 1, None), (2, 3, 8)])
 def test_the_loss_and_its_gradients_are_those_of_the_plain_inputs(n_layers, dsc_layers, hidden):
-    """Of every kind of noise, true and fake alike; the memory goes through the adaptor."""
+    """Of every kind of noise; the memory goes through the adaptor; what is true keeps the nearest that it had first."""
     torch.manual_seed(0)
-    features, memory = torch.randn(60, 12), torch.randn(30, 12)
-    adaptor, discriminator = Adaptor(12, n_layers), Discriminator(12, dsc_layers, hidden, compares=True)
+    features, adaptor = torch.randn(60, 12), Adaptor(12, n_layers)
+    memory = memory_of(torch.randn(30, 12), Adaptor(12, n_layers))
+    discriminator = Discriminator(12, dsc_layers, hidden, compares=True)
     assert discriminator.first.in_features == 25
     noise = Noise(torch.randn(36, 12), column=torch.rand(12), row=1.1 ** torch.randint(3, (60, 1)), difference=0.7)
     parameters = [*adaptor.parameters(), *discriminator.parameters()]
     q = adaptor(features)
-    true, fake = plain_scores(discriminator, torch.cat([q, q + noise.values(q)]), adaptor(memory)).chunk(2)
+    fake, known = q + noise.values(q), adaptor(memory.patches)
+    nearest = plain_nearest(memory.sight(features), memory.sight(memory.patches)), plain_nearest(fake, known)
+    true, fake = plain_scores(discriminator, torch.cat([q, fake]), known, torch.cat(nearest)).chunk(2)
     plain = torch.relu(0.5 - true).mean() + torch.relu(0.5 + fake).mean()
     found = discrimination_loss(adaptor, discriminator, features, noise, 0.5, memory=memory)
     torch.testing.assert_close(found, plain)
@@ -53,11 +66,27 @@ def test_the_loss_and_its_gradients_are_those_of_the_plain_inputs(n_layers, dsc_
         assert own.abs().sum() > 0
 
 
+@pytest.mark.parametrize("block", [50, 2**24])
+def test_the_nearest_is_found_whatever_the_features_scale_and_mean(block, monkeypatch):
+    """In blocks too; in bfloat16 what is found instead lies hardly farther."""
+    monkeypatch.setattr("detection.neighbours.BLOCK", block)
+    features, centres = 300 + torch.randn(40, 24) / 50, 300 + torch.randn(25, 24) / 50
+    wanted = plain_nearest(features.double(), centres.double())
+    found = closest(features, centres)
+    assert (found == wanted).float().mean() > 0.95
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = closest(features, centres)
+    distances = [(features - centres[own]).norm(dim=1) for own in (rough, wanted)]
+    assert (distances[0] / distances[1]).max() < 1.02
+
+
 def test_a_patch_of_the_memory_has_finite_gradients():
     """Its distance is 0, where a length has no slope."""
     features = torch.randn(20, 6)
     adaptor, discriminator = Adaptor(6), Discriminator(6, hidden=5, compares=True)
-    discrimination_loss(adaptor, discriminator, features, torch.randn(20, 6), 0.5, memory=features).backward()
+    discrimination_loss(
+        adaptor, discriminator, features, torch.randn(20, 6), 0.5, memory=memory_of(features, adaptor)
+    ).backward()
     assert all(own.grad.isfinite().all() for own in adaptor.parameters())
 
 
@@ -66,9 +95,11 @@ def test_members_share_the_memory_and_are_averaged():
     embeddings = torch.randn(2, 4, 4, 16)
     detector.fit_embeddings([embeddings])
     flat = embeddings.flatten(0, 2)
-    assert {tuple(row) for row in detector.memory.tolist()} <= {tuple(row) for row in flat.tolist()}
+    own = detector.memory.patches
+    assert {tuple(row) for row in own.tolist()} <= {tuple(row) for row in flat.tolist()}
     with torch.no_grad():
-        each = [-plain_scores(m.discriminator, m.adaptor(flat), m.adaptor(detector.memory)) for m in detector.members]
+        nearest = plain_nearest(detector.memory.sight(flat), detector.memory.sight(own))
+        each = [-plain_scores(m.discriminator, m.adaptor(flat), m.adaptor(own), nearest) for m in detector.members]
         found = detector.patch_scores(embeddings)
     torch.testing.assert_close(found, torch.stack(each).mean(0).view(2, 4, 4), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(each[0], each[1])
@@ -79,9 +110,9 @@ def test_what_is_rare_in_training_is_remembered():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(10, 4, 200, 16, generator=generator)
     embeddings[7, 2, 50:54] += 6
-    memory = chosen_patches(embeddings.split(2), lambda features: features, 40, seed=0)
-    assert memory.shape == (40, 16)
-    assert (memory.mean(1) > 3).sum() >= 1
+    memory = Memory(40, 16, torch.nn.Identity())
+    memory.choose(embeddings.split(2), torch.nn.Identity(), seed=0)
+    assert (memory.patches.mean(1) > 3).sum() >= 1
 
 
 def test_what_is_rare_in_training_is_normal():
@@ -93,8 +124,9 @@ def test_what_is_rare_in_training_is_normal():
     new = torch.randn(2, 8, 8, 16, generator=generator)
     planted = rare + 0.3 * torch.randn(1, 2, 8, 16, generator=generator)
     gaps = []
+    options = {"whiten": 0.1, "noise_std": 1.0, "gan_epochs": 30, "dsc_lr": 2e-3, "dsc_margin": 0.5}
     for memory in (0, 200):
-        detector = random_detector(memory=memory, whiten=0.1, noise_std=1.0, gan_epochs=30, dsc_lr=2e-3, dsc_margin=0.5)
+        detector = random_detector(seed=1, memory=memory, **options)
         detector.fit_embeddings(embeddings.split(4))
         with torch.no_grad():
             common = detector.patch_scores(new)
@@ -107,8 +139,9 @@ def test_fewer_patches_than_the_memory_takes():
     detector = random_detector(memory=100)
     embeddings = torch.randn(1, 4, 4, 16)
     detector.fit_embeddings([embeddings])
-    assert detector.memory.shape == (100, 16)
-    assert {tuple(row) for row in detector.memory.tolist()} == {tuple(row) for row in embeddings.view(16, 16).tolist()}
+    assert detector.memory.patches.shape == (100, 16)
+    kept, given = ({tuple(row) for row in own.tolist()} for own in (detector.memory.patches, embeddings.view(16, 16)))
+    assert kept == given
     assert detector.score(embeddings).scores.isfinite().all()
 
 
@@ -133,7 +166,7 @@ def test_training_goes_on_from_its_state():
     state = copy.deepcopy(loop.state_dict())
     for _ in second.training_on(Normal(embeddings), state=state):
         pass
-    assert torch.equal(second.memory, whole.memory)
+    assert all(torch.equal(own, whole.memory.state_dict()[name]) for name, own in second.memory.state_dict().items())
     assert torch.equal(second.score(embeddings[0]).maps, whole.score(embeddings[0]).maps)
 
 
@@ -145,7 +178,7 @@ def test_reduced_precision_follows_float32(precision):
     for own in (torch.float32, precision):
         detectors.append(random_detector(precision=own, memory=40, gan_epochs=3, noise_std=1.0))
         detectors[-1].fit_embeddings([batch.to(own) for batch in embeddings], lambda stats: losses.append(stats.loss))
-        assert detectors[-1].memory.dtype == torch.float32
+        assert detectors[-1].memory.patches.dtype == torch.float32
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     exact, reduced = detectors
     reduced.load_state_dict(exact.state_dict())
@@ -161,17 +194,15 @@ def test_reduced_precision_follows_float32(precision):
 
 def test_everything_happens_on_the_device():
     """With fake CUDA tensors, mixing devices is an error; batches come from the CPU."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            memory, features = torch.zeros(5, 6), torch.zeros(7, 6)
-            member = Member(Adaptor(6), Discriminator(6, hidden=4, compares=True))
-            batch = torch.zeros(2, 3, 6)
-        assert chosen_patches([batch], member.adaptor, 5, 0).device.type == "cuda"
-        assert member(features, memory).device.type == "cuda"
-        loss = discrimination_loss(
-            member.adaptor, member.discriminator, features, torch.zeros(7, 6, device="cuda"), 0.5, memory=memory
-        )
-        assert loss.device.type == "cuda"
+    with fake_cuda():
+        member = Member(Adaptor(6), Discriminator(6, hidden=4, compares=True)).to(CUDA)
+        memory, features = Memory(5, 6, Adaptor(6)).to(CUDA), torch.randn(7, 6).to(CUDA)
+        memory.choose([torch.randn(2, 3, 6).to(CUDA)], member.adaptor, 0)
+        assert memory.patches.device == CUDA
+        assert member(features, memory.patches, memory.nearest(features)).device == CUDA
+        noise = torch.zeros(7, 6).to(CUDA)
+        loss = discrimination_loss(member.adaptor, member.discriminator, features, noise, 0.5, memory=memory)
+        assert loss.device == CUDA
 
 
 def test_a_trained_backbone_has_no_memory():
@@ -186,7 +217,7 @@ def test_every_step_compares_with_the_memory():
     for seed in (1, 2):
         torch.manual_seed(0)
         members = [Member(Adaptor(6), Discriminator(6, hidden=5, compares=True))]
-        memory = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        memory = memory_of(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)), members[0].adaptor)
         losses.add(Trainer(members, FeatureNoise(0.1), 0.5, 1e-3, memory=memory).step([features], noise).loss.item())
     assert len(losses) == 2
 
@@ -214,9 +245,9 @@ def test_a_description_cannot_claim_another_size(trained, tmp_path):
     """Nor does an older description, which says nothing of a memory, fit a checkpoint with one."""
     model = shutil.copytree(trained, tmp_path / "model")
     written = json.loads((model / "model.json").read_text())
-    assert simplenet.load(model).detector.memory.shape == (20, 16)
+    assert simplenet.load(model).detector.memory.patches.shape == (20, 16)
     for value, words in [
-        (50_000, r"memory is torch.float32 \[20, 16\], not torch.float32 \[50000, 16\]"),
+        (50_000, r"memory.patches is torch.float32 \[20, 16\], not torch.float32 \[50000, 16\]"),
         (60_000, "--memory 60000 must be from 0 to 50000"),
         (0, "does not fit"),
         (True, "memory is True"),
