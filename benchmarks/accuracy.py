@@ -29,7 +29,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ from experiment.train.calibration import TrainingSet, cross_validate
 from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
 from experiment.train.evaluation import evaluate, image_scores
 from experiment.train.finish import thresholds_of
+from experiment.train.light import learn_light_of
 from methods import DETECTORS
 from options import declared
 
@@ -84,7 +85,9 @@ SETTINGS = {
     "stable, no average": f"{NET} --recipe stable --ema 0",
     "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
-    "stable, memory": f"{NET} --recipe stable --memory 2000 --ensemble 2",
+    "stable, memory": f"{NET} --recipe stable --memory 1000 --ensemble 2 --adaptor_lr 0.00001",
+    "stable, memory, gain matched": f"{NET} --recipe stable --memory 1000 --ensemble 2 --adaptor_lr 0.00001 "
+    "--match_light gain",
     "PatchCore": PATCHCORE,
     "PatchCore, reweighted": f"{PATCHCORE} --reweight 9",
     "PatchCore, whitened": f"{PATCHCORE} --whiten 0.1",
@@ -277,17 +280,12 @@ def measure_class(
     for i, settings in enumerate(groups):
         command = configs[settings[0]].command
         is_first, is_last = (j in (-1, len(groups)) or configs[groups[j][0]].command != command for j in (i - 1, i + 1))
-        split = arguments.train_val_split or DETECTORS[command].DATASET_DEFAULTS.get("train_val_split", 1.0)
-        found = read_samples(replace(data, train_val_split=split), root, name, remarks)
-        if i == 0:
-            for note in found.notes:
-                click.echo(note, err=True)
-        samples, data = found.samples, replace(data, reading=found.reading)
+        samples, data = read_class(name, root, data, command, arguments, remarks)
         defects = read_defects(samples.test, samples.saturation, data.test_transform)
         labelled = Labelled(samples, defects, region_labels(samples.test, data.test_transform))
         first = configs[settings[0]]
         extractor = load_backbone(first.backbones[0], first, 0, data.imagesize)
-        banks = build_banks(name, build(extractor, first, size, 0, torch.float32, device), samples, data, "auto")
+        banks = build_banks(name, embedder(name, extractor, first, samples, data, device), samples, data, "auto")
 
         read = partial(Read.by, samples, data, banks)
 
@@ -324,6 +322,18 @@ def measure_class(
             peers = []
 
 
+def read_class(
+    name: str, root: Path, data: DatasetConfig, command: str, arguments: argparse.Namespace, remarks: Remarks
+) -> tuple[ClassSamples, DatasetConfig]:
+    """A class's samples, held out as behind a detector's command, and how they are read; notes are said at first."""
+    is_first = not remarks
+    split = arguments.train_val_split or DETECTORS[command].DATASET_DEFAULTS.get("train_val_split", 1.0)
+    found = read_samples(replace(data, train_val_split=split), root, name, remarks)
+    for note in found.notes if is_first else ():
+        click.echo(note, err=True)
+    return found.samples, replace(data, reading=found.reading)
+
+
 def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
     """The settings that read the same features of the same images together."""
     groups: dict[tuple, list[str]] = {}
@@ -333,6 +343,21 @@ def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
         split = kind.DATASET_DEFAULTS.get("train_val_split", 1.0)
         groups.setdefault((kind.features, split, config.backbones, *key), []).append(setting)
     return list(groups.values())
+
+
+def embedder(
+    name: str,
+    extractor: FeatureExtractor,
+    config: DetectorConfig,
+    samples: ClassSamples,
+    data: DatasetConfig,
+    device: torch.device,
+) -> Detector:
+    """A detector that embeds a class's images in float32, and knows their light."""
+    detector = build(extractor, config, (data.imagesize, data.imagesize), 0, torch.float32, device)
+    if detector.light is not None:
+        learn_light_of(name, detector, samples, data)
+    return detector
 
 
 def build(
@@ -371,13 +396,16 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).dropna(axis=1, how="all").reset_index()
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(
+    description: str | None = __doc__, settings: Sequence[str] = tuple(SETTINGS), seeds: Sequence[int] = range(5)
+) -> argparse.Namespace:
+    """The command line of a benchmark over settings; `settings` and `seeds` are what it takes where none are given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="elpv", help="dataset, as after main.py's dataset")
     parser.add_argument("path", nargs="?", default="", help="its folder")
     parser.add_argument("-d", dest="classes", action="append", default=[], help="class; none: all")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(settings), metavar="SETTING")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     parser.add_argument("--epochs", type=int, help="of all but net, instead of those of the settings")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -388,10 +416,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__":
-    arguments = parse()
+def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -> pd.DataFrame:
+    """The rows that `measure`, called as measure_class, gives for every class; ends the program where it cannot."""
     words = [f"--resize_mode=square --imagesize={arguments.imagesize} --batch_size={arguments.batch_size}"]
     words += [f"-d {shlex.quote(one)}" for one in arguments.classes] + [arguments.name, shlex.quote(arguments.path)]
+    rows: list[dict] = []
     try:
         context = main.main.get_command(None, "dataset").make_context(
             "dataset", [word for word in shlex.split(" ".join(words)) if word]
@@ -401,13 +430,16 @@ if __name__ == "__main__":
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
         configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
-        rows: list[dict] = []
         for one in classes:
-            for row in measure_class(one, root, data, configs, arguments, device, precision):
+            for row in measure(one, root, data, configs, arguments, device, precision):
                 rows.append(row)
                 if arguments.out:
                     pd.DataFrame(rows).to_csv(arguments.out, index=False)
     except (UsageError, DataError, click.ClickException) as error:
         sys.exit(f"Error: {error}")
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(table(pd.DataFrame(rows)).to_markdown(index=False, floatfmt=".4f"))
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    print(table(run(parse(), measure_class)).to_markdown(index=False, floatfmt=".4f"))

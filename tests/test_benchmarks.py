@@ -6,12 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL_NET
 from fake_cuda import CUDA, fake_cuda
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accuracy
 import gpu
+import robust
 import synthetic
 
 
@@ -65,6 +67,36 @@ def test_synthetic_defects(kind):
         again, same = draw(*cells, np.random.default_rng(seed))
         assert np.array_equal(image, again)
         assert np.array_equal(mask, same)
+
+
+@pytest.mark.parametrize("change", robust.CHANGES)
+def test_changes_of_light_and_place(change):
+    """Of a ramp from black to white: its shape stays, and what is promised of its brightness."""
+    ramp = np.repeat(np.linspace(0, 200, 64, dtype=np.float32)[None, :, None], 64, 0).repeat(3, 2)
+    found = robust.CHANGES[change](ramp, np.random.default_rng(0))
+    assert found.shape == ramp.shape
+    factor = {"0.8 x brightness": 0.8, "1.2 x brightness": 1.2}.get(change, 1.0)
+    if change == "gradient of light":
+        factor = np.linspace(0.8, 1.2, 64)[None, :, None]
+    tolerance = {"noise": 1.0, "slight blur": 2.0, "5 degrees": 6.0}.get(change, 1e-3)
+    assert abs((found - factor * ramp)[8:-8, 8:-8].mean()) < tolerance
+    assert np.array_equal(found, ramp) == (change == robust.AS_THEY_ARE)
+
+
+def test_robusts_table(mvtec, monkeypatch):
+    """A line per setting, and what a change costs in points."""
+    for matching in ("off", "gain"):
+        monkeypatch.setitem(accuracy.SETTINGS, matching, " ".join([*SMALL_NET, "--match_light", matching]))
+    words = ["mvtec", str(mvtec), "-d", "bolt", "--imagesize", "64", "--settings", "off", "gain", "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["robust.py", *words])
+    rows = accuracy.run(accuracy.parse(robust.__doc__, robust.DEFAULT, [0]), robust.measure_class)
+    lines = robust.table(rows)
+    assert lines["setting"].tolist() == ["off", "gain"]
+    assert list(lines)[2:] == list(robust.CHANGES)
+    assert rows["image_auroc"].between(0, 1).all()
+    value = rows.set_index(["setting", "change"])["image_auroc"]
+    drops = lines.set_index("setting")
+    assert drops.loc["off", "noise"] == pytest.approx(100 * (value["off", "as they are"] - value["off", "noise"]))
 
 
 def test_scales_table():
