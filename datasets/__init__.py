@@ -16,7 +16,7 @@ from datasets.mvtec import MVTEC
 from datasets.mvtec_loco import MVTEC_LOCO
 from datasets.regions import Defect, read_defects, region_labels
 from datasets.root import find_root
-from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation
+from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation, split
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
@@ -70,6 +70,7 @@ __all__ = [
     "region_labels",
     "remarks_on_masks",
     "require_images",
+    "split",
     "table_reader",
     "videos_in",
 ]

@@ -1,6 +1,6 @@
 """What every dataset is read into: one record per image, or per row of a table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,17 @@ class ClassSamples:
     def kind(self) -> Literal["image", "row"]:
         """What its samples are."""
         return "image" if self.table is None else "row"
+
+
+def split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """A share of samples, rounded down, and those held out: evenly spread, so that what changes slowly is in both."""
+    count = len(samples)
+    held_out = count - int(count * share)
+    chosen = [(i + 1) * held_out // count > i * held_out // count for i in range(count)]
+    return (
+        [sample for sample, is_held in zip(samples, chosen, strict=True) if not is_held],
+        [sample for sample, is_held in zip(samples, chosen, strict=True) if is_held],
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_mvtec
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 from torchvision import transforms
 
@@ -25,6 +28,7 @@ from datasets import (
     check_headers,
     read_defects,
     reader_count,
+    split,
 )
 from datasets.decode import read_image
 from datasets.masks import read_mask
@@ -428,3 +432,13 @@ def test_elpv_errors_name_the_line(tmp_path, labels, words):
         (tmp_path / "labels.csv").write_text(labels)
     with pytest.raises(DataError, match=words):
         ELPV.read_class(tmp_path, "mono")
+
+
+@given(st.integers(1, 300), st.floats(0.01, 1))
+def test_images_are_held_out_evenly(count, share):
+    samples = list(range(count))
+    train, held_out = split(samples, share)
+    assert len(train) == int(count * share)
+    assert sorted(train + held_out) == samples
+    gaps = {later - earlier for earlier, later in pairwise(held_out)}
+    assert not gaps or max(gaps) - min(gaps) <= 1

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import backbones
-from datasets import DATASETS, find_root, folders_in, remarks_on_masks
+from datasets import DATASETS, find_root, folders_in, remarks_on_masks, split
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import BackboneConfig, DetectorConfig
@@ -53,7 +53,7 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
 
 
 def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Remarks) -> ClassFound:
-    """The images of a class; of the normal ones the first share is trained on, as in the original, the rest held out.
+    """The images of a class; a share of the normal ones is trained on, the rest held out.
 
     How masks are read is among the notes where it could have been meant otherwise.
 
@@ -70,10 +70,10 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Rema
     if masks not in remarks:
         said = remarks_on_masks(samples.test, samples.doubts, found.reading)
         remarks[masks] = tuple(f"{class_name}: {remark}" for remark in said)
-    kept = int(len(samples.train) * data.train_val_split)
-    if kept < 1:
+    train, held_out = split(samples.train, data.train_val_split)
+    if not train:
         raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
-    samples = replace(samples, train=samples.train[:kept], validation=samples.validation + samples.train[kept:])
+    samples = replace(samples, train=train, validation=samples.validation + held_out)
     return replace(found, samples=samples, notes=(*found.notes, *remarks[masks]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images
+from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images, split
 from detection.checkpoint import save
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
@@ -82,8 +82,8 @@ def extend(config: ExtendConfig) -> int:
     return 0
 
 
-def _samples(folder: Path, class_name: str, split: float) -> ClassSamples:
-    """The images in a folder and all below it: the first share of them to take in, the rest held out.
+def _samples(folder: Path, class_name: str, share: float) -> ClassSamples:
+    """The images in a folder and all below it: a share of them to take in, the rest held out.
 
     Raises:
         DataError: there are none, or none to take in.
@@ -91,10 +91,10 @@ def _samples(folder: Path, class_name: str, split: float) -> ClassSamples:
     paths = images_in(folder, recursive=True)
     require_images(paths, folder)
     samples = [Sample(path, (), False, class_name, "good") for path in paths]
-    kept = int(len(samples) * split)
-    if kept < 1:
-        raise DataError(f"--train_val_split {split} leaves none of {len(samples)} images to take in")
-    return ClassSamples(samples[:kept], [], samples[kept:])
+    train, held_out = split(samples, share)
+    if not train:
+        raise DataError(f"--train_val_split {share} leaves none of {len(samples)} images to take in")
+    return ClassSamples(train, [], held_out)
 
 
 def _write(folder: Path, write: Callable[[Path], None]) -> None:
