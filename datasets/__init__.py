@@ -21,7 +21,7 @@ from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised
+from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -61,6 +61,7 @@ __all__ = [
     "images_in",
     "largest_value",
     "normalised",
+    "pixels_of",
     "read_defects",
     "read_image",
     "read_table",

@@ -140,6 +140,12 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.float().div_(most).sub_(mean).div_(std)
 
 
+def pixels_of(images: Tensor) -> Tensor:
+    """What normalised makes these images of, float [..., 3, H, W]: RGB pixels uint8, rounded, of 0 to 255."""
+    most, mean, std = _constants(images.device)
+    return images.float().mul(std).add_(mean).mul_(most).round_().clamp_(0, 255).to(torch.uint8)
+
+
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """255, mean and std; on a GPU, a division by a number of the host would be a product with its inverse."""

@@ -2,13 +2,15 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.alignment import PIXELS, interpolation, resampled
+from backbones.alignment import PIXELS, interpolation, interpolation_on, resampled
 from backbones.centres import Centres
 from backbones.devices import kept_on_device
+from backbones.resizing import resized
 
 SIGMA = 4.0  # pixels
 
@@ -42,6 +44,35 @@ def anomaly_maps(
     return resampled(patch_scores, rows, columns)
 
 
+def upsampled(
+    values: Tensor, size: tuple[int, int], centres: tuple[Centres, Centres] | None = None
+) -> Tensor:
+    """Values [B, h, w] of cells at every pixel, bilinear, for what is not smoothed yet; arguments as of anomaly_maps.
+
+    Returns:
+        float32 [B, H, W] on the values' device.
+    """
+    if centres is None:
+        return resized(values.float().unsqueeze(1), size)[:, 0]
+    rows, columns = (
+        interpolation_on(values.device, own, n_in, PIXELS, n_out)
+        for own, n_in, n_out in zip(centres, values.shape[-2:], size, strict=True)
+    )
+    return resampled(values, rows, columns)
+
+
+def smoothed(maps: Tensor, sigma: float = SIGMA) -> Tensor:
+    """Maps [B, H, W] after a Gaussian whose borders are mirrored without repeating the outermost pixel (truncate 4)."""
+    return resampled(maps, *(_smoothing_on(maps.device, n, sigma) for n in maps.shape[-2:]))
+
+
+@lru_cache(maxsize=32)
+def _smoothing(n: int, sigma: float) -> Tensor:
+    from scipy.ndimage import gaussian_filter1d  # late: other commands need not wait for it
+
+    return torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0, mode="mirror")).float()
+
+
 @lru_cache(maxsize=32)
 def upsample_and_smooth(
     n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False, centres: Centres | None = None
@@ -58,3 +89,4 @@ def upsample_and_smooth(
 
 
 _on = kept_on_device(upsample_and_smooth)
+_smoothing_on = kept_on_device(_smoothing)

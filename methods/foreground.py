@@ -1,7 +1,7 @@
-"""Foreground of objects in CPR's cascade: a linear map of backbone features that tells the object from what is behind.
+"""The foreground of CPR's cascade: a linear map of backbone features that tells an object from what is behind it.
 
-Nobody says where the object is: the border of the training images is taken for background, and of their middle what is
-not like it for foreground. The equation is (5) in methods/cpr.py.
+Nobody says where the object is: what most of the border of the training images is like is taken for background, and of
+their middle what is not like it for foreground. The equation is (5) in methods/cpr.py.
 """
 
 import numpy as np
@@ -11,15 +11,22 @@ from torch import Tensor
 
 from errors import DataError
 
+Cells = NDArray[np.float32]  # of layer maps, [N, C]
+Mask = NDArray[np.bool_]
+
 BORDER = 3 / 80  # of a side, the ring that votes for the background
-REACH = 1 / 5  # of a side, how far the middle goes from the centre
-CELLS = 50_000  # that are clustered
-MOST = 15_000  # of either kind
-CLIPPED = (1, 99)  # percent of the decision values
+REACH = 1 / 5  # of a side, how far the middle goes to either side of the centre
+MOST = 15_000  # of background and of foreground
+CLIPPED = 0.01  # of the decision values at either end
 
 
-def foreground_map(features: NDArray[np.float32], seed: int) -> tuple[Tensor, Tensor]:
-    """Weight [C] and bias [] of the foreground (5) by maps [N, C, h, w] of training images: about 0 and 1 of it.
+def foreground_map(cells: Cells, ring: Cells, middle: Cells, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+    """Weight [C] and bias [] of the foreground (5).
+
+    Args:
+        cells: of training images, from anywhere; they are clustered, and scale the map.
+        ring, middle: those of the border of these images and around their centre, see ring_and_middle.
+        rng: of the clustering, and of the choice of MOST cells.
 
     Raises:
         DataError: the middle of the images looks like their border everywhere.
@@ -27,40 +34,37 @@ def foreground_map(features: NDArray[np.float32], seed: int) -> tuple[Tensor, Te
     from sklearn.cluster import KMeans  # late: other commands need not wait for it
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    rng = np.random.RandomState(seed)
-    height, width = features.shape[2:]
-    cells = features.transpose(0, 2, 3, 1)  # [N, h, w, C]
-    rows = cells.reshape(-1, cells.shape[-1])
-    halves = KMeans(2, n_init=10, random_state=rng).fit(rows[rng.permutation(len(rows))[:CELLS]])
-    codes = halves.predict(np.ascontiguousarray(rows)).reshape(cells.shape[:3])
-    ring, middle = ring_and_middle(height, width)
-    background = int(2 * codes[:, ring].sum() > codes[:, ring].size)
-    outside = cells[:, ring][codes[:, ring] == background]
-    inside = cells[:, middle][codes[:, middle] != background]
-    if not len(inside) or not len(outside):
+    halves = KMeans(2, n_init=10, random_state=rng).fit(cells)
+    at_ring, at_middle = halves.predict(ring), halves.predict(middle)
+    background = int(at_ring.mean() > 0.5)
+    outside, inside = ring[at_ring == background], middle[at_middle != background]
+    if not len(inside):
         raise DataError("the middle of the training images looks like their border: use --kind texture")
     kinds = [own[rng.permutation(len(own))[:MOST]] for own in (outside, inside)]
     labels = np.repeat([0, 1], [len(own) for own in kinds])
     found = LinearDiscriminantAnalysis().fit(np.concatenate(kinds), labels)
-    values = rows @ found.coef_[0] + found.intercept_[0]
-    low, high = np.percentile(values, CLIPPED)
+    direction, offset = found.coef_[0], found.intercept_[0]
+    low, high = clipped_range(cells @ direction + offset)
     scale = 1 / max(high - low, 1e-8)
-    weight, bias = found.coef_[0] * scale, (found.intercept_[0] - low) * scale
-    return torch.from_numpy(weight).float(), torch.tensor(bias).float()
+    return torch.from_numpy(direction * scale).float(), torch.tensor((offset - low) * scale).float()
 
 
-def ring_and_middle(height: int, width: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Cells [h, w] of a map's border, at least one wide, and those around its centre."""
-    rows, columns = (np.arange(side) for side in (height, width))
-    rings = [max(1, int(BORDER * side)) for side in (height, width)]
-    at_border = [
-        (own < ring) | (own >= side - ring)
-        for own, ring, side in zip((rows, columns), rings, (height, width), strict=True)
-    ]
-    central = [abs(own - side // 2) < REACH * side for own, side in zip((rows, columns), (height, width), strict=True)]
-    return np.logical_or.outer(*at_border), np.logical_and.outer(*central)
+def clipped_range(values: NDArray[np.floating]) -> tuple[float, float]:
+    """The lowest and highest of values [N] but for CLIPPED of them at either end."""
+    ordered, count = np.sort(values), max(1, int(CLIPPED * len(values)))
+    return float(ordered[count - 1]), float(ordered[-count])
+
+
+def ring_and_middle(height: int, width: int) -> tuple[Mask, Mask]:
+    """Cells [h, w] of a map's border, at least one wide, and of the square around its centre, likewise."""
+    at_border, at_centre = [], []
+    for side in (height, width):
+        places, ring, reach = np.arange(side), max(1, int(BORDER * side)), max(1, int(REACH * side))
+        at_border.append((places < ring) | (places >= side - ring))
+        at_centre.append((places >= side // 2 - reach) & (places < side // 2 + reach))
+    return np.logical_or.outer(*at_border), np.logical_and.outer(*at_centre)
 
 
 def foreground(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """w (5) of maps [B, C, h, w] in [0, 1]: [B, h, w]."""
+    """w (5) of every cell of maps [B, C, h, w], in [0, 1]: [B, h, w]."""
     return (torch.einsum("bchw,c->bhw", maps.float(), weight) + bias).clamp(0, 1)

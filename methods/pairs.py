@@ -1,14 +1,17 @@
-"""The loss that teaches CPR's local branch which pairs of places are alike, as numbered in methods/cpr.py (6, 7)."""
+"""Pairs of places that CPR's local branch learns from, and their loss; equations as numbered in methods/cpr.py."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-POSITIVE, NEGATIVE = 0.8, -0.2  # margins of the cosines
+ALIKE, UNLIKE = 0.8, -0.2  # margins of the cosines
 POWER = 3
+APART = 4 * 2**0.5  # pixels, of distant places
 
 
 class Pairs(NamedTuple):
@@ -29,38 +32,61 @@ class Pairs(NamedTuple):
     defect_weight: Tensor
 
 
-def pair_loss(features: Sequence[Tensor], maps: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The two terms of L (6): of places that shall be alike, and of those that shall not.
+def draw_pairs(
+    defect: NDArray[np.bool_], foreground: NDArray[np.floating] | None, count: int, rng: np.random.Generator
+) -> Pairs:
+    """Pairs of one query and its reference, of every kind `count`; those that cannot be had have no weight.
 
     Args:
-        features: of the local branch, a tensor [2 B, d, h, w] per layer: the queries, then their references.
-        maps: of the backbone likewise, [2 B, C, h, w].
-        pairs: of which.
+        defect: bool [H, W], where the query has one.
+        foreground: [H, W], how likely a place without a defect is drawn; None where all of the image is of interest:
+            then there are no distant pairs.
+        count: P.
+        rng: draws same places, defective ones, and distant ones.
 
     Returns:
-        Two scalars.
+        As Pairs, without the batch.
+    """
+    likely = (~defect).astype(float) * (1 if foreground is None else foreground)
+    total = likely.sum()
+    same = rng.choice(likely.size, count, p=(likely / total).ravel()) if total else np.zeros(count, int)
+    found = np.flatnonzero(defect)
+    found = rng.choice(found, min(count, len(found)), replace=False)
+    first, second = rng.integers(defect.size, size=(2, count))
+    width = defect.shape[1]
+    apart = np.hypot(first // width - second // width, first % width - second % width)
+    is_distant = (apart > APART) & (foreground is not None)
+    weights = np.full(count, total > 0), is_distant, np.arange(count) < len(found)
+    places = same, first, second, np.pad(found, (0, count - len(found)))
+    same, first, second, found = (_scaled(own, defect.shape) for own in places)
+    of_same, of_distant, of_defect = (torch.from_numpy(own.astype(np.float32)) for own in weights)
+    return Pairs(same, of_same, first, second, of_distant, found, of_defect)
+
+
+def pair_loss(features: Sequence[Tensor], maps: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The two terms of L (6): of places that shall be alike, and of those that shall not; scalars.
+
+    Args:
+        features: of the local branches, a tensor [2 B, d, h, w] per layer: the queries, then their references.
+        maps: of the backbone likewise, [2 B, C, h, w].
+        pairs: of which.
     """
     alike = unlike = torch.zeros((), device=features[0].device)
     for own, seen in zip(features, maps, strict=True):
         query, reference = own.chunk(2)
         same = _cosines(query, pairs.same, reference, pairs.same)
-        alike = alike + _weighted((POSITIVE - same).clamp(min=0), pairs.same_weight)
-        cosines = torch.cat(
-            [
-                _cosines(query, pairs.distant, reference, pairs.distant_reference),
-                _cosines(query, pairs.defect, reference, pairs.defect),
-            ],
-            dim=1,
-        )
+        distant = _cosines(query, pairs.distant, reference, pairs.distant_reference)
+        defective = _cosines(query, pairs.defect, reference, pairs.defect)
         weights = torch.cat([distant_weights(seen, pairs), pairs.defect_weight], dim=1)
-        unlike = unlike + _weighted((cosines - NEGATIVE).clamp(min=0), weights)
+        alike = alike + _weighted(ALIKE - same, pairs.same_weight)
+        unlike = unlike + _weighted(torch.cat([distant, defective], dim=1) - UNLIKE, weights)
     return alike, unlike
 
 
 @torch.no_grad()
 def distant_weights(maps: Tensor, pairs: Pairs) -> Tensor:
     """Weights (7) of distant pairs [B, P] by a backbone's maps [2 B, C, h, w] of the queries and their references."""
-    query, reference = maps.float().chunk(2)
+    query, reference = maps.chunk(2)
     difference = _at(query, pairs.distant) - _at(reference, pairs.distant_reference)
     weights = difference.square().sum(dim=-1) * pairs.distant_weight
     number = (pairs.distant_weight > 0).sum(dim=1, keepdim=True)
@@ -68,8 +94,8 @@ def distant_weights(maps: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _weighted(errors: Tensor, weights: Tensor) -> Tensor:
-    """The sum of weighted powers over the number of pairs that have a weight."""
-    return (errors * weights).pow(POWER).sum() / (weights > 0).sum().clamp(min=1)
+    """The sum of weighted powers of what is above 0, over the number of pairs that have a weight."""
+    return (errors.clamp(min=0) * weights).pow(POWER).sum() / (weights > 0).sum().clamp(min=1)
 
 
 def _cosines(query: Tensor, places: Tensor, reference: Tensor, others: Tensor) -> Tensor:
@@ -79,3 +105,10 @@ def _cosines(query: Tensor, places: Tensor, reference: Tensor, others: Tensor) -
 def _at(maps: Tensor, places: Tensor) -> Tensor:
     """Maps [B, C, h, w] at places [B, P, 2], bilinear: [B, P, C]."""
     return F.grid_sample(maps, places.unsqueeze(1), align_corners=False)[:, :, 0].transpose(1, 2)
+
+
+def _scaled(indices: NDArray[np.integer], size: tuple[int, int]) -> Tensor:
+    """Pixels of an image as columns and rows from -1 to 1: float32 [P, 2]."""
+    height, width = size
+    columns, rows = indices % width / max(1, width - 1), indices // width / max(1, height - 1)
+    return torch.from_numpy(np.stack([columns, rows], axis=1).astype(np.float32)) * 2 - 1

@@ -1,36 +1,144 @@
+"""ReConPatch: contrastive patch representation learning (Hyun et al., WACV 2024, arXiv 2305.16713).
+
+A linear map of PatchCore's patch features learns to draw patches together as far as a slow copy of it takes them for
+alike, by their distance and by the neighbours they share; then all is PatchCore's. The equations, as numbered here, of
+the N patches p_i of a batch, distances Euclidean among the z_bar for (2) to (7):
+
+    z_i = g(f(p_i)), z_bar_i = g_bar(f_bar(p_i))                f, g linear with bias; f_bar, g_bar follow them    (1)
+    w_pair_ij = exp(-|z_bar_i - z_bar_j|^2 / sigma)                                                                (2)
+    N_k(i) = the k nearest of i, itself the first; R_k(i) = those j of them that i is one of the k nearest of      (3)
+    w~_ij = |N_k(i) and N_k(j)| / k if j in N_k(i), else 0                                                         (4)
+    w^_ij = mean over l in R_k/2(i) of w~_lj                    k/2 rounded to even                                (5)
+    w_ctx_ij = (w^_ij + w^_ji) / 2                                                                                 (6)
+    omega = alpha w_pair + (1 - alpha) w_ctx                                                                       (7)
+    delta_ij = |z_i - z_j| / ((1/N) sum_n |z_i - z_n|)                                                             (8)
+    L = (1/N) sum_ij omega_ij delta_ij^2 + (1/N) sum_ij (1 - omega_ij) max(0, m - delta_ij)^2                      (9)
+    theta_bar <- gamma theta_bar + (1 - gamma) theta            after every step                                  (10)
+
+The memory bank is of f(p), and what is not near it is anomalous: methods/patchcore.py has the equations. The paper says
+neither how its batches are made nor whether a patch is among its own neighbours. Here the patches of a batch of images
+are mixed and split into batches of about `--rows`.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from backbones.float32 import full_float32
+from detection import EndOfPass, Normal, Passes, learn
+from errors import UsageError
+from options import WIDEST, option
+
+
+class Step(NamedTuple):
+    """What one step says of itself: L, and the means of w_pair and w_ctx, which tell whether sigma fits."""
+
+    loss: Tensor
+    pairwise: Tensor
+    contextual: Tensor
+
+
+class Trainer:
+    """AdamP on f and g, with a rate that falls from epoch to epoch as a cosine."""
+
+    def __init__(self, detector: "ReConPatch") -> None:
+        from timm.optim import AdamP  # late: predicting needs none
+
+        own = detector.options
+        self.detector = detector
+        learned = [*detector.modulation.parameters(), *detector.projection.parameters()]
+        self.optimizer = AdamP(learned, lr=own.lr, weight_decay=own.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, own.epochs)
+        self.generator = torch.Generator().manual_seed(detector.seed)
+
+    def steps(self, batches: Iterable[Tensor]) -> Iterator[Step]:
+        """A step per about `--rows` patches of a batch of images' embeddings [B, ..., D]."""
+        for batch in batches:
+            rows = batch.flatten(0, -2)
+            order = torch.randperm(len(rows), generator=self.generator).to(rows.device)
+            for chosen in order.tensor_split(-(-len(rows) // self.detector.options.rows)):
+                yield self._step(rows[chosen].float())
+
+    def _step(self, patches: Tensor) -> Step:
+        own, options = self.detector, self.detector.options
+        with full_float32(patches.device):
+            with torch.no_grad():
+                squared = squared_distances(own.slow_projection(own.slow_modulation(patches)))
+                pairwise = pairwise_similarity(squared, options.sigma or median(squared))
+                contextual = contextual_similarity(squared, options.k_nearest)
+                omega = options.alpha * pairwise + (1 - options.alpha) * contextual
+            loss = relaxed_contrastive_loss(own.projection(own.modulation(patches)), omega, options.margin)
+        learn(loss, [self.optimizer], torch.float32)
+        follow([own.slow_modulation, own.slow_projection], [own.modulation, own.projection], options.gamma)
+        return Step(loss.detach(), pairwise.mean(), contextual.mean())
+
+    def end_pass(self) -> EndOfPass:
+        """Lower the rate."""
+        self.schedule.step()
+        return EndOfPass()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
 
 
 def pairwise_similarity(squared: Tensor, sigma: float | Tensor) -> Tensor:
+    """w_pair (2) of squared distances [N, N]: [N, N]."""
     return (-squared / sigma).exp()
 
 
 def contextual_similarity(squared: Tensor, k: int) -> Tensor:
-    n = len(squared)
+    """w_ctx (6) of squared distances [N, N]: [N, N] in [0, 1]; of patches equally far, the first is nearer."""
     order = squared.clone().fill_diagonal_(-1).sort(dim=1, stable=True).indices  # a patch is its own first neighbour
-    near = _members(order[:, :k], n)
-    half = _members(order[:, : max(1, round(k / 2))], n)
-    mutual = half * half.T
-    common = near @ near.T / k * near
-    expanded = mutual @ common / mutual.sum(dim=1, keepdim=True)
+    near, nearer = _members(order[:, :k], squared), _members(order[:, : max(1, round(k / 2))], squared)
+    shared = near @ near.T / k * near  # (4)
+    mutual = nearer * nearer.T
+    expanded = mutual @ shared / mutual.sum(dim=1, keepdim=True)  # (5)
     return (expanded + expanded.T) / 2
 
 
 def relaxed_contrastive_loss(z: Tensor, omega: Tensor, margin: float) -> Tensor:
+    """L (9) of projected patches [N, q] and how alike they shall be, [N, N]; a scalar."""
     squared = squared_distances(z)
-    apart = squared > 0
-    distances = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)  # the root of 0 has no gradient
+    is_apart = squared > 0
+    distances = torch.where(is_apart, torch.where(is_apart, squared, 1).sqrt(), 0)  # the root has no gradient at 0
     delta = distances / distances.mean(dim=1, keepdim=True).clamp(min=1e-12)
     return (omega * delta.square() + (1 - omega) * (margin - delta).clamp(min=0).square()).sum() / len(z)
 
 
 def squared_distances(z: Tensor) -> Tensor:
-    centred = z - z.detach().mean(dim=0)
+    """|z_i - z_j|^2 of rows [N, q]: [N, N], 0 on the diagonal."""
+    centred = z - z.detach().mean(dim=0)  # large products would lose the digits of small distances
     norms = centred.square().sum(dim=1)
-    squared = (norms.unsqueeze(1) + norms - 2 * centred @ centred.T).clamp(min=0)
-    return squared.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), 0)
+    squared = norms.unsqueeze(1) + norms - 2 * centred @ centred.T
+    return squared.clamp(min=0) * (1 - torch.eye(len(z), dtype=z.dtype, device=z.device))
 
 
-def _members(neighbours: Tensor, n: int) -> Tensor:
-    return torch.zeros(n, n, device=neighbours.device).scatter_(1, neighbours, 1)
+def median(squared: Tensor) -> Tensor:
+    """The median of squared distances [N, N] between different patches, above 0; a scalar."""
+    own = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
+    return squared[~own].median().clamp(min=1e-12)
+
+
+@torch.no_grad()
+def follow(slow: Iterable[nn.Module], trained: Iterable[nn.Module], gamma: float) -> None:
+    """Let slow copies follow what is trained by a step (10)."""
+    averages, weights = ([own for module in modules for own in module.parameters()] for modules in (slow, trained))
+    torch._foreach_lerp_(averages, weights, 1 - gamma)
+
+
+def _members(neighbours: Tensor, like: Tensor) -> Tensor:
+    """1 where j is among the neighbours [N, k] of i, else 0: [N, N]."""
+    return torch.zeros_like(like).scatter_(1, neighbours, 1)

@@ -45,9 +45,9 @@ def block_divergences(query: Tensor, reference: Tensor) -> Tensor:
     return own.unsqueeze(1) - torch.einsum("buk,nuk->bnu", query, (reference + TINY).log())
 
 
-def order_of(divergences: Tensor, k: int) -> Tensor:
-    """The k nearest references of divergences [B, N], the nearest first, ties by index: int64 [B, k]."""
-    return divergences.sort(dim=1, stable=True).indices[:, :k]
+def nearest_images(divergences: Tensor, k: int) -> Tensor:
+    """The k references of the smallest divergences [B, N], the smallest first: int64 [B, k]."""
+    return divergences.topk(k, dim=1, largest=False).indices
 
 
 def local_distances(query: Tensor, references: Iterator[Tensor], region: int) -> Tensor:

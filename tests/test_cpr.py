@@ -1,6 +1,7 @@
 """CPR: retrieval, loss and maps by the golden arrays, its networks, defects and options."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.foreground import foreground, foreground_map, ring_and_middle
+import backbones
+from methods.cpr import CPR
+from methods.foreground import clipped_range, foreground, foreground_map, ring_and_middle
 from methods.local_branch import LocalBranch
 from methods.pairs import Pairs, pair_loss
-from methods.retrieval import block_divergences, codes, divergences, histograms, local_distances, order_of
+from methods.retrieval import block_divergences, codes, divergences, histograms, local_distances, nearest_images
 
 ARRAYS = np.load(Path(__file__).parent / "golden" / "cpr.npz")
 META = json.loads(bytes(ARRAYS["meta"]))
@@ -43,7 +46,7 @@ def test_images_are_retrieved_by_what_stands_where(side):
     torch.testing.assert_close(blocks, golden(f"kl_per_block{side}"), rtol=1e-5, atol=1e-5)
     found = divergences(own, references)
     torch.testing.assert_close(found[0], golden(f"kl_kept_sum{side}"), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(order_of(found, len(references))[0], ARRAYS[f"order_kl{side}"])
+    np.testing.assert_array_equal(nearest_images(found, len(references))[0], ARRAYS[f"order_kl{side}"])
 
 
 def test_the_local_branch():
@@ -82,3 +85,55 @@ def test_the_loss_and_its_gradient():
         torch.testing.assert_close(own.grad, golden(f"loss_grad{i}"), rtol=1e-5, atol=1e-6)
     texture = pairs._replace(distant_weight=torch.zeros_like(pairs.distant_weight))
     assert sum(pair_loss(features, maps, texture)).item() == pytest.approx(ARRAYS["loss_of_a_texture"], abs=1e-5)
+
+
+@pytest.fixture
+def detector():
+    """Of 40 pixels, with maps of 10 x 10 and 5 x 5 cells, as the golden arrays are."""
+    extractor = backbones.load("resnet18", "random")
+    options = {"codes": 4, "stem": 8, "width": 4, "local_dim": 6, "pairs": 20, "epochs": 2, "references": 2}
+    return CPR(extractor, ["layer1", "layer2"], (40, 40), **options)
+
+
+@pytest.mark.parametrize("kind", ["texture", "object"])
+def test_maps_and_scores(detector, kind, monkeypatch):
+    detector.options = replace(detector.options, kind=kind, score_pixels=META["T"])
+    unit = {(own, i): F.normalize(golden(f"map_{own}_features{i}"), dim=1) for own in ("train", "test") for i in (0, 1)}
+    monkeypatch.setattr(detector, "maps", lambda pixels: [pixels])
+    monkeypatch.setattr(detector, "local_features", lambda maps: [unit["test", 0], unit["test", 1]])
+    monkeypatch.setattr(detector, "histograms_of", lambda first: torch.zeros(3, 25, 5))
+    monkeypatch.setattr(detector, "foreground_of", lambda first: golden("map_test_foreground"))
+    order = torch.from_numpy(ARRAYS["map_retrieval_order"])
+    monkeypatch.setattr("methods.cpr.nearest_images", lambda divergences, k: order[:, :k])
+    detector.references_0, detector.references_1 = unit["train", 0], unit["train", 1]
+    detector.foregrounds, detector.histograms = golden("map_train_foreground"), torch.zeros(4, 25, 5)
+    found = detector(torch.zeros(3, 3, 40, 40))
+    suffix = "_foreground" if kind == "object" else ""
+    torch.testing.assert_close(found.maps, golden(f"map_final{suffix}"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.scores, golden(f"map_scores{suffix}"), rtol=1e-4, atol=1e-4)
+
+
+def test_places_outside_the_map_are_no_match():
+    query = torch.zeros(1, 2, 3, 3)
+    query[0, 0] = 1
+    found = local_distances(query, iter([-query]), 3)
+    torch.testing.assert_close(found, torch.full((1, 3, 3), 2.0))  # a cosine of 0 beside the map would give 1
+
+
+def test_the_foreground_of_the_golden_arrays():
+    """The cells that the authors' program draws are not known: close, not equal."""
+    maps = ARRAYS["feb_features"]
+    cells, (ring, middle) = maps.transpose(0, 2, 3, 1), ring_and_middle(32, 32)
+    parts = cells.reshape(-1, 4), cells[:, ring].reshape(-1, 4), cells[:, middle].reshape(-1, 4)
+    weight, bias = foreground_map(*parts, np.random.RandomState(66))
+    found = foreground(torch.from_numpy(maps[:1]), weight, bias)[0]
+    torch.testing.assert_close(found, golden("feb_foreground_of_first"), rtol=0, atol=0.02)
+    low, high = clipped_range(ARRAYS["scaler_input"])
+    assert [low, high] == pytest.approx(ARRAYS["scaler_min_max"])
+
+
+def test_ring_and_middle():
+    ring, middle = ring_and_middle(80, 10)
+    assert ring.sum() == 80 * 10 - 74 * 8
+    assert [own.tolist() for own in np.nonzero(middle[:, 5])[0][[0, -1]]] == [24, 55]
+    assert np.nonzero(middle[40])[0].tolist() == [3, 4, 5, 6]
