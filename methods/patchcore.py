@@ -79,12 +79,16 @@ class PatchCore(PatchDetector):
     def settle(self, *classes: Normal) -> Mapping[str, float]:
         """Whiten, and fill the bank."""
         (own,) = classes
-        if self.options.whiten > 0:
-            weight, bias = whitening(own.train, self.options.whiten)
-            self.weight.copy_(weight)
-            self.bias.copy_(bias)
+        self.whiten(own.train)
         with full_float32(self.device):
             return self.bank.fill(own.train, self.compared)
+
+    def whiten(self, embeddings: Collection[Tensor]) -> None:
+        """Learn to whiten embeddings, where that is asked for; they are read once then."""
+        if self.options.whiten > 0:
+            weight, bias = whitening(embeddings, self.options.whiten)
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
 
     def extend(self, embeddings: Collection[Tensor]) -> None:
         """As in Extensible; the whitening stays."""
@@ -98,7 +102,11 @@ class PatchCore(PatchDetector):
             return Prediction(scores.images, self.drawn(scores.patches.view(embeddings.shape[:3])))
 
     def compared(self, features: Tensor) -> Tensor:
-        """What distances are of: features [..., D] in float32, whitened where that is asked for."""
+        """What distances are of, of features [..., D]: float32 [..., D]."""
+        return self.whitened(features)
+
+    def whitened(self, features: Tensor) -> Tensor:
+        """Features [..., D] in float32, whitened where that is asked for."""
         features = features.float()
         return features if self.weight is None else F.linear(features, self.weight, self.bias)
 

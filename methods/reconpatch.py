@@ -21,7 +21,7 @@ are mixed and split into batches of about `--rows`.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,8 +30,95 @@ from torch import Tensor, nn
 
 from backbones.float32 import full_float32
 from detection import EndOfPass, Normal, Passes, learn
+from detection.memory_bank import MemoryBank
 from errors import UsageError
-from options import WIDEST, option
+from methods.patchcore import Options as PatchCoreOptions
+from methods.patchcore import PatchCore
+from options import option
+
+
+@dataclass(frozen=True)
+class Options(PatchCoreOptions):
+    """ReConPatch: a memory bank of patches that a linear map has drawn together as far as they are alike."""
+
+    modulated_dim: int = option(512, "Values of a patch after f, which the bank keeps.", at_least=1, at_most=2**14)
+    projected_dim: int = option(128, "Values of a patch after g, in training.", at_least=1, at_most=2**14)
+    k_nearest: int = option(5, "Neighbours that patches may share, each itself among its own.", at_least=1)
+    alpha: float = option(
+        0.5, "Share of the similarity that is of distances; the rest is of shared neighbours.", at_least=0, at_most=1
+    )
+    sigma: float = option(
+        0.0,
+        "Squared distance at which that similarity is 1/e; 0: the median of every batch, since 1, the paper's, suits "
+        "few backbones' features.",
+        at_least=0,
+    )
+    margin: float = option(1.0, "How far patches that are not alike are driven, in mean distances.", at_least=0)
+    gamma: float = option(0.9, "What the slow copies keep of themselves at every step.", at_least=0, below=1)
+    rows: int = option(512, "Patches of a step, about.", at_least=2, at_most=2**14)
+    lr: float = option(1e-5, "Learning rate of AdamP; it falls as a cosine from epoch to epoch.", above=0)
+    weight_decay: float = option(1e-2, "Its weight decay.", at_least=0)
+    epochs: int = option(120, "Passes over the training images; each is evaluated, see --eval_every.", at_least=1)
+
+
+class ReConPatch(PatchCore):
+    """Frozen backbone, patch features, a linear map f that is trained on them, and a memory bank of f's values.
+
+    Args:
+        backbone, layers, image_size, precision, seed, options: see PatchCore. Whitening, where it is asked for, comes
+            before f.
+
+    Raises:
+        UsageError: options of the bank that do not go together, or batches with too few patches for --k_nearest.
+    """
+
+    Options = Options
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        own = self.options
+        if own.k_nearest > own.rows // 2:
+            raise UsageError(
+                f"--k_nearest {own.k_nearest} needs batches of more patches: raise --rows to {2 * own.k_nearest} or more"
+            )
+        self.bank = MemoryBank(own, own.modulated_dim, self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.modulation = nn.Linear(own.target_embed_dimension, own.modulated_dim)
+            self.projection = nn.Linear(own.modulated_dim, own.projected_dim)
+        self.slow_modulation, self.slow_projection = (
+            copy.deepcopy(one).requires_grad_(False) for one in (self.modulation, self.projection)
+        )
+
+    def check(self) -> None:
+        """As in PatchCore, and where an image has fewer patches than --k_nearest."""
+        super().check()
+        (height, width), k = self.backbone.layer_info(self.layers, self.image_size)[0].grid, self.options.k_nearest
+        if k > height * width:
+            raise UsageError(f"--k_nearest {k} is more than the {height} x {width} patches of an image: lower it")
+
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """One in every epoch and one for the bank after it, and before all one for whitening."""
+        return Passes(before=int(self.options.whiten > 0), steps=1, settling=1)
+
+    def begin(self, *classes: Normal) -> None:
+        """Whiten, where that is asked for."""
+        (own,) = classes
+        self.whiten(own.train)
+
+    def trainer(self, *classes: Normal) -> "Trainer":
+        """As in Detector."""
+        return Trainer(self)
+
+    def settle(self, *classes: Normal) -> Mapping[str, float]:
+        """Fill the bank."""
+        (own,) = classes
+        with full_float32(self.device):
+            return self.bank.fill(own.train, self.compared)
+
+    def compared(self, features: Tensor) -> Tensor:
+        """f of features [..., D], whitened where that is asked for: float32 [..., D']."""
+        return self.modulation(self.whitened(features))
 
 
 class Step(NamedTuple):
@@ -45,7 +132,7 @@ class Step(NamedTuple):
 class Trainer:
     """AdamP on f and g, with a rate that falls from epoch to epoch as a cosine."""
 
-    def __init__(self, detector: "ReConPatch") -> None:
+    def __init__(self, detector: ReConPatch) -> None:
         from timm.optim import AdamP  # late: predicting needs none
 
         own = detector.options
@@ -61,11 +148,12 @@ class Trainer:
             rows = batch.flatten(0, -2)
             order = torch.randperm(len(rows), generator=self.generator).to(rows.device)
             for chosen in order.tensor_split(-(-len(rows) // self.detector.options.rows)):
-                yield self._step(rows[chosen].float())
+                yield self._step(rows[chosen])
 
     def _step(self, patches: Tensor) -> Step:
         own, options = self.detector, self.detector.options
         with full_float32(patches.device):
+            patches = own.whitened(patches)
             with torch.no_grad():
                 squared = squared_distances(own.slow_projection(own.slow_modulation(patches)))
                 pairwise = pairwise_similarity(squared, options.sigma or median(squared))
