@@ -44,9 +44,7 @@ def anomaly_maps(
     return resampled(patch_scores, rows, columns)
 
 
-def upsampled(
-    values: Tensor, size: tuple[int, int], centres: tuple[Centres, Centres] | None = None
-) -> Tensor:
+def upsampled(values: Tensor, size: tuple[int, int], centres: tuple[Centres, Centres] | None = None) -> Tensor:
     """Values [B, h, w] of cells at every pixel, bilinear, for what is not smoothed yet; arguments as of anomaly_maps.
 
     Returns:

@@ -75,12 +75,12 @@ def squared_distances(features: Tensor, centres: Tensor, chosen: Tensor) -> Tens
     return torch.stack([torch.einsum("bnd,bnd->bn", one, one) for one in differences], dim=-1)
 
 
-def k_means(rows: Tensor, clusters: int, seed: int) -> Tensor:
-    """The means of clusters of rows [N, D], of one start by k-means++: [clusters, D]."""
+def k_means(rows: Tensor, clusters: int, seed: int, starts: int = 1) -> Tensor:
+    """The means of clusters of rows [N, D], the best of so many starts by k-means++: [clusters, D]."""
     from sklearn.cluster import KMeans  # late: other commands need not wait for it
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # images of one colour have fewer places that differ
-        found = KMeans(clusters, n_init=1, max_iter=3000, random_state=seed).fit(rows.cpu().numpy())
+        found = KMeans(clusters, n_init=starts, max_iter=3000, random_state=seed).fit(rows.cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(rows)

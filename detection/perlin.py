@@ -1,6 +1,6 @@
 """Masks of made anomalies: Perlin noise above a threshold (Zavrtanik et al.: DRAEM, ICCV 2021).
 
-With lattice gradients at angles 2 pi u, and the place of pixel (i, j) in the lattice of r x c cells of size H / r, W / c
+With gradients at angles 2 pi u at the points of a lattice of r x c cells, and the place of pixel (i, j) in it
 
     y = i r / H, x = j c / W, fractions f_y, f_x                                                     (1)
     n_ab = cos_ab (f_y - a) + sin_ab (f_x - b)     at the corners a, b of its cell                   (2)

@@ -31,7 +31,9 @@ ENTRIES = {
     "logicrd": Entry("methods.logicrd", "LogicRD", "LogicRD: reverse distillation for logical anomalies too."),
     "patchcore": Entry("methods.patchcore", "PatchCore", "PatchCore: distances to a memory bank of normal patches."),
     "reconpatch": Entry("methods.reconpatch", "ReConPatch", "ReConPatch: a memory bank of patches drawn together."),
-    "cpr": Entry("methods.cpr", "CPR", "CPR: normal images like an image, and its patches near the same place in them."),
+    "cpr": Entry(
+        "methods.cpr", "CPR", "CPR: normal images like an image, and its patches near the same place in them."
+    ),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

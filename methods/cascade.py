@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.host_memory import free_memory
+from backbones.bank import free_on
 from datasets import normalised, pixels_of
 from detection import EndOfPass, autocast, gradient_scaler, learn
+from detection.neighbours import k_means
 from detection.pasting import Defective, pasted
 from detection.textures import Textures
 from errors import DataError
-from methods.foreground import MOST, foreground_map, ring_and_middle
+from methods.foreground import MOST, STARTS, foreground_map, ring_and_middle
 from methods.pairs import Pairs, draw_pairs, pair_loss
 from methods.retrieval import divergences, nearest_images
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from methods.cpr import CPR
 
 CELLS = 50_000  # that codes are learned from
-BATCH = 8  # images, where the size of batches is no matter
+BATCH = 8  # images that the backbone sees at once where nothing learns
 DEFECTIVE = 0.9  # of the queries
 OWN_SHARE = {"object": 0.5, "texture": 0.0}  # of the defects that are filled with the image's own tiles
 CHANGED = 0.3  # of images, those with specks, and likewise those that are lighter or darker
@@ -49,9 +50,8 @@ class References(NamedTuple):
     @classmethod
     def of(cls, detector: CPR, pictures: Tensor) -> References:
         """Of pictures, by a detector that has learned codes and foreground."""
-        firsts = list(_first_maps(detector, pictures, lambda own: (detector.histograms_of(own), _sharpened(detector, own))))
-        found, foregrounds = zip(*firsts, strict=True)
-        return cls(pictures, torch.cat(found), torch.cat(foregrounds))
+        found = [(detector.histograms_of(one), _sharpened(detector, one)) for one in _first_maps(detector, pictures)]
+        return cls(pictures, *(torch.cat(part) for part in zip(*found, strict=True)))
 
 
 class StepStats(NamedTuple):
@@ -119,18 +119,17 @@ class Trainer:
         pictures, *others = (state["references"][name] for name in References._fields)
         self.references = References(pictures.cpu(), *(one.to(device) for one in others))
 
+    @torch.no_grad()
     def _drawn(self, batch: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Pairs]:
         """Queries and references, uint8 [B, 3, H, W], and the pairs of places in them."""
         own, kept = self.detector, self.references
         assert kept is not None
-        pictures = pixels_of(batch)
-        ((found, foregrounds),) = _first_maps(
-            own, pictures, lambda one: (own.histograms_of(one), _sharpened(own, one)), len(pictures)
-        )
-        k = min(own.options.references, max(1, len(kept.pictures) - 1))
-        near = nearest_images(divergences(found, kept.histograms), min(k + 1, len(kept.pictures))).cpu().numpy()
-        near = near[:, 1:] if near.shape[1] > 1 else near  # the first is the image itself
-        chosen = rng.permuted(near, axis=1)[:, 0]
+        pictures, histograms, foregrounds = References.of(own, pixels_of(batch))
+        most = min(own.options.references + 1, len(kept.pictures))
+        near = nearest_images(divergences(histograms, kept.histograms), most)
+        near = near[:, 1:] if most > 1 else near  # the first is the image itself
+        place = torch.from_numpy(rng.integers(near.shape[1], size=(len(near), 1))).to(near.device)
+        chosen = near.gather(1, place)[:, 0]
         foregrounds = torch.maximum(foregrounds, kept.foregrounds[chosen])
         weights = own.at_pixels(foregrounds).cpu().numpy()
         queries, pairs = [], []
@@ -138,7 +137,7 @@ class Trainer:
             query = self._query(pixels, weight > 0.5, rng)
             queries.append(_changed(query.pixels, rng))
             pairs.append(draw_pairs(query.mask, weight if own.is_object else None, own.options.pairs, rng))
-        references = [_changed(one, rng) for one in kept.pictures[chosen].permute(0, 2, 3, 1).numpy()]
+        references = [_changed(one, rng) for one in kept.pictures[chosen.cpu()].permute(0, 2, 3, 1).numpy()]
         stacked = Pairs(*(torch.stack(part) for part in zip(*pairs, strict=True)))
         return _stacked(queries), _stacked(references), stacked
 
@@ -156,8 +155,7 @@ def read_references(detector: CPR, embeddings: Iterable[Tensor]) -> Tensor:
     """
     pictures = torch.cat([pixels_of(batch).cpu() for batch in embeddings])
     kept = len(pictures) * sum(getattr(detector, name)[0].nbytes for name in detector.kept)
-    free = free_memory() if detector.device.type == "cpu" else torch.cuda.mem_get_info(detector.device)[0]
-    if kept > free:
+    if kept > (free := free_on(detector.device)):
         raise DataError(
             f"the features of {len(pictures)} training images would take {kept / 2**30:.1f} GiB of memory, and "
             f"{free / 2**30:.1f} GiB are free: lower --local_dim or --imagesize, or name coarser layers"
@@ -171,40 +169,35 @@ def learn_cells(detector: CPR, pictures: Tensor) -> None:
     Raises:
         DataError: as foreground_map.
     """
-    from sklearn.cluster import KMeans  # late: other commands need not wait for it
-
-    rng = np.random.RandomState(detector.seed)
+    rng = np.random.default_rng(detector.seed)
     height, width = detector.foregrounds.shape[1:]
     places = [np.ones((height, width), bool), *ring_and_middle(height, width)]
     most = [CELLS, 4 * MOST, 4 * MOST]
     drawn: list[list[NDArray[np.float32]]] = [[], [], []]
 
-    def draw(maps: Tensor) -> None:
+    for maps in _first_maps(detector, pictures):
         for one in maps.permute(0, 2, 3, 1).cpu().numpy():
             for where, count, found in zip(places, most, drawn, strict=True):
                 rows = one[where]
                 found.append(rows[rng.permutation(len(rows))[: -(-count // len(pictures))]])
-
-    for _ in _first_maps(detector, pictures, draw):
-        pass
     cells, ring, middle = (np.concatenate(found) for found in drawn)
     if not np.isfinite(cells).all():
         raise DataError("the features of the training images are not finite: try --precision fp32")
     cells = cells[rng.permutation(len(cells))[:CELLS]]
-    clusters = KMeans(detector.options.codes, n_init=10, random_state=rng).fit(cells)
-    detector.centres.copy_(torch.from_numpy(clusters.cluster_centers_))
+    detector.centres.copy_(k_means(torch.from_numpy(cells), detector.options.codes, detector.seed, STARTS))
     if detector.is_object:
-        weight, bias = foreground_map(cells, ring, middle, rng)
+        weight, bias = foreground_map(cells, ring, middle, detector.seed)
         detector.foreground_weight.copy_(weight)
         detector.foreground_bias.copy_(bias)
 
 
 @torch.no_grad()
-def _first_maps(detector: CPR, pictures: Tensor, use: Any, at_once: int = BATCH) -> Iterator[Any]:
-    """What is made of the first layer's maps of pictures, batch by batch."""
-    for part in pictures.split(at_once):
+def _first_maps(detector: CPR, pictures: Tensor) -> Iterator[Tensor]:
+    """The first layer's maps [b, C, h, w] of pictures, few at a time."""
+    for part in pictures.split(BATCH):
         with autocast(detector.device, detector.precision):
-            yield use(detector.maps(normalised(part.to(detector.device)))[0])
+            maps = detector.maps(normalised(part.to(detector.device)))
+        yield maps[0]
 
 
 def _sharpened(detector: CPR, first: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detection.neighbours import k_means, nearest
 from errors import DataError
 
+STARTS = 10  # of k-means
 Cells = NDArray[np.float32]  # of layer maps, [N, C]
 Mask = NDArray[np.bool_]
 
@@ -20,22 +22,22 @@ MOST = 15_000  # of background and of foreground
 CLIPPED = 0.01  # of the decision values at either end
 
 
-def foreground_map(cells: Cells, ring: Cells, middle: Cells, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+def foreground_map(cells: Cells, ring: Cells, middle: Cells, seed: int) -> tuple[Tensor, Tensor]:
     """Weight [C] and bias [] of the foreground (5).
 
     Args:
         cells: of training images, from anywhere; they are clustered, and scale the map.
         ring, middle: those of the border of these images and around their centre, see ring_and_middle.
-        rng: of the clustering, and of the choice of MOST cells.
+        seed: of the clustering, and of the choice of MOST cells.
 
     Raises:
         DataError: the middle of the images looks like their border everywhere.
     """
-    from sklearn.cluster import KMeans  # late: other commands need not wait for it
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # late: other commands need not wait for it
 
-    halves = KMeans(2, n_init=10, random_state=rng).fit(cells)
-    at_ring, at_middle = halves.predict(ring), halves.predict(middle)
+    rng = np.random.default_rng(seed)
+    halves = k_means(torch.from_numpy(cells), 2, seed, STARTS)
+    at_ring, at_middle = (nearest(torch.from_numpy(own)[None], halves, 1).flatten().numpy() for own in (ring, middle))
     background = int(at_ring.mean() > 0.5)
     outside, inside = ring[at_ring == background], middle[at_middle != background]
     if not len(inside):

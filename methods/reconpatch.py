@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.float32 import full_float32
+from backbones.patches import patch_grid
 from detection import EndOfPass, Normal, Passes, learn
 from detection.memory_bank import MemoryBank
 from errors import UsageError
@@ -79,7 +80,7 @@ class ReConPatch(PatchCore):
         own = self.options
         if own.k_nearest > own.rows // 2:
             raise UsageError(
-                f"--k_nearest {own.k_nearest} needs batches of more patches: raise --rows to {2 * own.k_nearest} or more"
+                f"--k_nearest {own.k_nearest} needs steps of more patches: raise --rows to {2 * own.k_nearest} or more"
             )
         self.bank = MemoryBank(own, own.modulated_dim, self.seed)
         with torch.random.fork_rng(devices=[]):
@@ -93,7 +94,8 @@ class ReConPatch(PatchCore):
     def check(self) -> None:
         """As in PatchCore, and where an image has fewer patches than --k_nearest."""
         super().check()
-        (height, width), k = self.backbone.layer_info(self.layers, self.image_size)[0].grid, self.options.k_nearest
+        info, k = self.backbone.layer_info(self.layers, self.image_size)[0], self.options.k_nearest
+        height, width = patch_grid(info.grid, self.options.patchsize)
         if k > height * width:
             raise UsageError(f"--k_nearest {k} is more than the {height} x {width} patches of an image: lower it")
 
@@ -216,8 +218,9 @@ def squared_distances(z: Tensor) -> Tensor:
 
 def median(squared: Tensor) -> Tensor:
     """The median of squared distances [N, N] between different patches, above 0; a scalar."""
-    own = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
-    return squared[~own].median().clamp(min=1e-12)
+    n = len(squared)
+    others = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1] if n > 1 else squared  # without the diagonal
+    return others.flatten().median().clamp(min=1e-12)
 
 
 @torch.no_grad()

@@ -76,4 +76,3 @@ def local_distances(query: Tensor, references: Iterator[Tensor], region: int) ->
                 best = cosines if best is None else torch.maximum(best, cosines)
     assert best is not None
     return 1 - best
-

@@ -51,7 +51,7 @@ def test_images_are_retrieved_by_what_stands_where(side):
 
 def test_the_local_branch():
     branch = LocalBranch(7, 192, 64, 10)
-    weights = [own for own in branch.parameters()]
+    weights = list(branch.parameters())
     shapes = [(number, tuple(shape)) for number, _, shape in META["weight_numbers_name_shape"]]
     assert [tuple(own.shape) for own in weights] == [shape for _, shape in shapes]
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_the_foreground_of_the_golden_arrays():
     maps = ARRAYS["feb_features"]
     cells, (ring, middle) = maps.transpose(0, 2, 3, 1), ring_and_middle(32, 32)
     parts = cells.reshape(-1, 4), cells[:, ring].reshape(-1, 4), cells[:, middle].reshape(-1, 4)
-    weight, bias = foreground_map(*parts, np.random.RandomState(66))
+    weight, bias = foreground_map(*parts, seed=66)
     found = foreground(torch.from_numpy(maps[:1]), weight, bias)[0]
     torch.testing.assert_close(found, golden("feb_foreground_of_first"), rtol=0, atol=0.02)
     low, high = clipped_range(ARRAYS["scaler_input"])

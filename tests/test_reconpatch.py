@@ -72,8 +72,9 @@ def test_the_loss_by_other_weights():
     assert loss.item() == pytest.approx(float(ARRAYS["tf_loss"]), rel=1e-4)
 
 
-def test_patches_that_are_all_the_same_have_a_loss_and_a_gradient():
-    z = torch.ones(6, 3, requires_grad=True)
+@pytest.mark.parametrize("count", [1, 6])
+def test_patches_that_are_all_the_same_have_a_loss_and_a_gradient(count):
+    z = torch.ones(count, 3, requires_grad=True)
     squared = squared_distances(z.detach())
     omega = (pairwise_similarity(squared, median(squared)) + contextual_similarity(squared, 3)) / 2
     loss = relaxed_contrastive_loss(z, omega, 1.0)
@@ -87,6 +88,11 @@ def test_of_patches_equally_far_the_first_is_nearer():
     found = contextual_similarity(squared, 2)
     assert found[0].tolist() == [1, 1, 0.25, 0.25, 0.25]  # N(0) = N(1) = {0, 1}, of all others {i, 0}
     assert found[1].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_the_median_is_of_different_patches():
+    squared = torch.tensor([[0.0, 1, 2], [1, 0, 5], [2, 5, 0]])
+    assert median(squared) == 2
 
 
 def test_distances_far_from_zero_keep_their_digits():
