@@ -73,6 +73,11 @@ PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
 PATCHCORE = f"patchcore {NET.removeprefix('net ')} -p 0.01"
 CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
 TEACHER = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 20"
+RECONPATCH = (
+    "reconpatch -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 "
+    "--target_embed_dimension 256 --modulated_dim 256 --bank_size 2000 --lr 0.001 --epochs 10"
+)
+CPR = "cpr -b efficientnet_lite0 -le blocks.1 -le blocks.2 --stem 64 --local_dim 64 --references 5 --epochs 20"
 SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
     "paper, auto_noise 0.25": f"{PAPER} --auto_noise 0.25",
@@ -101,6 +106,10 @@ SETTINGS = {
     "LogicRD, no FCP": f"logicrd {TEACHER} --no_fcp",
     "LogicRD, no NII": f"logicrd {TEACHER} --no_nii",
     "LogicRD, no Mahalanobis": f"logicrd {TEACHER} --no_mahalanobis",
+    "ReConPatch": RECONPATCH,
+    "ReConPatch, whitened": f"{RECONPATCH} --whiten 0.1",
+    "CPR": CPR,
+    "CPR, texture": f"{CPR} --kind texture",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

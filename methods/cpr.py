@@ -33,6 +33,7 @@ from detection import Detector, Normal, Passes, Prediction, autocast
 from detection.anomaly_map import smoothed, upsampled
 from detection.detector import align_maps
 from detection.light import Matching, match_light
+from detection.state import Sizes
 from detection.textures import Textures, texture_dir
 from errors import UsageError
 from methods.cascade import References, Trainer, learn_cells, read_references
@@ -43,6 +44,7 @@ from options import option
 
 AT_ONCE = 8  # images that are retrieved at once
 IMAGES = range(1, 2**20)
+LARGEST_EXPORT = 2**31 - 2**27  # bytes: of a Protobuf message, without room for the networks
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class CPR(Detector):
         return ["histograms", "foregrounds", *(f"references_{i}" for i in range(len(self.layers)))]
 
     @property
-    def sized_by_data(self) -> Mapping[str, Sequence[int | range]]:
+    def sized_by_data(self) -> Mapping[str, Sizes]:
         """As many images as there are."""
         return {name: (IMAGES, *getattr(self, name).shape[1:]) for name in self.kept}
 
@@ -134,6 +136,14 @@ class CPR(Detector):
             UsageError: a --texture_dir without images.
         """
         Textures(self.options.texture_dir)
+
+    @property
+    def not_exported(self) -> str:
+        """What it keeps of the images may be more than a file of ONNX holds."""
+        size = sum(4 * getattr(self, name).numel() for name in self.kept)
+        if size < LARGEST_EXPORT:
+            return ""
+        return f"what it keeps of {len(self.histograms)} images takes {size / 2**30:.1f} GiB, and an export holds 2"
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """As in Detector.

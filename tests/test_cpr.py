@@ -1,19 +1,25 @@
 """CPR: retrieval, loss and maps by the golden arrays, its networks, defects and options."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL_DATA, small
+from PIL import Image
 
 import backbones
+from datasets import pixels_of
+from detection import Normal
+from detection.pasting import Defective
+from errors import DataError
 from methods.cpr import CPR
 from methods.foreground import clipped_range, foreground, foreground_map, ring_and_middle
 from methods.local_branch import LocalBranch
-from methods.pairs import Pairs, pair_loss
+from methods.pairs import Pairs, draw_pairs, pair_loss
 from methods.retrieval import block_divergences, codes, divergences, histograms, local_distances, nearest_images
 
 ARRAYS = np.load(Path(__file__).parent / "golden" / "cpr.npz")
@@ -137,3 +143,95 @@ def test_ring_and_middle():
     assert ring.sum() == 80 * 10 - 74 * 8
     assert [own.tolist() for own in np.nonzero(middle[:, 5])[0][[0, -1]]] == [24, 55]
     assert np.nonzero(middle[40])[0].tolist() == [3, 4, 5, 6]
+
+
+def test_pairs_are_where_they_should_be():
+    defect, foreground = np.zeros((20, 30), bool), np.zeros((20, 30))
+    defect[3:6, 4:9], foreground[2:10, 2:20] = True, 1
+    pairs = draw_pairs(defect, foreground, 40, np.random.default_rng(0))
+
+    def places(points):
+        columns, rows = ((points + 1) / 2 * torch.tensor([29.0, 19.0])).round().int().T.numpy()
+        return rows, columns
+
+    same = places(pairs.same)
+    assert (foreground[same] == 1).all() and not defect[same].any() and pairs.same_weight.all()
+    assert pairs.defect_weight.sum() == defect.sum() == 15
+    found = [own[:15] for own in places(pairs.defect)]
+    assert defect[tuple(found)].all() and len({*zip(*found, strict=True)}) == 15
+    first, second = places(pairs.distant), places(pairs.distant_reference)
+    apart = np.hypot(first[0] - second[0], first[1] - second[1])
+    np.testing.assert_array_equal(pairs.distant_weight.bool(), apart > 4 * 2**0.5)
+    assert 0 < pairs.distant_weight.sum() < 40
+
+
+def test_an_image_without_foreground_or_defect_has_no_pairs_and_a_texture_no_distant_ones():
+    nowhere = np.zeros((8, 8))
+    pairs = draw_pairs(nowhere > 0, nowhere, 10, np.random.default_rng(0))
+    assert not pairs.same_weight.any() and not pairs.defect_weight.any()
+    assert not draw_pairs(nowhere > 0, None, 10, np.random.default_rng(0)).distant_weight.any()
+
+
+def test_references_are_others_that_are_alike(detector, monkeypatch):
+    """Two kinds of images, of which each is shown with another of its kind."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = F.interpolate(torch.rand(2, 3, 5, 5, generator=generator), 40)
+    images = (kinds.repeat_interleave(3, dim=0) + 0.02 * torch.rand(6, 3, 40, 40, generator=generator)) * 3 - 1
+    detector.options = replace(detector.options, kind="texture")
+    normal = Normal([images])
+    with torch.no_grad():
+        detector.begin(normal)
+    trainer = detector.trainer(normal)
+    monkeypatch.setattr("methods.cascade._changed", lambda pixels, rng: pixels)
+    monkeypatch.setattr(trainer, "_query", lambda pixels, *_: Defective(pixels, np.zeros((40, 40), bool)))
+    pictures = pixels_of(images)
+    for step in range(4):
+        queries, references, _ = trainer._drawn(images, np.random.default_rng(step))
+        torch.testing.assert_close(queries, pictures)
+        chosen = [next(i for i, one in enumerate(pictures) if torch.equal(one, own)) for own in references]
+        assert [i // 3 for i in chosen] == [0, 0, 0, 1, 1, 1]
+        assert all(own != i for i, own in enumerate(chosen))
+
+
+def test_what_does_not_fit_memory_is_said_with_its_size(detector, monkeypatch):
+    monkeypatch.setattr("methods.cascade.free_on", lambda device: 2**10)
+    with pytest.raises(DataError, match=r"features of 3 training images would take .* GiB of memory, and 0\.0 GiB"):
+        detector.begin(Normal([torch.zeros(3, 3, 40, 40)]))
+
+
+def test_images_without_a_foreground_are_said(detector):
+    same = np.ones((50, 4), np.float32)
+    with pytest.raises(DataError, match="looks like their border: use --kind texture"):
+        foreground_map(same, same, same, seed=0)
+
+
+def test_a_model_of_parts_that_do_not_fit_is_refused(detector):
+    state = detector.state_dict()
+    detector.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="it holds 1 and 2 images"):
+        detector.load_state_dict({**state, "histograms": torch.zeros(2, 25, 5)})
+
+
+def test_an_export_beyond_what_a_file_holds_is_refused(detector, monkeypatch):
+    assert detector.not_exported == ""
+    monkeypatch.setattr("methods.cpr.LARGEST_EXPORT", 100)
+    assert "what it keeps of 1 images takes" in detector.not_exported
+
+
+def test_a_folder_without_textures_is_said_before_training(run_main, tmp_path, mvtec):
+    words = [*small("cpr"), "--texture_dir", tmp_path, "dataset", *SMALL_DATA, "mvtec", mvtec]
+    done = run_main(*words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and f"--texture_dir {tmp_path}: no image in this folder" in done.stderr
+
+
+def test_other_textures_train_another_model(detector, tmp_path):
+    Image.new("RGB", (9, 9), (255, 0, 255)).save(tmp_path / "a.png")
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for folder in (None, str(tmp_path)):
+        torch.manual_seed(0)
+        options = {**asdict(detector.options), "texture_dir": folder, "kind": "texture", "epochs": 1}
+        own = CPR(detector.backbone, detector.layers, detector.image_size, **options)
+        losses += [stats.loss for stats in own.training_on(Normal([images]))]
+    assert losses[0] != losses[1]

@@ -45,6 +45,17 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("bank_size", 21, "bank.memory is torch.float32 [51, 16], not torch.float32 [21, 16]"),
         ("reweight", 52, "bank.memory is torch.float32 [51, 16], not torch.float32 [52 to"),
         ("whiten", 0.1, "weight is missing"),
+    "reconpatch": [
+        ("modulated_dim", 13, "does not fit"),
+        ("rows", 1, "--rows 1 must be from 2 to 16384"),
+        ("k_nearest", 300, "--k_nearest 300 needs steps of more patches: raise --rows to 600 or more"),
+    ],
+    "cpr": [
+        ("codes", 0, "--codes 0 must be from 2 to 1000"),
+        ("codes", 65, "--codes 65 are more than the 8 x 8 cells of layer1"),
+        ("codes", 5, "does not fit"),
+        ("region", 2, "--region 2 must be odd"),
+        ("local_dim", 9, "does not fit"),
     ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),

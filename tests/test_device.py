@@ -31,6 +31,8 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "patchcore": {"whiten": 0.1, "reweight": 3, "anomaly_scorer_num_nn": 2},
     "rd": {"align_maps": True},
     "logicrd": {"no_gse": True},
+    "reconpatch": {"whiten": 0.1, "sigma": 1.0},
+    "cpr": {"kind": "texture", "align_maps": True},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

@@ -34,6 +34,9 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("logicrd", "--no_gse --no_fcp", True),
     ("patchcore", "--reweight 9 --whiten 1e-7", True),
     ("patchcore", "--sampler greedy_coreset --anomaly_scorer_num_nn 3", True),
+    ("reconpatch", "", True),
+    ("reconpatch", "--whiten 0.1 --sigma 1", True),
+    ("cpr", "--kind texture", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

@@ -85,6 +85,22 @@ MULTIMODAL = {
     "--epochs": ["--epochs", "3"],
     "--layers_to_extract_from": ["-le", "layer1.0"],
 }
+RECONPATCH = {
+    "--rows": ["--rows", "100"],
+    "--epochs": ["--epochs", "3"],
+    "--modulated_dim": ["--modulated_dim", "7"],
+    "--projected_dim": ["--projected_dim", "5"],
+}
+CPR = {
+    "--references": ["--references", "1"],
+    "--region": ["--region", "1"],
+    "--stem": ["--stem", "6"],
+    "--width": ["--width", "6"],
+    "--local_dim": ["--local_dim", "6"],
+    "--pairs": ["--pairs", "30"],
+    "--lr": ["--lr", "0.01"],
+    "--epochs": ["--epochs", "3"],
+}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -156,6 +172,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--token_size",
     "--schedule",
     "--patience",
+    "--texture_dir",  # in test_cpr
 }
 
 
@@ -180,7 +197,15 @@ PATCHCORE = {  # no share beside what says how many in another way
     "--bank_size": ["--bank_size", "9", "--percentage", "0.1"],
     "--sampler": ["--sampler", "identity", "--percentage", "0.1"],
 }
-CHOSEN = {"patchcore": PATCHCORE, "cfa": CFA, "rd": RD, "logicrd": LOGICRD, "multimodal": MULTIMODAL}
+CHOSEN = {
+    "cfa": CFA,
+    "rd": RD,
+    "logicrd": LOGICRD,
+    "patchcore": PATCHCORE,
+    "reconpatch": RECONPATCH,
+    "cpr": CPR,
+    "multimodal": MULTIMODAL,
+}
 OTHERS = {
     command: (WIDE_CFA if command == "cfa" else small(command), changes(command, CHOSEN.get(command, {})))
     for command in SMALL
