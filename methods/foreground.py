@@ -4,6 +4,8 @@ Nobody says where the object is: what most of the border of the training images 
 their middle what is not like it for foreground. The equation is (5) in methods/cpr.py.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -44,7 +46,9 @@ def foreground_map(cells: Cells, ring: Cells, middle: Cells, seed: int) -> tuple
         raise DataError("the middle of the training images looks like their border: use --kind texture")
     kinds = [own[rng.permutation(len(own))[:MOST]] for own in (outside, inside)]
     labels = np.repeat([0, 1], [len(own) for own in kinds])
-    found = LinearDiscriminantAnalysis().fit(np.concatenate(kinds), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # values that never move, or together, are no matter here
+        found = LinearDiscriminantAnalysis().fit(np.concatenate(kinds), labels)
     direction, offset = found.coef_[0], found.intercept_[0]
     low, high = clipped_range(cells @ direction + offset)
     scale = 1 / max(high - low, 1e-8)

@@ -87,7 +87,7 @@ def pair_loss(features: Sequence[Tensor], maps: Sequence[Tensor], pairs: Pairs) 
 def distant_weights(maps: Tensor, pairs: Pairs) -> Tensor:
     """Weights (7) of distant pairs [B, P] by a backbone's maps [2 B, C, h, w] of the queries and their references."""
     query, reference = maps.chunk(2)
-    difference = _at(query, pairs.distant) - _at(reference, pairs.distant_reference)
+    difference = read_at(query, pairs.distant) - read_at(reference, pairs.distant_reference)
     weights = difference.square().sum(dim=-1) * pairs.distant_weight
     number = (pairs.distant_weight > 0).sum(dim=1, keepdim=True)
     return weights * number / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
@@ -99,12 +99,26 @@ def _weighted(errors: Tensor, weights: Tensor) -> Tensor:
 
 
 def _cosines(query: Tensor, places: Tensor, reference: Tensor, others: Tensor) -> Tensor:
-    return F.cosine_similarity(_at(query, places), _at(reference, others), dim=-1)
+    return F.cosine_similarity(read_at(query, places), read_at(reference, others), dim=-1)
 
 
-def _at(maps: Tensor, places: Tensor) -> Tensor:
-    """Maps [B, C, h, w] at places [B, P, 2], bilinear: [B, P, C]."""
-    return F.grid_sample(maps, places.unsqueeze(1), align_corners=False)[:, :, 0].transpose(1, 2)
+def read_at(maps: Tensor, places: Tensor) -> Tensor:
+    """Maps [B, C, h, w] at places [B, P, 2], bilinear, 0 outside: [B, P, C].
+
+    As F.grid_sample, whose gradients on a GPU are added up in any order.
+    """
+    size = torch.tensor(maps.shape[:1:-1], device=places.device)  # w, h
+    cells = ((places + 1) * size - 1) / 2
+    first = cells.floor()
+    image = torch.arange(len(maps), device=places.device).unsqueeze(1)
+    values: Tensor | float = 0.0
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        own = first + torch.tensor(corner, device=places.device)
+        is_inside = ((own >= 0) & (own < size)).all(dim=-1)
+        weight = (1 - (cells - own).abs()).prod(dim=-1) * is_inside
+        columns, rows = own.long().clamp(min=0).minimum(size - 1).unbind(dim=-1)
+        values = values + weight.unsqueeze(-1) * maps[image, :, rows, columns]
+    return values
 
 
 def _scaled(indices: NDArray[np.integer], size: tuple[int, int]) -> Tensor:

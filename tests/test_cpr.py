@@ -19,7 +19,7 @@ from errors import DataError
 from methods.cpr import CPR
 from methods.foreground import clipped_range, foreground, foreground_map, ring_and_middle
 from methods.local_branch import LocalBranch
-from methods.pairs import Pairs, draw_pairs, pair_loss
+from methods.pairs import Pairs, draw_pairs, pair_loss, read_at
 from methods.retrieval import block_divergences, codes, divergences, histograms, local_distances, nearest_images
 
 ARRAYS = np.load(Path(__file__).parent / "golden" / "cpr.npz")
@@ -143,6 +143,13 @@ def test_ring_and_middle():
     assert ring.sum() == 80 * 10 - 74 * 8
     assert [own.tolist() for own in np.nonzero(middle[:, 5])[0][[0, -1]]] == [24, 55]
     assert np.nonzero(middle[40])[0].tolist() == [3, 4, 5, 6]
+
+
+def test_places_are_read_as_by_grid_sample():
+    maps = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    places = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(1)) * 2.2 - 1.1
+    expected = F.grid_sample(maps, places.unsqueeze(1), align_corners=False)[:, :, 0].transpose(1, 2)
+    torch.testing.assert_close(read_at(maps, places), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_pairs_are_where_they_should_be():
