@@ -96,6 +96,12 @@ def option(
     return field(default=default, metadata={"option": Option(help, flags, own, **more)})
 
 
+def redefined(kind: type, name: str, default: Any) -> Any:
+    """An option of a dataclass for one that is based on it, with another default."""
+    (base,) = (own for own in fields(kind) if own.name == name)
+    return field(default=default, metadata=base.metadata)
+
+
 @dataclass(frozen=True)
 class Declared:
     """An option as its dataclass declares it.

@@ -15,9 +15,9 @@ the N patches p_i of a batch, distances Euclidean among the z_bar for (2) to (7)
     L = (1/N) sum_ij omega_ij delta_ij^2 + (1/N) sum_ij (1 - omega_ij) max(0, m - delta_ij)^2                      (9)
     theta_bar <- gamma theta_bar + (1 - gamma) theta            after every step                                  (10)
 
-The memory bank is of f(p), and what is not near it is anomalous: methods/patchcore.py has the equations. The paper says
-neither how its batches are made nor whether a patch is among its own neighbours. Here the patches of a batch of images
-are mixed and split into batches of about `--rows`.
+The memory bank is of f(p), and what is not near it is anomalous: methods/patchcore.py has the equations. Image scores
+are those of PatchCore's paper, (6) there. The text says neither how batches are made nor whether a patch is among its
+own neighbours. Here the patches of a batch of images are mixed and split into batches of about `--rows`.
 """
 
 import copy
@@ -35,13 +35,15 @@ from detection.memory_bank import MemoryBank
 from errors import UsageError
 from methods.patchcore import Options as PatchCoreOptions
 from methods.patchcore import PatchCore
-from options import option
+from options import option, redefined
 
 
 @dataclass(frozen=True)
 class Options(PatchCoreOptions):
     """ReConPatch: a memory bank of patches that a linear map has drawn together as far as they are alike."""
 
+    percentage: float = redefined(PatchCoreOptions, "percentage", 0.01)
+    reweight: int = redefined(PatchCoreOptions, "reweight", 9)
     modulated_dim: int = option(512, "Values of a patch after f, which the bank keeps.", at_least=1, at_most=2**14)
     projected_dim: int = option(128, "Values of a patch after g, in training.", at_least=1, at_most=2**14)
     k_nearest: int = option(5, "Neighbours that patches may share, each itself among its own.", at_least=1)

@@ -86,6 +86,8 @@ MULTIMODAL = {
     "--layers_to_extract_from": ["-le", "layer1.0"],
 }
 RECONPATCH = {
+    "--percentage": ["--percentage", "0.2"],
+    "--bank_size": ["--bank_size", "12"],
     "--rows": ["--rows", "100"],
     "--epochs": ["--epochs", "3"],
     "--modulated_dim": ["--modulated_dim", "7"],
