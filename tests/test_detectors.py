@@ -45,6 +45,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("bank_size", 21, "bank.memory is torch.float32 [51, 16], not torch.float32 [21, 16]"),
         ("reweight", 52, "bank.memory is torch.float32 [51, 16], not torch.float32 [52 to"),
         ("whiten", 0.1, "weight is missing"),
+    ],
     "reconpatch": [
         ("modulated_dim", 13, "does not fit"),
         ("rows", 1, "--rows 1 must be from 2 to 16384"),

@@ -38,6 +38,8 @@ def table(tmp_path):
         (["logicrd", "--no_fcp", "--no_nii"], "--no_nii", "with --no_fcp"),
         (["patchcore", "-p", "0.3", "--bank_size", "9"], "--percentage", "with --bank_size"),
         (["patchcore", "-p", "0.3", "--sampler", "identity"], "--percentage", "which keeps all"),
+        (["reconpatch", "--alpha", "0", "--sigma", "1"], "--sigma", "with --alpha 0"),
+        (["reconpatch", "--alpha", "1", "--k_nearest", "4"], "--k_nearest", "with --alpha 1"),
         (["multimodal", "--token_size", "8"], "--token_size", "without --image_tokens pixels"),
         (["pixels", "--align_maps"], "--align_maps", "no backbone"),
         (["pixels", "--normalisation", "model"], "--normalisation", "no backbone"),
@@ -48,6 +50,7 @@ def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     monkeypatch.chdir(tmp_path)
     kinds = {"net": SMALL_NET, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL, "pixels": PIXELS}
     kinds["patchcore"] = small("patchcore")
+    kinds["reconpatch"] = small("reconpatch")
     words = [own for word in words for own in kinds.get(word, [word])]
     with pytest.raises(UsageError, match=f"^{re.escape(flag)} has no effect .*{why}.*: leave it out$"):
         call(*words, "dataset", *SMALL_DATA, "mvtec", mvtec)

@@ -78,6 +78,9 @@ def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
         why = "with --sampler identity, which keeps all patches" if keeps_all else "with --bank_size"
         if keeps_all or options["bank_size"] is not None:
             yield Idle("--percentage", is_given("percentage"), why)
+    if "sigma" in options and options["alpha"] in (0, 1):
+        flag = "k_nearest" if options["alpha"] == 1 else "sigma"
+        yield Idle(f"--{flag}", is_given(flag), f"with --alpha {options['alpha']:g}")
     if detector.command == "logicrd" and options["no_fcp"]:
         yield Idle("--no_nii", options["no_nii"], "with --no_fcp: the gate is part of that pathway")
     if detector.command == "multimodal" and options["image_tokens"] != "pixels":
