@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.bank import free_on
 from datasets import normalised, pixels_of
@@ -22,9 +22,6 @@ from methods.foreground import MOST, STARTS, foreground_map, ring_and_middle
 from methods.pairs import Pairs, draw_pairs, pair_loss
 from methods.retrieval import divergences, nearest_images
 
-if TYPE_CHECKING:
-    from methods.cpr import CPR
-
 CELLS = 50_000  # that codes are learned from
 BATCH = 8  # images that the backbone sees at once where nothing learns
 DEFECTIVE = 0.9  # of the queries
@@ -32,6 +29,30 @@ OWN_SHARE = {"object": 0.5, "texture": 0.0}  # of the defects that are filled wi
 CHANGED = 0.3  # of images, those with specks, and likewise those that are lighter or darker
 SPECKS, LIGHTER = 0.03, 0.1  # at most: share of the pixels, share of the lightness
 BLUR = 1 / 25  # of a foreground's side, sigma
+
+
+class Cascade(Protocol):
+    """What training needs of the detector; methods/cpr.py says what these are."""
+
+    options: Any
+    seed: int
+    precision: torch.dtype
+    local: nn.ModuleList
+    centres: Tensor
+    foregrounds: Tensor
+    foreground_weight: Tensor
+    foreground_bias: Tensor
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def is_object(self) -> bool: ...
+    @property
+    def kept(self) -> list[str]: ...
+    def maps(self, pixels: Tensor) -> list[Tensor]: ...
+    def histograms_of(self, first: Tensor) -> Tensor: ...
+    def foreground_of(self, first: Tensor) -> Tensor: ...
+    def at_pixels(self, cells: Tensor) -> Tensor: ...
 
 
 class References(NamedTuple):
@@ -48,7 +69,7 @@ class References(NamedTuple):
     foregrounds: Tensor
 
     @classmethod
-    def of(cls, detector: CPR, pictures: Tensor) -> References:
+    def of(cls, detector: Cascade, pictures: Tensor) -> References:
         """Of pictures, by a detector that has learned codes and foreground."""
         found = [(detector.histograms_of(one), _sharpened(detector, one)) for one in _first_maps(detector, pictures)]
         return cls(pictures, *(torch.cat(part) for part in zip(*found, strict=True)))
@@ -70,7 +91,7 @@ class Trainer:
         references: that it began with; None where load_state_dict brings them.
     """
 
-    def __init__(self, detector: CPR, references: References | None) -> None:
+    def __init__(self, detector: Cascade, references: References | None) -> None:
         self.detector = detector
         self.references = references
         own = detector.options
@@ -147,7 +168,7 @@ class Trainer:
         return pasted(pixels, allowed, self.textures, OWN_SHARE[self.detector.options.kind], rng)
 
 
-def read_references(detector: CPR, embeddings: Iterable[Tensor]) -> Tensor:
+def read_references(detector: Cascade, embeddings: Iterable[Tensor]) -> Tensor:
     """All training images of one pass, RGB uint8 [N, 3, H, W] in host memory.
 
     Raises:
@@ -163,7 +184,7 @@ def read_references(detector: CPR, embeddings: Iterable[Tensor]) -> Tensor:
     return pictures
 
 
-def learn_cells(detector: CPR, pictures: Tensor) -> None:
+def learn_cells(detector: Cascade, pictures: Tensor) -> None:
     """Learn the codes and, of objects, the foreground of pictures.
 
     Raises:
@@ -192,7 +213,7 @@ def learn_cells(detector: CPR, pictures: Tensor) -> None:
 
 
 @torch.no_grad()
-def _first_maps(detector: CPR, pictures: Tensor) -> Iterator[Tensor]:
+def _first_maps(detector: Cascade, pictures: Tensor) -> Iterator[Tensor]:
     """The first layer's maps [b, C, h, w] of pictures, few at a time."""
     for part in pictures.split(BATCH):
         with autocast(detector.device, detector.precision):
@@ -200,7 +221,7 @@ def _first_maps(detector: CPR, pictures: Tensor) -> Iterator[Tensor]:
         yield maps[0]
 
 
-def _sharpened(detector: CPR, first: Tensor) -> Tensor:
+def _sharpened(detector: Cascade, first: Tensor) -> Tensor:
     """Foregrounds [B, h, w] as training takes them: blurred, and nearer to 0 and 1."""
     own = detector.foreground_of(first)
     if not detector.is_object:

@@ -87,7 +87,7 @@ MULTIMODAL = {
 }
 RECONPATCH = {
     "--percentage": ["--percentage", "0.2"],
-    "--bank_size": ["--bank_size", "12"],
+    "--bank_size": ["--bank_size", "12", "--percentage", "0.01"],
     "--rows": ["--rows", "100"],
     "--epochs": ["--epochs", "3"],
     "--modulated_dim": ["--modulated_dim", "7"],
