@@ -75,7 +75,7 @@ CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
 TEACHER = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --epochs 20"
 RECONPATCH = (
     "reconpatch -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 "
-    "--target_embed_dimension 256 --modulated_dim 256 --bank_size 2000 --lr 0.001 --epochs 10"
+    "--target_embed_dimension 256 --modulated_dim 256 --lr 0.001 --epochs 10"
 )
 CPR = "cpr -b efficientnet_lite0 -le blocks.1 -le blocks.2 --stem 64 --local_dim 64 --references 5 --epochs 20"
 SETTINGS = {

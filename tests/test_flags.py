@@ -88,6 +88,7 @@ MULTIMODAL = {
 RECONPATCH = {
     "--percentage": ["--percentage", "0.2"],
     "--bank_size": ["--bank_size", "12", "--percentage", "0.01"],
+    "--sampler": ["--sampler", "random"],
     "--rows": ["--rows", "100"],
     "--epochs": ["--epochs", "3"],
     "--modulated_dim": ["--modulated_dim", "7"],
