@@ -147,7 +147,8 @@ class Trainer:
         assert kept is not None
         pictures, histograms, foregrounds = References.of(own, pixels_of(batch))
         most = min(own.options.references + 1, len(kept.pictures))
-        near = nearest_images(divergences(histograms, kept.histograms), most)
+        is_same = (histograms.unsqueeze(1) == kept.histograms).flatten(2).all(dim=2)  # others may be as near
+        near = nearest_images(divergences(histograms, kept.histograms).masked_fill(is_same, -torch.inf), most)
         near = near[:, 1:] if most > 1 else near  # the first is the image itself
         place = torch.from_numpy(rng.integers(near.shape[1], size=(len(near), 1))).to(near.device)
         chosen = near.gather(1, place)[:, 0]
