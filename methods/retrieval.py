@@ -12,6 +12,7 @@ from torch import Tensor
 BLOCKS = 5  # along each side of a map
 KEPT = 0.8  # of the blocks, those that differ least
 TINY = 1e-8
+EQUAL = 1e-4
 
 
 def codes(maps: Tensor, centres: Tensor) -> Tensor:
@@ -40,14 +41,21 @@ def divergences(query: Tensor, reference: Tensor) -> Tensor:
 
 
 def block_divergences(query: Tensor, reference: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence of every block, as of divergences: [B, N, 25]."""
-    own = (query * (query + TINY).log()).sum(dim=-1)  # [B, 25]
-    return own.unsqueeze(1) - torch.einsum("buk,nuk->bnu", query, (reference + TINY).log())
+    """The Kullback-Leibler divergence of every block, as of divergences: [B, N, 25]; TINY is added to both sides.
+
+    log(q + TINY) - log(r + TINY) is taken of multiples of TINY: optimisers of exports take an addition of it for none.
+    """
+    own = (query * (query / TINY + 1).log()).sum(dim=-1)  # [B, 25]
+    return own.unsqueeze(1) - torch.einsum("buk,nuk->bnu", query, (reference / TINY + 1).log())
 
 
 def nearest_images(divergences: Tensor, k: int) -> Tensor:
-    """The k references of the smallest divergences [B, N], the smallest first: int64 [B, k]."""
-    return divergences.topk(k, dim=1, largest=False).indices
+    """The k references of the smallest divergences [B, N], the smallest first, ties by index: int64 [B, k].
+
+    Divergences less than EQUAL apart are a tie: else rounding would decide, which devices do in ways of their own.
+    """
+    order = torch.arange(divergences.shape[1], device=divergences.device) / (2 * divergences.shape[1])  # below 1/2
+    return ((divergences.double() / EQUAL).round() + order).topk(k, dim=1, largest=False).indices
 
 
 def local_distances(query: Tensor, references: Iterator[Tensor], region: int) -> Tensor:
@@ -62,17 +70,15 @@ def local_distances(query: Tensor, references: Iterator[Tensor], region: int) ->
         1 - cosine, float32 [B, h, w]; places outside the map do not count.
     """
     best: Tensor | None = None
-    reach = region // 2
     height, width = query.shape[2:]
+    around = (region // 2,) * 4
+    outside = F.pad(torch.zeros(1, height, width, device=query.device), around, value=-torch.inf)
     for reference in references:
-        padded = F.pad(reference, (reach, reach, reach, reach))
-        inside = F.pad(torch.ones_like(reference[:1, 0]), (reach, reach, reach, reach))
+        padded = F.pad(reference, around)
         for row in range(region):
             for column in range(region):
-                there = padded[:, :, row : row + height, column : column + width]
-                cosines = (query * there).sum(dim=1)
-                is_inside = inside[:, row : row + height, column : column + width] > 0
-                cosines = torch.where(is_inside, cosines, -torch.inf)
+                area = slice(row, row + height), slice(column, column + width)
+                cosines = (query * padded[(..., *area)]).sum(dim=1) + outside[(..., *area)]
                 best = cosines if best is None else torch.maximum(best, cosines)
     assert best is not None
     return 1 - best

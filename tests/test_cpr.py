@@ -12,10 +12,11 @@ from conftest import SMALL_DATA, small
 from PIL import Image
 
 import backbones
+import main
 from datasets import pixels_of
 from detection import Normal
 from detection.pasting import Defective
-from errors import DataError
+from errors import DataError, UsageError
 from methods.cpr import CPR
 from methods.foreground import clipped_range, foreground, foreground_map, ring_and_middle
 from methods.local_branch import LocalBranch
@@ -225,11 +226,12 @@ def test_an_export_beyond_what_a_file_holds_is_refused(detector, monkeypatch):
     assert "what it keeps of 1 images takes" in detector.not_exported
 
 
-def test_a_folder_without_textures_is_said_before_training(run_main, tmp_path, mvtec):
-    words = [*small("cpr"), "--texture_dir", tmp_path, "dataset", *SMALL_DATA, "mvtec", mvtec]
-    done = run_main(*words)
-    assert done.returncode == 2
-    assert f"--texture_dir {tmp_path}: no image in this folder" in done.stderr.splitlines()[-1]
+def test_a_folder_without_textures_is_said_before_anything_is_read(tmp_path, mvtec, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*small("cpr"), "--texture_dir", str(tmp_path), "dataset", *SMALL_DATA, "mvtec", str(mvtec)]
+    with pytest.raises(UsageError, match=f"--texture_dir {tmp_path}: no image in this folder"):
+        main.main(words, standalone_mode=False)
+    assert not Path("results").exists()
 
 
 def test_other_textures_train_another_model(detector, tmp_path):
