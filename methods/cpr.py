@@ -92,7 +92,8 @@ class CPR(Detector):
     """
 
     Options = Options
-    DATASET_DEFAULTS: ClassVar = {"batch_size": 32, "resize_mode": "square", "imagesize": 320}  # the authors'
+    # The authors', and images held out: in thresholds, those that are kept would be their own references.
+    DATASET_DEFAULTS: ClassVar = {"batch_size": 32, "resize_mode": "square", "imagesize": 320, "train_val_split": 0.9}
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
