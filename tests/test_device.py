@@ -32,7 +32,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "rd": {"align_maps": True},
     "logicrd": {"no_gse": True},
     "reconpatch": {"whiten": 0.1, "sigma": 1.0},
-    "cpr": {"kind": "texture", "align_maps": True},
+    "cpr": {"kind": "object", "align_maps": True},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

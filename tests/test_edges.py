@@ -36,7 +36,7 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("patchcore", "--sampler greedy_coreset --anomaly_scorer_num_nn 3", True),
     ("reconpatch", "", True),
     ("reconpatch", "--whiten 0.1 --sigma 1", True),
-    ("cpr", "--kind texture", True),
+    ("cpr", "", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

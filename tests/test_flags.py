@@ -95,6 +95,7 @@ RECONPATCH = {
     "--projected_dim": ["--projected_dim", "5"],
 }
 CPR = {
+    "--kind": ["--kind", "object"],
     "--references": ["--references", "1"],
     "--region": ["--region", "1"],
     "--stem": ["--stem", "6"],
