@@ -207,7 +207,7 @@ class CPR(Detector):
             distances = []
             for i, own in enumerate(features):
                 kept = getattr(self, f"references_{i}")
-                references = (kept[one].float() for one in chosen.unbind(dim=1))
+                references = (F.normalize(kept[one].float(), dim=1) for one in chosen.unbind(dim=1))  # kept rounded
                 distances.append(local_distances(own.float(), references, self.options.region if i == 0 else 1))
             summed = sum(resize_to_first([one.unsqueeze(1) for one in distances], self.alignment))[:, 0]
             scores = self.at_pixels(summed)
