@@ -65,7 +65,7 @@ class Batches:
 @pytest.mark.parametrize("command", SMALL)
 def test_training_evaluation_and_export(command, kind):
     """Mixing devices is an error; images come from the CPU, exports are for it."""
-    images = torch.randn(4, 3, SIDE, SIDE)
+    images, unseen = torch.randn(4, 3, SIDE, SIDE), torch.randn(4, 3, SIDE, SIDE)
     options = OTHERS[command] if kind == "other" else {}
     with fake_cuda():
         detector = build(command, **options).to(CUDA)
@@ -81,14 +81,14 @@ def test_training_evaluation_and_export(command, kind):
         state = detector.state_dict()
         learned = {name for name, tensor in state.items() if tensor.device == CUDA and tensor.is_floating_point()}
         assert any(not torch.equal(state[name], before[name]) for name in learned)
-        scored, predicted = detector.score(embeddings), detector.predict(images)
+        scored, predicted = detector.score(embeddings), detector.predict(unseen)
         for one in (scored, predicted):
             assert (one.scores.device, one.maps.device) == (CUDA, CUDA)
         assert {one.device for one in scored.terms.values()} <= {CUDA}
         detector.load_state_dict(training.state_dict()["detector"])
         exported = Exported(SimpleNamespace(detector=detector))
         expected = predicted.scores.cpu(), predicted.maps.cpu()
-    pixels = (images.permute(0, 2, 3, 1) * exported.std.flatten() + exported.mean.flatten()).contiguous()
+    pixels = (unseen.permute(0, 2, 3, 1) * exported.std.flatten() + exported.mean.flatten()).contiguous()
     with torch.no_grad():
         found = exported(pixels)
     assert {type(one) for one in found} == {torch.Tensor}
