@@ -123,6 +123,7 @@ def test_another_image_size_and_layer_rebuild():
     extractor = backbones.load("vit_tiny_patch16_224", "random")
     assert extractor(torch.zeros(1, 3, 64, 64), ["blocks.0"])[0].shape[-2:] == (4, 4)
     assert extractor(torch.zeros(1, 3, 96, 64), ["blocks.2"])[0].shape[-2:] == (6, 4)
+    assert extractor(torch.zeros(1, 3, 96, 64), ["blocks.0"])[0].shape[-2:] == (6, 4)
 
 
 def test_weights_are_made_on_first_use_only(strangers, monkeypatch):

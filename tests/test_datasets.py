@@ -440,5 +440,4 @@ def test_images_are_held_out_evenly(count, share):
     train, held_out = split(samples, share)
     assert len(train) == int(count * share)
     assert sorted(train + held_out) == samples
-    gaps = {later - earlier for earlier, later in pairwise(held_out)}
-    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert all(abs(later - earlier - count / len(held_out)) < 1 for earlier, later in pairwise(held_out))
