@@ -12,7 +12,6 @@ from conftest import SMALL_CFA, SMALL_DATA
 from sklearn.cluster import KMeans
 from test_resume import folder
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
 import main
@@ -194,22 +193,6 @@ def test_whitening_makes_the_scale_of_features_no_matter():
         torch.testing.assert_close(described.mean(0), torch.zeros(DIMENSION), rtol=0, atol=1e-3)
         scores.append(detector.score(batches[0]).scores)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-4)
-
-
-def test_everything_happens_on_the_detectors_device():
-    """Without a GPU: a fake one, whose tensors know their device and hold nothing."""
-    small().score(torch.zeros(2, 8, 8, 192))  # the upsampling matrices are cached as real
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            detector = small()
-            batch = torch.zeros(2, 8, 8, 192)
-        features = detector.descriptor(batch).flatten(1, 2)
-        assert features.device.type == "cuda"
-        assert nearest(features, detector.memory, 3).device.type == "cuda"
-        loss = cfa.coupled_hypersphere_loss(features, detector.memory, detector.radius, 3, 3, 0.1, 1e-3)
-        assert loss.device.type == "cuda"
-        prediction = detector.score(batch)
-        assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import backbones
 from detection import MovingAverage, Normal
@@ -488,41 +487,6 @@ def test_frozen_backbone_stays_in_eval_mode():
     detector.train()
     assert detector.members.training
     assert not any(module.training for module in detector.backbone.modules())
-
-
-class FakeSource(NoiseSource):
-    """Fake devices have no generators."""
-
-    def __init__(self, device):
-        self.device = torch.device(device)
-        self.generators = [None]
-
-
-class Strided(torch.nn.Module):
-    """A backbone whose maps lie where its images lie."""
-
-    def forward(self, images, layers):
-        return [images.repeat(1, 4, 1, 1)[:, :, ::4, ::4], images.repeat(1, 8, 1, 1)[:, :, ::8, ::8]]
-
-
-def test_everything_happens_on_the_detectors_device():
-    """With fake CUDA tensors, mixing devices is an error; images come from the CPU."""
-    images = torch.zeros(2, 3, 32, 32)
-    options = {"pretrain_embed_dimension": 12, "target_embed_dimension": 16, "pre_proj": 1, "dsc_hidden": 8}
-    SimpleNet(Strided(), ["a", "b"], (32, 32), **options).predict(images)  # the upsampling matrices are cached as real
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            detector = SimpleNet(Strided(), ["a", "b"], (32, 32), auto_noise=0.5, mix_noise=2, **options)
-        prediction = detector.predict(images)
-        assert prediction.scores.device.type == prediction.maps.device.type == "cuda"
-        features = detector.embed(images).flatten(0, 2)
-        source = FakeSource("cuda")
-        (member,) = detector.members
-        adapted = member.adaptor(features).detach()
-        noise = detector.noise.sample(features, adapted, source)
-        for epsilon in (noise, noise.values(adapted)):
-            loss = discrimination_loss(member.adaptor, member.discriminator, features, epsilon, 0.5)
-            assert loss.device.type == "cuda"
 
 
 def test_the_loss_that_is_read_is_trained(monkeypatch):
