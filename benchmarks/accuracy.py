@@ -211,6 +211,7 @@ class AnomalibCFA(torch.nn.Module):
         from anomalib.models.image.cfa.torch_model import AnomalyMapGenerator, CfaModel, CoordConv2d
 
         super().__init__()
+        self.light = None
         self.meta_epochs, self.passes = start.meta_epochs, start.passes
         self.grid, self.image_size = grid, start.image_size
         layer = CoordConv2d(start.descriptor.in_features - 2, start.descriptor.out_features, kernel_size=1)

@@ -1,6 +1,7 @@
 """Image folders and tables: each dataset's published layout, read into samples, and samples into batches."""
 
 from datasets.assembly import ASSEMBLY, AssemblyOptions, assembly_reader
+from datasets.brightness import LUMA, brightness_of
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
 from datasets.decode import MAX_PIXELS, Header, Reading, bit_depth_of, largest_value, read_image
@@ -32,6 +33,7 @@ DATASETS: dict[str, DatasetReader] = {**{reader.name: reader for reader in READE
 __all__ = [
     "AUGMENT",
     "DATASETS",
+    "LUMA",
     "MAX_PIXELS",
     "RANDOM",
     "AssemblyOptions",
@@ -54,6 +56,7 @@ __all__ = [
     "TableTransform",
     "assembly_reader",
     "bit_depth_of",
+    "brightness_of",
     "check_headers",
     "find_root",
     "folder_reader",

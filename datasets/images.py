@@ -9,11 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datasets.brightness import brightness_of
 from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
 from datasets.masks import mask_size, read_mask
 from datasets.regions import read_masks, regions_of
@@ -200,6 +203,7 @@ class BatchLoader:
 
     Attributes:
         seen: how much of the images and defects is seen, once a pass is over.
+        brightness: of every image, [N] in the order of that pass; of rows there is none.
 
     Args:
         dataset: where images come from.
@@ -225,6 +229,7 @@ class BatchLoader:
             generator=torch.Generator(),  # it would draw a seed of the global one at every pass
         )
         self.seen = Seen()
+        self.brightness: NDArray[np.float64] = np.empty(0)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -235,14 +240,15 @@ class BatchLoader:
         Raises:
             DataError: an image or mask that cannot be used.
         """
-        total = Seen()
+        total, levels = Seen(), []
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
-            tensors, seen = batch
+            tensors, seen, bright = batch
             total += seen
+            levels += bright
             yield tensors
-        self.seen = total
+        self.seen, self.brightness = total, np.array(levels)
 
     def pass_over(self) -> None:
         """Draw what a pass draws, and read nothing."""
@@ -326,9 +332,10 @@ class _Items(Dataset[_Item | DataError]):
             return error
 
 
-def _collate(items: list[_Item | DataError]) -> tuple[Batch, Seen] | DataError:
+def _collate(items: list[_Item | DataError]) -> tuple[Batch, Seen, list[float]] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
     images, masks, seen = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.stack(masks)), sum(seen, Seen())
+    levels = [level for level in map(brightness_of, images) if level is not None]
+    return Batch(torch.stack(images), torch.stack(masks)), sum(seen, Seen()), levels

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
+from detection.brightness import Outside
+
 SURE = 0.95
 
 
@@ -30,6 +32,8 @@ class Thresholds:
         images: how many of them.
         above, unseen: by cross-validation of the training images, how many lay above the threshold of a detector that
             had not seen them, and of how many; None without.
+        brightness: the lowest and the highest of images like them; None where light is matched, there are no images, or
+            a model is older than this.
     """
 
     image: float
@@ -39,6 +43,7 @@ class Thresholds:
     images: int
     above: int | None = None
     unseen: int | None = None
+    brightness: tuple[float, float] | None = None
 
     @property
     def is_held_out(self) -> bool:
@@ -51,6 +56,11 @@ class Thresholds:
         if self.is_held_out:
             return false_alarms(self.images - 1 - math.ceil(self.quantile * (self.images - 1)), self.images)
         return false_alarms(self.above, self.unseen) if self.unseen else None
+
+    @property
+    def outside(self) -> Outside | None:
+        """Of no image yet, whether it is too dark or too bright for what is said; None where that is not known."""
+        return self.brightness and Outside(*self.brightness)
 
     @property
     def said(self) -> str:

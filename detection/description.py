@@ -107,7 +107,8 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
         if version != FORMAT:
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
         content["backbone"].setdefault("normalisation", asdict(backbones.IMAGENET))  # of models older than it
-        content["thresholds"] = Thresholds(**content["thresholds"])
+        thresholds = Thresholds(**content["thresholds"])
+        content["thresholds"] = replace(thresholds, brightness=thresholds.brightness and tuple(thresholds.brightness))
         content["map_range"] = content["map_range"] and tuple(content["map_range"])
         description = Description(**content)
         if description.detector not in detectors:
@@ -130,6 +131,7 @@ def _check(description: Description, kind: type[Detector]) -> None:
         *((name, getattr(thresholds, name), float) for name in ("image", "quantile")),
         *(("counts", value, int) for value in (thresholds.images, thresholds.above or 0, thresholds.unseen or 0)),
         *(("a score of pixels", value, float) for value in of_maps),
+        *(("brightness", value, float) for value in thresholds.brightness or ()),
         *(("layers", value, str) for value in backbone["layers"]),
         *((name, backbone[name], str) for name in ("name", "weights")),
         *(("seed", value, int) for value in (description.seed, backbone["seed"])),
@@ -148,6 +150,8 @@ def _check(description: Description, kind: type[Detector]) -> None:
         or reading["background"] not in (None, "black")
     ):
         raise ValueError(f"reading is {reading}")
+    if thresholds.brightness is not None and len(thresholds.brightness) != 2:
+        raise ValueError(f"brightness is {thresholds.brightness}")
     if not of_maps and thresholds.pixel is not None:
         raise ValueError(f"map_range is None, and a pixel's threshold {thresholds.pixel}")
     if description.table is not None:

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import IMAGENET
+from datasets import LUMA
 from options import option
 
 Matching = Literal["off", "gain", "gain_offset", "histogram"]
 LIMIT = 4.0  # of gain and slopes, and their inverses
 CELLS = 64  # of the shorter side: how many squares pixels are averaged over, about
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 PERCENT = tuple(range(1, 96))  # whose sums are the light
 KNOTS = {"gain_offset": (10, 90), "histogram": tuple(range(5, 100, 5))}
 TINY = 1e-6

@@ -23,7 +23,7 @@ from experiment.record.read import read_run
 from experiment.record.results import FAILURES
 from experiment.scale.parallel import choose_cluster
 from experiment.show.ablation import ablation_table, is_grid, write_ablation
-from experiment.show.tables import render, summary
+from experiment.show.tables import light_notes, render, summary
 from experiment.train.trained import check_trained
 from experiment.train.work import work
 from files import write_text
@@ -144,6 +144,8 @@ def _show(config: RunConfig, ledgers: Sequence[Ledger]) -> None:
     """
     records = [read_run(one.run.directory) for one in ledgers]
     click.echo(render(ablation_table(records) if is_grid(records) else summary(records), "table"))
+    for note in light_notes(records):
+        click.echo(note, err=True)
     click.echo(f"Results are in {config.family}", err=True)
     if failed := [one.run.directory / FAILURES for one in ledgers if one.failures]:
         jobs, all_jobs = sum(len(one.failures) for one in ledgers), sum(len(one.names) for one in ledgers)

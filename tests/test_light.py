@@ -157,6 +157,11 @@ def test_features_are_shared_within_a_matching_alone(trained):
     assert torch.equal(*(own["light.reference"] for own in references))
 
 
+def test_nothing_is_said_of_light_that_is_matched(trained):
+    kept = {own: load(model_of(point)).thresholds.brightness for own, point in trained[0].items()}
+    assert len(kept.pop("off")) == 2 and not any(kept.values())
+
+
 @pytest.mark.parametrize("matching", MATCHING)
 def test_a_model_predicts_and_is_tested_with_it(trained, mvtec, tmp_path, matching):
     point = trained[0][matching]

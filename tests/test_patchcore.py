@@ -13,8 +13,10 @@ from test_resume import folder
 import backbones
 import main
 from backbones import embed_patches
+from datasets import brightness_of, read_image
 from detection import Normal, memory_bank
 from detection.anomaly_map import anomaly_maps
+from detection.brightness import like
 from detection.memory_bank import BankOptions, MemoryBank
 from detection.whitening import whitening
 from errors import DataError, UsageError
@@ -215,6 +217,8 @@ def test_extend_writes_a_model_of_its_own(trained, tmp_path, capsys):
     assert new.thresholds.source == "held-out normal images" and new.thresholds.images == 2
     held_out = sorted((root / "nut/train").rglob("*.png"))[2::2]
     assert new.thresholds.image == pytest.approx(new.predict(held_out).scores.max().item(), rel=1e-4)
+    levels = np.array([brightness_of(new.transform.pixels(read_image(path))) for path in held_out])
+    assert new.thresholds.brightness == pytest.approx(like(levels, 0.95))
     assert new.description.metrics == {} and old.description.options == new.description.options
     assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 

@@ -297,6 +297,8 @@ def flip(folder):
         (edit(lambda d: d.update(seed=True)), DataError, "seed is True"),
         (edit(lambda d: d.update(precision="int8")), DataError, "cannot be read as a model's description: 'int8'"),
         (edit(lambda d: d["thresholds"].update(image=None)), DataError, "image is None"),
+        (edit(lambda d: d["thresholds"].update(brightness=[1, "2"])), DataError, "brightness is '2'"),
+        (edit(lambda d: d["thresholds"].update(brightness=[1.0])), DataError, "brightness is"),
         (lambda f: (f / "model.json").write_text("[" * 10**5), DataError, r"model\.json' cannot be read"),
         (edit(lambda d: d["backbone"].update(seed=5)), DataError, "are not those that .* was trained with"),
         (edit(lambda d: d["backbone"].update(name="resnet999")), UsageError, "unknown backbone 'resnet999'"),

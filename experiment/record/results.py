@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from detection.brightness import Outside
 from errors import DataError, first_line
 from experiment.config import JobName
 from experiment.record.inputs import Inputs
@@ -39,6 +40,8 @@ class JobResult:
         history: a row per meta epoch.
         sha256: of the files that reports read, by their name in the model's folder.
         inputs: of the images or rows that it was of; None in those of earlier versions.
+        outside: of the normal test images, those that are too dark or too bright for the threshold; None where that is
+            not known.
     """
 
     row: dict[str, Any]
@@ -46,6 +49,7 @@ class JobResult:
     history: list[dict[str, Any]]
     sha256: dict[str, str] = field(default_factory=dict)
     inputs: Inputs | None = None
+    outside: Outside | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def read_result(folder: Path, name: JobName) -> JobResult:
             raise DataError(
                 f"'{path}' is of another version: move the run aside with --overwrite, or choose another --run_name"
             )
-        inputs = content.pop("inputs", None)
+        inputs, outside = content.pop("inputs", None), content.pop("outside", None)
         result = JobResult(**content)
         return JobResult(
             _numbers(result.row, name),
@@ -98,6 +102,7 @@ def read_result(folder: Path, name: JobName) -> JobResult:
             [_numbers(row, name, PROGRESS) for row in result.history],
             {str(key): str(value) for key, value in result.sha256.items()},
             None if inputs is None else Inputs(str(inputs["listed"]), str(inputs["content"])),
+            None if outside is None else _outside(**outside),
         )
     except FileNotFoundError as error:
         raise DamagedResultError(
@@ -137,6 +142,10 @@ def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str] = ())
         if FORMULA.match(key) or isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
             raise ValueError(f"{key} is no finite number")
     return {"class": row["class"], **values}
+
+
+def _outside(lowest: float, highest: float, **counts: int) -> Outside:
+    return Outside(float(lowest), float(highest), **{name: int(count) for name, count in counts.items()})
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:

@@ -27,7 +27,7 @@ from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord, read_run
 from experiment.show.ablation import ablation_table, is_grid, point_folders
 from experiment.show.pictures import picture_name, worst
-from experiment.show.tables import decisions, published, render, run_labels, summary
+from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels, summary
 from files import write_text
 from methods import DETECTORS
 
@@ -59,6 +59,7 @@ class JobView:
     run: str
     image_auroc: str
     charts: list[Picture]
+    light: str
     misses: list[Picture]
     alarms: list[Picture]
 
@@ -84,6 +85,8 @@ def report(config: ReportConfig) -> None:
         click.echo(render(table_of(records, best_epoch), "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
+        for note in light_notes(records):
+            click.echo(note, err=True)
     out = config.out or config.directories[0] / "report.html"
     write_text(out, page(records))
     click.echo(f"The report is {out}", err=True)
@@ -143,6 +146,7 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
         run=f"{label}, seed {job.seed}",
         image_auroc="" if np.isnan(auroc) else f"{metrics.METRICS['image_auroc'].title} {100 * auroc:.1f}",
         charts=charts,
+        light=light_note(record, job),
         misses=_pictures(record, job, predictions, misses),
         alarms=_pictures(record, job, predictions, alarms),
     )

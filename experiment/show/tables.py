@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from detection.description import read_description
+from experiment.config import JobName
 from experiment.record.read import RunRecord
 from experiment.record.results import EPOCH
 from late import pandas as pd
@@ -98,6 +99,17 @@ def decisions(records: Sequence[RunRecord]) -> Table:
     titles = [metric.title for metric in DECISION_METRICS.values()]
     heads = ["class", "threshold", "from", *titles, "false-alarm rate", "expected rate", "rate at most"]
     return Table("decisions at the threshold, percent", heads, rows)
+
+
+def light_note(record: RunRecord, job: JobName) -> str:
+    """What is said of normal test images that are too dark or too bright for the threshold; empty where none is."""
+    outside = record.results_of[job].outside
+    return outside.sentence(f"normal test images of {job.title}") if outside else ""
+
+
+def light_notes(records: Sequence[RunRecord]) -> list[str]:
+    """The notes on the light of all jobs, each once."""
+    return [note for note in dict.fromkeys(light_note(own, job) for own in records for job in own.jobs) if note]
 
 
 def render(table: Table, style: str) -> str:

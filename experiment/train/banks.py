@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -20,6 +21,14 @@ from experiment.machine.progress import progress
 from experiment.plan.task import Task, embed_batch
 
 
+class Embedded(NamedTuple):
+    """Images that were read once: their embeddings, how much of them is seen, and their brightness [N]."""
+
+    bank: FeatureBank
+    seen: Seen
+    brightness: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class ClassBanks:
     """Embeddings of a class's images, for every job that reads the same features.
@@ -30,6 +39,8 @@ class ClassBanks:
         test: in the samples' order.
         masks: of the test images, bool [N, H, W]; None where none has any.
         regions: of all their defective pixels, see datasets.region_labels.
+        brightness: of the test images, [N].
+        normal_brightness: of the images that thresholds come from, [N]; empty where none of them is kept.
     """
 
     train: FeatureBank | None
@@ -37,6 +48,8 @@ class ClassBanks:
     test: FeatureBank
     masks: NDArray[np.bool_] | None
     regions: NDArray[np.integer]
+    brightness: NDArray[np.float64]
+    normal_brightness: NDArray[np.float64]
 
 
 def banks_of(task: Task, detector: Detector) -> list[ClassBanks]:
@@ -69,21 +82,24 @@ def build_banks(
     """
     train = validation = None
     if data.random.is_identity and not test_only:
-        train, _ = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+        train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
     if samples.validation and not test_only:
         held_out = ImageDataset(samples.validation, data.test_transform)
-        validation, _ = embed_all(title, detector, held_out, data, mode)
+        validation = embed_all(title, detector, held_out, data, mode)
     masks = None
     if any(sample.mask_paths for sample in samples.test):
         masks = beside_bank((len(samples.test), data.imagesize, data.imagesize), torch.bool, mode == "disk").numpy()
-    test, seen = embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
-    banks = [bank for bank in (train, validation, test) if bank is not None]
+    test = embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
+    kept = [own and own.bank for own in (train, validation, test)]
+    banks = [bank for bank in kept if bank is not None]
     size = sum(bank.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
-    if sentence := seen.sentence(title, data.test_transform):
+    if sentence := test.seen.sentence(title, data.test_transform):
         click.echo(sentence, err=True)
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
-    return ClassBanks(train, validation, test, masks, region_labels(samples.test, data.test_transform))
+    normal = validation if samples.validation else train
+    regions = region_labels(samples.test, data.test_transform)
+    return ClassBanks(*kept, masks, regions, test.brightness, normal.brightness if normal else np.empty(0))
 
 
 def embed_all(
@@ -93,8 +109,8 @@ def embed_all(
     data: DatasetConfig,
     mode: str = "auto",
     masks: NDArray[np.bool_] | None = None,
-) -> tuple[FeatureBank, Seen]:
-    """The images' embeddings, and how much of them is seen; their masks are written into `masks` [N, H, W] if given."""
+) -> Embedded:
+    """Read and embed images once; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers)
     embed = Halving(detector.embed_read, "embedding", joined)
 
@@ -111,7 +127,7 @@ def embed_all(
     first = next(stream)
     bank = _allocate(shape_of(len(dataset), first), detector.feature_type, mode, detector.device)
     bank.fill(chain([first], stream))
-    return bank, loader.seen
+    return Embedded(bank, loader.seen, loader.brightness)
 
 
 def _allocate(shape: Shape, dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:

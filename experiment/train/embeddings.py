@@ -18,6 +18,7 @@ from experiment.plan.task import embed_batch
 from experiment.train.banks import ClassBanks
 
 SCORE_BATCH = 32  # embeddings scored at once
+UNKNOWN: NDArray[np.float64] = np.empty(0)  # brightness
 
 
 class TrainingEmbeddings:
@@ -55,6 +56,7 @@ class Predictions:
         data: how images are read; random changes do not apply.
         bank: the images' embeddings; None embeds the images every time.
         masks: of all images where a bank is given; None: there are none.
+        brightness: of all images, [N], where a bank is given; empty where it is not known.
         title: names the class when the first pass over the images says what is not seen of them; empty: it does not.
     """
 
@@ -65,12 +67,14 @@ class Predictions:
         data: DatasetConfig,
         bank: FeatureBank | None = None,
         masks: NDArray[np.bool_] | None = None,
+        brightness: NDArray[np.float64] = UNKNOWN,
         title: str = "",
     ) -> None:
         self.detector = detector
         self.title = title
         self.bank = bank
         self.masks = masks
+        self._brightness = brightness
         self.batch_size = SCORE_BATCH if bank else embed_batch(data.batch_size, detector.device)
         self.dataset = ImageDataset(samples, data.test_transform)
         self.num_workers = data.num_workers
@@ -78,6 +82,11 @@ class Predictions:
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
+
+    @property
+    def brightness(self) -> NDArray[np.float64]:
+        """Of all images, [N], once a pass over them is made; empty of rows."""
+        return self._brightness if self.loader is None else self.loader.brightness
 
     @property
     def on_disk(self) -> bool:
@@ -162,13 +171,14 @@ class ClassFeatures:
         self.job = job
         self.detector = detector
         self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train)
-        validation = Predictions(detector, samples.validation, data, banks and banks.validation)
+        levels, test_levels = (banks.normal_brightness, banks.brightness) if banks else (UNKNOWN, UNKNOWN)
+        validation = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
         self.held_out = HeldOut(validation)
         self.normal = validation
         if not samples.validation:
-            self.normal = Predictions(detector, samples.train, data, banks and banks.train)
+            self.normal = Predictions(detector, samples.train, data, banks and banks.train, brightness=levels)
         bank, masks = (banks.test, banks.masks) if banks else (None, None)
-        self.test = Predictions(detector, samples.test, data, bank, masks, job.name.title)
+        self.test = Predictions(detector, samples.test, data, bank, masks, test_levels, job.name.title)
         self.defects = read_defects(samples.test, samples.saturation, data.test_transform)
         self.regions = banks.regions if banks else region_labels(samples.test, data.test_transform)
 

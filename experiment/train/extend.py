@@ -62,14 +62,14 @@ def extend(config: ExtendConfig) -> int:
             click.echo(note, err=True)
         samples = found.samples
         transform = data.test_transform
-        train, seen = embed_all(description.title, detector, ImageDataset(samples.train, transform), data)
-        if sentence := seen.sentence(description.title, transform):
+        train = embed_all(description.title, detector, ImageDataset(samples.train, transform), data)
+        if sentence := train.seen.sentence(description.title, transform):
             click.echo(sentence, err=True)
-        held_out = None
+        own = train  # what thresholds come from
         if samples.validation:
-            held_out, _ = embed_all(description.title, detector, ImageDataset(samples.validation, transform), data)
-        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train))
-        normal = Predictions(detector, samples.validation or samples.train, data, held_out or train)
+            own = embed_all(description.title, detector, ImageDataset(samples.validation, transform), data)
+        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train.bank))
+        normal = Predictions(detector, samples.validation or samples.train, data, own.bank, brightness=own.brightness)
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
         _write(config.out, lambda folder: save(folder, detector, extended))

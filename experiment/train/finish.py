@@ -7,8 +7,9 @@ from typing import Any
 
 from datasets import ClassSamples
 from detection import is_anomalous
+from detection.brightness import Outside, like
 from detection.checkpoint import backbone_digest, save
-from detection.decision import Thresholds
+from detection.decision import SURE, Thresholds
 from detection.description import Description
 from experiment.config import RunConfig
 from experiment.plan.job import Job
@@ -48,7 +49,8 @@ def finish(
     best = max((row for row in history if "image_auroc" in row), key=_rank)
     values = {name: best.get(name, math.nan) for name in evaluation.metrics}  # an earlier version's may lack one
     best_row = {**job.key, **values, EPOCH: best["meta_epoch"]}
-    result = JobResult(row_of(job, evaluation, description), best_row, history, inputs=inputs)
+    outside = outside_of(features.test, description.thresholds)
+    result = JobResult(row_of(job, evaluation, description), best_row, history, inputs=inputs, outside=outside)
     return write_result(folder, result, written)
 
 
@@ -71,7 +73,17 @@ def thresholds_of(samples: ClassSamples, normal: Predictions, quantile: float, t
     source = f"{'held-out normal' if samples.validation else 'training'} {samples.kind}s"
     image, pixel = normal_thresholds(normal, quantile)
     counted = {} if trials is None or samples.validation else trials._asdict()
-    return Thresholds(image, pixel, quantile, source, len(normal.dataset), **counted)
+    is_matched = normal.detector.light is not None  # whatever light images are in
+    brightness = None if is_matched else like(normal.brightness, SURE)
+    return Thresholds(image, pixel, quantile, source, len(normal.dataset), **counted, brightness=brightness)
+
+
+def outside_of(test: Predictions, thresholds: Thresholds) -> Outside | None:
+    """Of the normal test images, which were predicted, those too dark or too bright for what thresholds promise."""
+    if thresholds.outside is None:
+        return None
+    normal = [not sample.anomalous for sample in test.dataset.samples]
+    return thresholds.outside.with_images(test.brightness[normal])
 
 
 def write_predictions(

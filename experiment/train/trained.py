@@ -19,7 +19,7 @@ from experiment.record.results import JobResult, read_result, write_result
 from experiment.train.banks import ClassBanks
 from experiment.train.embeddings import ClassFeatures
 from experiment.train.evaluation import evaluate
-from experiment.train.finish import row_of, write_predictions
+from experiment.train.finish import outside_of, row_of, write_predictions
 from methods import DETECTORS
 
 
@@ -74,5 +74,9 @@ def test_trained(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks
         evaluation = evaluate(**own.test_set, bar=bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = write_predictions(job.folder, job, own.test, evaluation, description, run.save_segmentation_images)
-    result = replace(read_result(job.folder, job.name), row=row_of(job, evaluation, description))
+    result = replace(
+        read_result(job.folder, job.name),
+        row=row_of(job, evaluation, description),
+        outside=outside_of(own.test, description.thresholds),
+    )
     return write_result(job.folder, result, written)

@@ -1,6 +1,7 @@
 """What predict reads: files, folders or a stream of paths; images by threads, a bounded number ahead."""
 
 import io
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets import ImageTransform, images_in, read_image, refuse_video, require_images, videos_in
+from datasets import ImageTransform, brightness_of, images_in, read_image, refuse_video, require_images, videos_in
 from errors import DataError, UsageError, first_line
 from experiment.show.names import Names
 from experiment.use.folder import holds_drawings
@@ -30,6 +31,7 @@ class Item:
         path: as given.
         name: of what is written for it, without an ending; no other item's.
         tensor: the model's input, uint8 [3, H, W], once it is read.
+        brightness: of that.
         size: width and height of the file's image.
         original: its pixels, where they are drawn.
         error: what is wrong with it.
@@ -38,6 +40,7 @@ class Item:
     path: str
     name: Path
     tensor: Tensor | None = None
+    brightness: float = math.nan
     size: tuple[int, int] = (0, 0)
     original: NDArray[np.uint8] | None = None
     error: str = ""
@@ -135,7 +138,8 @@ def read_ahead(
             refuse_video(path)
             image = read_image(path, transform.reading)
             tensor = transform.pixels(image)
-            return Item(item.path, item.name, tensor, image.size, np.asarray(image) if keep_originals else None)
+            original = np.asarray(image) if keep_originals else None
+            return Item(item.path, item.name, tensor, brightness_of(tensor), image.size, original)
         except DataError as error:
             return Item(item.path, item.name, error=str(error))
         except Exception as error:  # a damaged file may raise anything, a large one has no room

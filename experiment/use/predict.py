@@ -76,6 +76,7 @@ def predict(config: PredictConfig) -> int:
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
     counts: Counter[str] = Counter()
+    outside = model.thresholds.outside
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     reading = model.transform.reading
@@ -91,6 +92,7 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     ):
         while batch := list(islice(stream, config.batch_size)):
             read = [item.tensor for item in batch if not item.error]
+            outside = outside and outside.with_images([item.brightness for item in batch if not item.error])
             start = time.perf_counter()
             prediction = score(torch.stack(read)) if read else NOTHING
             scores = prediction.scores.tolist()
@@ -115,6 +117,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
     _say_false_alarms(config, model)
+    if outside and (note := outside.sentence("images")):
+        click.echo(note, err=True)
     if inputs.said:
         click.echo(inputs.said, err=True)
     return 1 if counts["errors"] else 0

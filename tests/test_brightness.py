@@ -1,0 +1,137 @@
+"""Users are told of images that are darker or brighter than those that a threshold comes from."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_DATA, make_mvtec
+from PIL import Image
+from test_trained import run
+
+import main
+from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, brightness_of, read_image
+from detection.brightness import Outside, like
+from methods import load
+
+
+def test_it_is_the_mean_grey_value():
+    """As OpenCV's grey image has it but for rounding, of pixels in either order; a row has none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    pixels[:20, :, 0] = 0
+    expected = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert brightness_of(image) == brightness_of(image.contiguous()) == pytest.approx(expected, abs=0.1)
+    assert brightness_of(torch.zeros(5)) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_readers_take_it_in_order(mvtec, workers):
+    samples = [Sample(path, (), False, "bolt", "good") for path in sorted(mvtec.glob("*/train/good/*.png"))]
+    transform = ImageTransform(40, 32)
+    loader = BatchLoader(ImageDataset(samples, transform), 3, workers)
+    for _ in range(2):
+        images = torch.cat([batch.images for batch in loader])
+        assert loader.brightness.tolist() == [brightness_of(own) for own in images]
+    rows = [Sample(Path("t.csv"), (), False, "t", "good", values=np.zeros(3, np.float32))] * 2
+    loader = BatchLoader(ImageDataset(rows, transform), 2)
+    list(loader)
+    assert loader.brightness.shape == (0,)
+
+
+@pytest.mark.parametrize("n", [2, 5, 50])
+def test_as_many_new_images_lie_within(n):
+    """With 95 % or a little more, whatever their number, as far as brightness is normally distributed."""
+    draws = np.random.default_rng(0).normal(150, 12, (1500, 2, n))
+    within = [low <= new.min() and new.max() <= high for old, new in draws for low, high in [like(old, 0.95)]]
+    assert 0.94 <= np.mean(within) <= 0.98
+
+
+def test_the_range_holds_all_images_and_a_grey_level():
+    assert like(np.full(9, 100.0), 0.95) == (99, 101)
+    assert like(np.array([100.0]), 0.95) is None and like(np.empty(0), 0.95) is None
+    low, high = like(np.array([10.0, *[100.0] * 1000]), 0.95)
+    assert low == 10 and 100 < high < 120
+
+
+def test_what_is_said_of_them():
+    outside = Outside(90.26, 110).with_images([90.25, 91, 80]).with_images(np.array([110.5]))
+    assert outside == Outside(90.26, 110, darker=2, brighter=1, images=4)
+    assert "Darker or brighter than" in outside.sentence("images")
+    assert "(mean grey value below 90.3 or above 110.0): 2 and 1 of 4 images. " in outside.sentence("images")
+    assert "value above 110.0): 1 of 1 photos. " in Outside(90, 110).with_images([111]).sentence("photos")
+    assert Outside(90, 110).with_images([90, 110]).sentence("images") == ""
+
+
+CHANGING = [*SMALL_DATA, "--augment", "--brightness", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def darkened(tmp_path_factory):
+    """A tree whose normal test images are darker than all others, and runs on it; tests must not change them."""
+    folder = tmp_path_factory.mktemp("darkened")
+    root = make_mvtec(folder / "data", ["bolt"], test=3)
+    for path in sorted(root.glob("bolt/test/good/*.png"))[1:]:
+        Image.fromarray((0.6 * np.asarray(Image.open(path))).astype(np.uint8)).save(path)
+    words = ["--precision", "fp32", "--seed", "0", "--seed", "1"]
+    return SimpleNamespace(
+        root=root,
+        words=words,
+        folder=folder,
+        kept=run(folder, ["mvtec", root], *words, name="kept"),
+        off=run(folder, ["mvtec", root], *words[:4], "--feature_bank", "off", name="off", flags=CHANGING),
+    )
+
+
+def model_of(folder):
+    return min(folder.rglob("model.json")).parent
+
+
+def described(folder, name):
+    return json.loads((model_of(folder) / f"{name}.json").read_text())
+
+
+NOTE = "2 of 3 normal test images of mvtec_bolt. It promises nothing for them: train with --match_light"
+
+
+def test_a_run_keeps_what_is_normal_and_says_what_is_not(darkened, capsys):
+    """The same with a bank, and without one where training images change; with --test again; of two seeds once."""
+    images = [ImageTransform(40, 32).pixels(read_image(own)) for own in darkened.root.glob("bolt/train/*/*.png")]
+    low, high = like(np.array([brightness_of(own) for own in images]), 0.95)
+    for folder in (darkened.kept, darkened.off):
+        assert described(folder, "model")["thresholds"]["brightness"] == pytest.approx([low, high])
+        outside = described(folder, "job")["outside"]
+        assert outside == {"lowest": low, "highest": high, "darker": 2, "brighter": 0, "images": 3} | outside
+    for name, word in (("kept", "--test"), ("kept", ""), ("off", "--test")):
+        words = darkened.words if name == "kept" else [*darkened.words[:4], "--feature_bank", "off"]
+        flags = SMALL_DATA if name == "kept" else CHANGING
+        run(darkened.folder, ["mvtec", darkened.root], *words, *filter(None, [word]), name=name, flags=flags)
+        assert capsys.readouterr().err.count(NOTE) == 1
+    assert load(model_of(darkened.kept)).thresholds.brightness == pytest.approx((low, high))
+
+
+def test_the_report_says_it_beside_the_threshold(darkened, tmp_path, capsys):
+    main.main(["report", str(darkened.kept), "--out", str(tmp_path / "page.html")], standalone_mode=False)
+    assert capsys.readouterr().err.count(NOTE) == 1
+    assert (tmp_path / "page.html").read_text().count(NOTE) == 2  # seeds
+
+
+def test_predict_says_it_unless_the_model_does_not_know(darkened, tmp_path, capsys):
+    folder = model_of(darkened.off)
+    words = ["predict", str(folder), str(darkened.root / "bolt/test/good"), "--map", "none", "--out"]
+    main.main([*words, str(tmp_path / "new"), "--batch_size", "2"], standalone_mode=False)
+    assert ": 2 of 3 images. It promises nothing for them" in capsys.readouterr().err
+    content = described(darkened.off, "model")
+    del content["thresholds"]["brightness"]
+    kept = (folder / "model.json").read_text()
+    try:
+        (folder / "model.json").write_text(json.dumps(content))
+        main.main([*words, str(tmp_path / "old")], standalone_mode=False)
+    finally:
+        (folder / "model.json").write_text(kept)
+    assert "mean grey value" not in capsys.readouterr().err
+    tables = [(tmp_path / name / "predictions.csv").read_text().splitlines()[0] for name in ("new", "old")]
+    assert tables == ["path,score,decision,seconds,error,picture,map"] * 2
