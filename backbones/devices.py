@@ -10,17 +10,19 @@ from torch import Tensor
 from backbones.features import Features, each, parts
 
 KEPT = 64  # tensors of each function; of one run there are a few
+HOST = torch.device("cpu")
 
 
 def kept_on_device(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a function of hashable arguments be called with a device before them, to which its result is copied once."""
+    """Let a function of hashable arguments be called with a device before them; it is made and copied there once."""
     kept: dict[tuple[Any, ...], Tensor] = {}
 
     @wraps(make)
     def on(device: torch.device, *arguments: Any) -> Tensor:
         if (key := (device, *arguments)) in kept:
             return kept[key]
-        tensor = make(*arguments).to(device)
+        with torch.inference_mode(False):  # what is made within can never be trained with
+            tensor = make(*arguments) if device == HOST else on(HOST, *arguments).to(device)
         if type(tensor) is Tensor:  # one that holds nothing, as in a trace, is no other's
             if len(kept) >= KEPT:
                 kept.clear()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -146,8 +146,13 @@ def pixels_of(images: Tensor) -> Tensor:
     return images.float().mul(std).add_(mean).mul_(most).round_().clamp_(0, 255).to(torch.uint8)
 
 
-@cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """255, mean and std; on a GPU, a division by a number of the host would be a product with its inverse."""
-    mean, std = (torch.tensor(own).view(3, 1, 1) for own in (IMAGENET_MEAN, IMAGENET_STD))
-    return torch.tensor(255.0).to(device), mean.to(device), std.to(device)
+    """255, mean and std; on a GPU, a division by a number of the host would be a product with its inverse.
+
+    They are made there: nothing waits for a copy, nor does a tensor outlive the mode that it was made in.
+    """
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, device=device) for value in own])
+        for own in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return torch.full((), 255.0, device=device), mean, std

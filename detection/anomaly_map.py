@@ -1,7 +1,5 @@
 """From a grid of patch scores to an anomaly map: bilinear upsampling, then a Gaussian (SimpleNet, section 3.5)."""
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,7 +36,7 @@ def anomaly_maps(
         float32 [B, H, W] on the scores' device.
     """
     rows, columns = (
-        _on(patch_scores.device, n_in, n_out, sigma, align_corners, own)
+        _upsample_and_smooth(patch_scores.device, n_in, n_out, sigma, align_corners, own)
         for n_in, n_out, own in zip(patch_scores.shape[-2:], size, centres or (None, None), strict=True)
     )
     return resampled(patch_scores, rows, columns)
@@ -61,21 +59,22 @@ def upsampled(values: Tensor, size: tuple[int, int], centres: tuple[Centres, Cen
 
 def smoothed(maps: Tensor, sigma: float = SIGMA) -> Tensor:
     """Maps [B, H, W] after a Gaussian whose borders are mirrored without repeating the outermost pixel (truncate 4)."""
-    return resampled(maps, *(_smoothing_on(maps.device, n, sigma) for n in maps.shape[-2:]))
+    return resampled(maps, *(_smoothing(maps.device, n, sigma) for n in maps.shape[-2:]))
 
 
-@lru_cache(maxsize=32)
+@kept_on_device
 def _smoothing(n: int, sigma: float) -> Tensor:
+    """A [n, n], on a device given before the other arguments."""
     from scipy.ndimage import gaussian_filter1d  # late: other commands need not wait for it
 
     return torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0, mode="mirror")).float()
 
 
-@lru_cache(maxsize=32)
-def upsample_and_smooth(
+@kept_on_device
+def _upsample_and_smooth(
     n_in: int, n_out: int, sigma: float = SIGMA, align_corners: bool = False, centres: Centres | None = None
 ) -> Tensor:
-    """A [n_out, n_in]: the response along one axis to a unit score in each cell."""
+    """A [n_out, n_in], on a device given before the rest: the response along one axis to a unit score in each cell."""
     from scipy.ndimage import gaussian_filter1d  # late: other commands need not wait for it
 
     if centres is None:
@@ -84,7 +83,3 @@ def upsample_and_smooth(
     else:
         upsampled = interpolation(centres, n_in, PIXELS, n_out)
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")).float()
-
-
-_on = kept_on_device(upsample_and_smooth)
-_smoothing_on = kept_on_device(_smoothing)

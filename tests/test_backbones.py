@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from fake_cuda import CUDA, fake_cuda
 from safetensors.torch import save_file
 from skimage import data
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 import backbones
 from backbones.names import BACKBONES
@@ -236,10 +237,22 @@ def test_usage_errors_name_what_exists(call, words):
         call()
 
 
-def test_runs_under_fake_tensors():
-    """Shapes only, so that a device placement or data-dependent step would show."""
-    extractor = backbones.load("resnet18", "random")
-    extractor.build(["layer1"], (64, 64))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        (found,) = extractor(torch.zeros(2, 3, 64, 64), ["layer1"])
-    assert found.shape == (2, 64, 16, 16)
+class NothingRead(TorchFunctionMode):
+    """No value goes back to the host: who asks for one waits for the device."""
+
+    def __torch_function__(self, func, _, args=(), kwargs=None):
+        assert func.__name__ not in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+        return func(*args, **(kwargs or {}))
+
+
+def test_maps_are_made_on_a_device_alone():
+    """A step on another device, or one that depends on the data, would show."""
+    images = torch.randn(2, 3, 64, 64)
+    (expected,) = backbones.load("resnet18", "random")(images, ["layer1"])
+    with fake_cuda():
+        extractor, images = backbones.load("resnet18", "random"), images.to(CUDA)
+        extractor.build(["layer1"], (64, 64), CUDA)
+        with NothingRead():
+            (found,) = extractor(images, ["layer1"])
+        assert found.device == CUDA
+        assert torch.equal(found.cpu(), expected)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import ImageTransform, RandomTransform, normalised
+from datasets import ImageTransform, RandomTransform, normalised, pixels_of
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 DRAWS = 60
@@ -95,3 +95,12 @@ def test_every_pixel_is_normalised_to_its_float():
     for batch in (several.contiguous(), several.contiguous(memory_format=torch.channels_last)):
         assert (normalised(batch).numpy() == expected).all()
     assert several.dtype == torch.uint8
+
+
+def test_what_inference_has_normalised_with_is_not_kept():
+    """Its tensors could not be trained with."""
+    images = torch.randn(1, 3, 4, 4)
+    with torch.inference_mode():
+        pixels_of(images)
+    found = normalised(pixels_of(images.requires_grad_()))
+    assert ((found - images).abs() <= 0.5 / 255 / 0.224 + 1e-6).logical_or(images.abs() > 1.7).all()
