@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.columns import TableTransform
+from errors import DataError
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,15 @@ class ClassSamples:
 
 
 def split(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
-    """A share of samples, rounded down, and those held out: evenly spread, so that what changes slowly is in both."""
+    """A share of samples, rounded down, and those held out: evenly spread, so that what changes slowly is in both.
+
+    Raises:
+        DataError: the share, --train_val_split, leaves none to train on.
+    """
     count = len(samples)
     held_out = count - int(count * share)
+    if held_out == count:
+        raise DataError(f"--train_val_split {share} leaves none of {count} to train on")
     chosen = [(i + 1) * held_out // count > i * held_out // count for i in range(count)]
     return (
         [sample for sample, is_held in zip(samples, chosen, strict=True) if not is_held],

@@ -62,7 +62,7 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Rema
         remarks: what is known of masks; what is missing is read and added. A grid reads a class for every choice.
 
     Raises:
-        DataError: what the dataset's reader and look_at raise, or no image left to train on.
+        DataError: what the dataset's reader, look_at and split raise.
     """
     found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
     samples = found.samples
@@ -71,8 +71,6 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Rema
         said = remarks_on_masks(samples.test, samples.doubts, found.reading)
         remarks[masks] = tuple(f"{class_name}: {remark}" for remark in said)
     train, held_out = split(samples.train, data.train_val_split)
-    if not train:
-        raise DataError(f"--train_val_split {data.train_val_split} leaves none of {len(samples.train)} to train on")
     samples = replace(samples, train=train, validation=samples.validation + held_out)
     return replace(found, samples=samples, notes=(*found.notes, *remarks[masks]))
 

@@ -86,14 +86,12 @@ def _samples(folder: Path, class_name: str, share: float) -> ClassSamples:
     """The images in a folder and all below it: a share of them to take in, the rest held out.
 
     Raises:
-        DataError: there are none, or none to take in.
+        DataError: there are none, or none that is not held out.
     """
     paths = images_in(folder, recursive=True)
     require_images(paths, folder)
     samples = [Sample(path, (), False, class_name, "good") for path in paths]
     train, held_out = split(samples, share)
-    if not train:
-        raise DataError(f"--train_val_split {share} leaves none of {len(samples)} images to take in")
     return ClassSamples(train, [], held_out)
 
 
