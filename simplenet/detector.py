@@ -19,21 +19,26 @@ G and the discriminator's first layer are both affine, so that one product makes
 Of options that the paper lacks (`--memory`), a discriminator compares every patch with a few normal ones, as memory
 banks do, and sees the difference to the nearest of them and its length beside the patch itself:
 
-    o_1 ... o_K = coreset(patches of normal images), m_k = G(o_k)       memory                             (9)
-    k = argmin_k |G_0(o) - G_0(o_k)|, G_0 = G before training           the nearest, for all members       (10)
-    D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1   in place of (4)                    (11)
+    u = V o + v                                                         o, whitened (`--whiten`), or o itself    (9)
+    u_1 ... u_K = coreset(u of normal images), m_k = G(u_k)             memory                             (10)
+    k = argmin_k |u - u_k|                                              the nearest, for all members       (11)
+    D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1   with q = G(u), in place of (4)     (12)
+
+V and v are learned once and stay; G starts as the identity. Learning the whitening itself as G's weights, as is done
+without a memory, would let distances grow along the few directions in which o is large.
 
 A fake has its own nearest, argmin_k |q- - m_k|: with that of the patch that it is made of, fakes would lie farther from
-the memory than what they stand for. Which k it is makes h no affine function of o, but of q it is one for every k: with
+the memory than what they stand for. Which k it is makes h no affine function of u, but of q it is one for every k: with
 W1 = [W_a, W_b, w_c]
 
-    h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step   (12)
+    h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step   (13)
 
 (1) is computed in detection/patch_features.py, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in
-training.py, (9) to (12) in memory.py.
+training.py, (9) to (13) in memory.py.
 """
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,7 +132,7 @@ class SimpleNet(PatchDetector):
 
     Raises:
         UsageError: cos_lr without meta epochs left for the schedule or beside warm_up_cosine, a discriminator that
-            shrinks to nothing, whiten without an adaptor, or ema or a memory of a backbone that is trained.
+            shrinks to nothing, whiten without an adaptor or a memory, or ema or a memory of a backbone that is trained.
     """
 
     Options = Options
@@ -142,7 +147,7 @@ class SimpleNet(PatchDetector):
             )
         if own.cos_lr and own.warm_up_cosine:
             raise UsageError("cos_lr and warm_up_cosine are two schedules of the learning rate: choose one")
-        if own.whiten > 0 and own.pre_proj == 0:
+        if own.whiten > 0 and own.pre_proj == 0 and own.memory == 0:
             raise UsageError("whiten sets the feature adaptor's weights: pre_proj must be 1 or more, not 0")
         if own.ema > 0 and own.train_backbone:
             raise UsageError("ema averages no backbone: set it to 0 where the backbone is trained")
@@ -158,8 +163,7 @@ class SimpleNet(PatchDetector):
                 )
                 for _ in range(own.ensemble)
             )
-        sight = copy.deepcopy(self.members[0].adaptor)
-        self.memory = Memory(own.memory, dimension, sight) if own.memory > 0 else None
+        self.memory = Memory(own.memory, dimension, own.whiten > 0) if own.memory > 0 else None
         self.noise = FeatureNoise(own.noise_std, own.mix_noise, own.auto_noise, own.difference_noise)
 
     @property
@@ -179,17 +183,25 @@ class SimpleNet(PatchDetector):
         """Whiten, and choose the memory."""
         (own,) = classes
         if self.options.whiten > 0:
-            weight, bias = whitening(own.train, self.options.whiten)
-            for member in self.members:
-                member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
-        if self.options.memory > 0:
-            self.memory.choose(own.train, self.members[0].adaptor, self.seed)
+            self._whiten(own.train)
+        if self.memory is not None:
+            self.memory.choose(own.train, self.seed)
+
+    def _whiten(self, embeddings: Collection[Tensor]) -> None:
+        """Whiten what adaptors see, which then start as the identity; without a memory they start as the whitening."""
+        if self.memory is None:
+            weight, bias = whitening(embeddings, self.options.whiten)
+        else:
+            self.memory.whiten(embeddings, self.options.whiten)
+            weight, bias = torch.eye(len(self.memory.bias)), torch.zeros_like(self.memory.bias)
+        for member in self.members if self.options.pre_proj > 0 else ():
+            member.adaptor.layers[0].load_state_dict({"weight": weight, "bias": bias})
 
     def trainer(self, *classes: Normal) -> Trainer:
         """As in Detector."""
         own = self.options
         adaptor_lr = own.adaptor_lr
-        if own.whiten > 0:
+        if own.whiten > 0 and own.pre_proj > 0:
             weight = self.members[0].adaptor.layers[0].weight.detach()
             adaptor_lr *= (weight.square().mean() * len(weight)).sqrt().item()
         trained = copy.deepcopy(self.members).train() if own.ema > 0 else self.members
@@ -216,8 +228,11 @@ class SimpleNet(PatchDetector):
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
-        features = embeddings.flatten(0, 2)  # [N, D]
-        compared = () if self.memory is None else (self.memory.patches, self.memory.nearest(features))
+        features, compared = embeddings.flatten(0, 2), ()  # [N, D]
+        if self.memory is not None:
+            seen = self.memory.seen(features)
+            features, patches = (one.to(features.dtype) for one in (seen, self.memory.patches))
+            compared = patches, self.memory.nearest(seen)
         scores = torch.stack([member(features, *compared) for member in self.members])  # [members, N, 1]
         return -scores.mean(dim=0).view(embeddings.shape[:3])
 
@@ -231,6 +246,8 @@ class SimpleNet(PatchDetector):
         super().half()
         for member in self.members:
             member.discriminator.tail.float()
+        if self.memory is not None:
+            self.memory.float()
         return self
 
     def _backbone_parameters(self) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Normal patches that every patch is compared with, (9) to (12) of detector.py: an option that the paper lacks."""
+"""Normal patches that every patch is compared with, (9) to (13) of detector.py: an option that the paper lacks."""
 
 from collections.abc import Iterable
 
@@ -9,49 +9,66 @@ from torch import Tensor, nn
 from backbones.float32 import full_float32
 from detection.coreset import coreset, projected, random_rows
 from detection.neighbours import closest
+from detection.whitening import whitening
 
 CANDIDATES = 30_000  # random patches that the memory is chosen from
 
 
 class Memory(nn.Module):
-    """o_1 ... o_K (9), and what finds the nearest of them for all members alike.
+    """m_1 ... m_K (10), what they are seen through (9), and what finds the nearest of them for all members alike.
 
     Args:
         size: K.
         dimension: D.
-        sight: G_0 (10), a copy of an adaptor; it is not trained.
+        whitens: whether V and v (9) are learned; else features are seen as they are.
     """
 
-    def __init__(self, size: int, dimension: int, sight: nn.Module) -> None:
+    def __init__(self, size: int, dimension: int, whitens: bool = False) -> None:
         super().__init__()
         self.register_buffer("patches", torch.zeros(size, dimension))
-        self.sight = sight.requires_grad_(False)
+        self.register_buffer("weight", torch.eye(dimension) if whitens else None)
+        self.register_buffer("bias", torch.zeros(dimension) if whitens else None)
 
     @torch.no_grad()
-    def choose(self, embeddings: Iterable[Tensor], adaptor: nn.Module, seed: int) -> None:
-        """Take in K patches of normal images that lie near all others, as the adaptor sees them before training.
+    def whiten(self, embeddings: Iterable[Tensor], shrinkage: float) -> None:
+        """Learn V and v of batches of patch features o [..., D]; read once.
+
+        Raises:
+            DataError: as whitening.
+        """
+        weight, bias = whitening(embeddings, shrinkage)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def seen(self, features: Tensor) -> Tensor:
+        """u (9) of features o [..., D]: float32, whose digits the features' mean would take up in fewer."""
+        if self.weight is None:
+            return features
+        with full_float32(features.device):
+            return F.linear(features.float(), self.weight, self.bias)
+
+    @torch.no_grad()
+    def choose(self, embeddings: Iterable[Tensor], seed: int) -> None:
+        """Take in K patches of normal images that lie near all others.
 
         Rare kinds of patches are among them, being far from all others. Of fewer patches than K all are there, the
         first again for those that are missing.
 
         Args:
             embeddings: batches of patch features o [..., D]; read once.
-            adaptor: maps [N, D] to [N, D].
             seed: of the candidates, and of the random directions that stand for many dimensions.
         """
-        self.sight.load_state_dict(adaptor.state_dict())
-        candidates = random_rows(embeddings, CANDIDATES, seed).float()
-        seen = projected(candidates, seed, self.sight)
-        self.patches.copy_(candidates[coreset(seen, len(self.patches)).rows])
+        candidates = self.seen(random_rows(embeddings, CANDIDATES, seed).float())
+        self.patches.copy_(candidates[coreset(projected(candidates, seed), len(self.patches)).rows])
 
     @torch.no_grad()
-    def nearest(self, features: Tensor) -> Tensor:
-        """k (10) of features o [N, D]: int64 [N]."""
-        return closest(self.sight(features), self.sight(self.patches))
+    def nearest(self, seen: Tensor) -> Tensor:
+        """k (11) of u [N, D]: int64 [N]."""
+        return closest(seen, self.patches)
 
 
 def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor) -> Tensor:
-    """h (12) = W1 [q, q - m_k, |q - m_k|] + b1, with m_k the patch of the memory that q is compared with.
+    """h (13) = W1 [q, q - m_k, |q - m_k|] + b1, with m_k the patch of the memory that q is compared with.
 
     Neither the differences nor their product are made: W_b meets every patch of the memory once instead.
 

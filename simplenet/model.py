@@ -1,4 +1,4 @@
-"""The two trained networks: feature adaptor (2) and discriminator (4) or (11), composed (8); see detector.py."""
+"""The two trained networks: feature adaptor (2) and discriminator (4) or (12), composed (8); see detector.py."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
         dim: feature dimension D.
         n_layers: number of linear layers (`--dsc_layers`), the last without bias.
         hidden: width of the hidden layers (`--dsc_hidden`); None starts at D and divides by 1.5 at every block.
-        compares: whether its first layer also sees how features differ from a memory (11); it is then to be given one.
+        compares: whether its first layer also sees how features differ from a memory (12); it is then to be given one.
 
     Raises:
         UsageError: the shrinking width reaches zero.
@@ -87,7 +87,7 @@ class Member(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, features: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
-        """D(G(o)) [N, 1] of o [N, D]; where the discriminator compares, with patches o_k [K, D], of which k [N]."""
+        """D(G(o)) [N, 1] of o [N, D]; where it compares, of u, with patches u_k [K, D], of which k [N]."""
         if memory is not None:
             return self.discriminator(self.adaptor(features), self.adaptor(memory), nearest)
         composed = compose(self.adaptor, self.discriminator)

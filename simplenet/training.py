@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from detection import EndOfPass, MovingAverage, autocast, gradient_scaler, learn
+from detection.neighbours import closest
 from simplenet.anomalous_features import FeatureNoise, Noise, NoiseSource
-from simplenet.memory import Memory, closest
+from simplenet.memory import Memory
 from simplenet.model import Member, compose
 
 ADAPTOR_LR = 1e-4
@@ -40,7 +41,7 @@ def discrimination_loss(
         noise: epsilon (3), [N, D], or how it is drawn.
         margin: th, the score that normal patches should exceed and anomalous ones stay below the negative of.
         watched: takes in the scores of normal and of anomalous patches, [N, 1] each, without gradient.
-        memory: o_1 ... o_K (9), for a discriminator that compares.
+        memory: u_1 ... u_K (10), for a discriminator that compares; features are u (9) then.
 
     Returns:
         A scalar, float32 at least.
@@ -75,7 +76,7 @@ def discriminate(
             scores = discriminator(both)
         else:
             known = adaptor(memory.patches)  # m: [K, D]
-            nearest = torch.cat([memory.nearest(features), closest(both[len(features) :], known)])  # k (10): [2 N]
+            nearest = torch.cat([memory.nearest(features), closest(both[len(features) :], known)])  # k (11): [2 N]
             scores = discriminator(both, known, nearest)
         true, fake = scores.chunk(2)
         return true, fake
@@ -114,7 +115,7 @@ class Trainer:
         precision: of features, noise and products; weights, statistics of weights and losses are float32.
         backbone_parameters: what else learns; none when the backbone is frozen.
         average: of the members, taken after every step.
-        memory: o_1 ... o_K (9), that all members compare with.
+        memory: u_1 ... u_K (10), that all members compare with.
     """
 
     def __init__(
@@ -195,6 +196,8 @@ class Trainer:
         watched: list[tuple[Tensor, Tensor]] = []
         with autocast(self.device, self.precision):
             for member, share in zip(self.members, shares, strict=True):
+                if self.memory is not None:
+                    share = self.memory.seen(share)
                 features = share.to(self.precision)  # [N, D]
                 own = self._sample(member, share) if noise is None else noise
                 losses.append(

@@ -26,8 +26,8 @@ from simplenet.training import Trainer
 MEMORY = ["--memory", "20", "--ensemble", "2", "--ema", "0.9", "--whiten", "0.1"]
 
 
-def memory_of(patches, adaptor):
-    memory = Memory(*patches.shape, copy.deepcopy(adaptor))
+def memory_of(patches):
+    memory = Memory(*patches.shape)
     memory.patches.copy_(patches)
     return memory
 
@@ -48,14 +48,14 @@ def test_the_loss_and_its_gradients_are_those_of_the_plain_inputs(n_layers, dsc_
     """Of every kind of noise; the memory goes through the adaptor; what is true keeps the nearest that it had first."""
     torch.manual_seed(0)
     features, adaptor = torch.randn(60, 12), Adaptor(12, n_layers)
-    memory = memory_of(torch.randn(30, 12), Adaptor(12, n_layers))
+    memory = memory_of(torch.randn(30, 12))
     discriminator = Discriminator(12, dsc_layers, hidden, compares=True)
     assert discriminator.first.in_features == 25
     noise = Noise(torch.randn(36, 12), column=torch.rand(12), row=1.1 ** torch.randint(3, (60, 1)), difference=0.7)
     parameters = [*adaptor.parameters(), *discriminator.parameters()]
     q = adaptor(features)
     fake, known = q + noise.values(q), adaptor(memory.patches)
-    nearest = plain_nearest(memory.sight(features), memory.sight(memory.patches)), plain_nearest(fake, known)
+    nearest = plain_nearest(features, memory.patches), plain_nearest(fake, known)
     true, fake = plain_scores(discriminator, torch.cat([q, fake]), known, torch.cat(nearest)).chunk(2)
     plain = torch.relu(0.5 - true).mean() + torch.relu(0.5 + fake).mean()
     found = discrimination_loss(adaptor, discriminator, features, noise, 0.5, memory=memory)
@@ -85,7 +85,7 @@ def test_a_patch_of_the_memory_has_finite_gradients():
     features = torch.randn(20, 6)
     adaptor, discriminator = Adaptor(6), Discriminator(6, hidden=5, compares=True)
     discrimination_loss(
-        adaptor, discriminator, features, torch.randn(20, 6), 0.5, memory=memory_of(features, adaptor)
+        adaptor, discriminator, features, torch.randn(20, 6), 0.5, memory=memory_of(features)
     ).backward()
     assert all(own.grad.isfinite().all() for own in adaptor.parameters())
 
@@ -98,11 +98,27 @@ def test_members_share_the_memory_and_are_averaged():
     own = detector.memory.patches
     assert {tuple(row) for row in own.tolist()} <= {tuple(row) for row in flat.tolist()}
     with torch.no_grad():
-        nearest = plain_nearest(detector.memory.sight(flat), detector.memory.sight(own))
+        nearest = plain_nearest(flat, own)
         each = [-plain_scores(m.discriminator, m.adaptor(flat), m.adaptor(own), nearest) for m in detector.members]
         found = detector.patch_scores(embeddings)
     torch.testing.assert_close(found, torch.stack(each).mean(0).view(2, 4, 4), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(each[0], each[1])
+
+
+def test_no_features_scale_or_mean_matters_where_they_are_whitened():
+    """Neither to the choice of patches nor to training, whose adaptor starts as the identity."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(4, 4, 4, 16, generator=generator)
+    scale, shift = 10 ** torch.linspace(-0.5, 0.5, 16), torch.linspace(-50, 50, 16)
+    found = []
+    for features in (embeddings, embeddings * scale + scale * shift):
+        detector = random_detector(memory=9, whiten=0.1, gan_epochs=3, noise_std=0.5, adaptor_lr=0.0015)
+        detector.begin(Normal([features]))
+        assert torch.equal(detector.members[0].adaptor.layers[0].weight, torch.eye(16))
+        detector.fit_embeddings([features])
+        found.append((detector.score(features).maps, detector.memory.patches))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_what_is_rare_in_training_is_remembered():
@@ -110,8 +126,8 @@ def test_what_is_rare_in_training_is_remembered():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(10, 4, 200, 16, generator=generator)
     embeddings[7, 2, 50:54] += 6
-    memory = Memory(40, 16, torch.nn.Identity())
-    memory.choose(embeddings.split(2), torch.nn.Identity(), seed=0)
+    memory = Memory(40, 16)
+    memory.choose(embeddings.split(2), seed=0)
     assert (memory.patches.mean(1) > 3).sum() >= 1
 
 
@@ -196,8 +212,8 @@ def test_everything_happens_on_the_device():
     """With fake CUDA tensors, mixing devices is an error; batches come from the CPU."""
     with fake_cuda():
         member = Member(Adaptor(6), Discriminator(6, hidden=4, compares=True)).to(CUDA)
-        memory, features = Memory(5, 6, Adaptor(6)).to(CUDA), torch.randn(7, 6).to(CUDA)
-        memory.choose([torch.randn(2, 3, 6).to(CUDA)], member.adaptor, 0)
+        memory, features = Memory(5, 6).to(CUDA), torch.randn(7, 6).to(CUDA)
+        memory.choose([torch.randn(2, 3, 6).to(CUDA)], 0)
         assert memory.patches.device == CUDA
         assert member(features, memory.patches, memory.nearest(features)).device == CUDA
         noise = torch.zeros(7, 6).to(CUDA)
@@ -217,7 +233,7 @@ def test_every_step_compares_with_the_memory():
     for seed in (1, 2):
         torch.manual_seed(0)
         members = [Member(Adaptor(6), Discriminator(6, hidden=5, compares=True))]
-        memory = memory_of(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)), members[0].adaptor)
+        memory = memory_of(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)))
         losses.add(Trainer(members, FeatureNoise(0.1), 0.5, 1e-3, memory=memory).step([features], noise).loss.item())
     assert len(losses) == 2
 
