@@ -69,7 +69,7 @@ from methods import DETECTORS
 from options import declared
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
-MEMORY = "--recipe stable --memory 1000 --ensemble 4 --noise_std 0.5"
+MEMORY = "--recipe stable --memory 1000 --ensemble 3 --noise_std 0.5"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
 PATCHCORE = f"patchcore {NET.removeprefix('net ')} -p 0.01"
 CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
@@ -416,6 +416,7 @@ def parse(
     parser.add_argument("-d", dest="classes", action="append", default=[], help="class; none: all")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(settings), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--also", default="", help='options behind those of every setting, as "--match_light gain"')
     parser.add_argument("--epochs", type=int, help="of all but net, instead of those of the settings")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -439,7 +440,9 @@ def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
-        configs = {name: parse_setting(SETTINGS[name], arguments.epochs) for name in arguments.settings}
+        configs = {
+            name: parse_setting(f"{SETTINGS[name]} {arguments.also}", arguments.epochs) for name in arguments.settings
+        }
         for one in classes:
             for row in measure(one, root, data, configs, arguments, device, precision):
                 rows.append(row)

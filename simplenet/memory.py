@@ -86,5 +86,7 @@ def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor)
     with full_float32(adapted.device):  # distances between close features need more digits
         gap = adapted.float() - F.embedding(nearest, memory.float())
         distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)  # [N, 1]
-    known = F.linear(adapted, own + difference, first.bias) - F.embedding(nearest, F.linear(memory, difference))
-    return known + F.linear(distance.to(adapted.dtype), distant)
+    # Of a patch that is the nearest of thousands, few digits would lose the sum of the gradients.
+    compared_with = F.embedding(nearest, F.linear(memory, difference).float())  # W_b m_k: [N, H]
+    known = F.linear(adapted, own + difference, first.bias)
+    return known - compared_with.to(known.dtype) + F.linear(distance.to(known.dtype), distant)
