@@ -21,6 +21,7 @@ from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation, spl
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
+from datasets.sizes import ImageSizes
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
 from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of
 from datasets.video import refuse_video, videos_in
@@ -45,6 +46,7 @@ __all__ = [
     "FolderNames",
     "Header",
     "ImageDataset",
+    "ImageSizes",
     "ImageTransform",
     "RandomTransform",
     "Reading",

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 
 import backbones
-from datasets import Reading, TableTransform
+from datasets import ImageSizes, Reading, TableTransform
 from detection.decision import Thresholds
 from detection.detector import Detector
 from detection.precision import PRECISIONS
@@ -45,6 +45,7 @@ class Description:
         metrics: of the test images.
         detector: the command that trains such a model.
         checkpoint_sha256: of the checkpoint beside it; save fills it in.
+        image_sizes: of the files that it was trained on; None of rows, and where older models do not say it.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Description:
     detector: str = "net"
     checkpoint_sha256: str = ""
     reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
+    image_sizes: ImageSizes | None = None
 
     @property
     def draws_maps(self) -> bool:
@@ -110,6 +112,8 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
         thresholds = Thresholds(**content["thresholds"])
         content["thresholds"] = replace(thresholds, brightness=thresholds.brightness and tuple(thresholds.brightness))
         content["map_range"] = content["map_range"] and tuple(content["map_range"])
+        if (sizes := content.get("image_sizes")) is not None:
+            content["image_sizes"] = ImageSizes.from_dict(sizes)
         description = Description(**content)
         if description.detector not in detectors:
             raise DataError(f"'{path}' is of detector {description.detector!r}, not of {' or '.join(detectors)}")

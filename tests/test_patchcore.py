@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_DATA, make_mvtec, small
+from PIL import Image
 from test_resume import folder
 
 import backbones
 import main
 from backbones import embed_patches
-from datasets import brightness_of, read_image
+from datasets import Header, ImageSizes, brightness_of, read_image
 from detection import Normal, memory_bank
 from detection.anomaly_map import anomaly_maps
 from detection.brightness import like
@@ -225,17 +226,42 @@ def test_extend_writes_a_model_of_its_own(trained, tmp_path, capsys):
 
 def test_what_cannot_be_extended_is_said(trained, model, tmp_path, run_main):
     (tmp_path / "empty").mkdir()
+    smaller = make_mvtec(tmp_path / "more", ["nut"], train=5) / "nut/train"
+    for path in sorted(smaller.rglob("*.png"))[3:]:
+        Image.open(path).crop((0, 0, 48, 40)).save(path)
     cases = [
         ([model, tmp_path], 2, "is a model of net, which keeps no memory bank"),
         ([trained, tmp_path / "gone"], 2, "is not a folder"),
         ([trained, tmp_path / "empty"], 1, "no images in"),
         ([trained, tmp_path / "empty", "--out", tmp_path], 2, "is there already"),
+        ([trained, smaller], 1, "003.png' is 48 x 40 pixels, and 1 more are of other sizes too: expected 48 x 48, as"),
     ]
     for words, code, message in cases:
         done = run_main("extend", *words)
         assert done.returncode == code, done.stderr
         assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert not (tmp_path / "extended").exists()
+
+
+def test_sizes_are_those_of_the_files_that_were_trained_on(trained, tmp_path):
+    """Within their range others are taken in; a model that does not say it, as older ones, takes any."""
+    sizes = ImageSizes.of([Header(48, 40), Header(50, 44)])
+    assert [sizes.hold(Header(*own)) for own in ((50, 40), (48, 44), (51, 40), (47, 44), (50, 45), (40, 48))] == [
+        True,
+        True,
+        *[False] * 4,
+    ]
+    copied = shutil.copytree(trained, tmp_path / "copy")
+    description = json.loads((copied / "model.json").read_text())
+    assert description.pop("image_sizes") == {"width": [48, 48], "height": [48, 48]}
+    for bad in ({"width": [48, 48]}, {"width": [48, 48], "height": [48, 40]}, {"width": [48, 48], "height": "48"}):
+        (copied / "model.json").write_text(json.dumps({**description, "image_sizes": bad}))
+        with pytest.raises(DataError, match="cannot be read as a model's description"):
+            load(copied)
+    (copied / "model.json").write_text(json.dumps(description))
+    root = make_mvtec(tmp_path / "more", ["nut"], size=40, train=2)
+    main.main(["extend", str(copied), str(root / "nut/train"), "--out", str(tmp_path / "new")], standalone_mode=False)
+    assert load(tmp_path / "new").description.image_sizes is None
 
 
 def test_a_damaged_bank_is_said(trained, tmp_path):

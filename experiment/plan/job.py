@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import backbones
-from datasets import ClassSamples
+from datasets import ClassSamples, ImageSizes
 from detection.description import described
 from experiment.config import JobName, RunConfig
 from experiment.dataset_config import DatasetConfig
@@ -26,6 +26,7 @@ class Job:
         root: the folder that predictions.csv names images from.
         seed: of weights, noise, image order and random transforms.
         identity: the part of the model's description that the command line decides.
+        sizes: of the files of the images to train on; None of rows.
     """
 
     name: JobName
@@ -35,6 +36,7 @@ class Job:
     root: Path
     seed: int
     identity: dict[str, Any]
+    sizes: ImageSizes | None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -84,4 +86,4 @@ def make_job(
         "options": {**detector.options, **part},
         "seed": seed,
     }
-    return Job(name, run.directory / name.folder, samples, data, root, seed, identity)
+    return Job(name, run.directory / name.folder, samples, data, root, seed, identity, found.sizes)

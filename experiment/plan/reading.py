@@ -5,7 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import ClassSamples, Reading, Sample, bit_depth_of, check_headers, largest_value, reader_count
+from datasets import (
+    ClassSamples,
+    Header,
+    ImageSizes,
+    Reading,
+    Sample,
+    bit_depth_of,
+    check_headers,
+    largest_value,
+    reader_count,
+)
 from errors import DataError
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.progress import progress
@@ -19,26 +29,34 @@ class ClassFound:
         samples: its images or rows.
         reading: how its images are read, bit depth included.
         is_square: whether all images to train on are as wide as high.
+        sizes: of the images to train on; None without any.
         notes: what its user should know.
     """
 
     samples: ClassSamples
     reading: Reading
     is_square: bool = True
+    sizes: ImageSizes | None = None
     notes: tuple[str, ...] = ()
 
 
-def look_at(data: DatasetConfig, title: str, samples: ClassSamples) -> ClassFound:
+def look_at(data: DatasetConfig, title: str, samples: ClassSamples, expected: ImageSizes | None = None) -> ClassFound:
     """What the headers of a class's images say, and what the pixels of those of 16 bits.
 
+    Args:
+        data, title, samples: the class.
+        expected: the sizes that its images must have; None: any.
+
     Raises:
-        DataError: a file that is no image, is too large, or has values beyond the depth; or a mask of another size than
-            its image.
+        DataError: a file that is no image, is too large, of no size that is expected, or has values beyond the depth;
+            or a mask of another size than its image.
     """
     if samples.kind == "row":
         return ClassFound(samples, replace(data.reading, bit_depth=data.reading.bit_depth or 16))
     train, rest = samples.train, samples.validation + samples.test
     headers = check_headers(train + rest, data.reading)
+    if expected is not None:
+        _check_sizes(train + rest, headers, expected)
     notes = []
     if turned := sum(header.orientation != 1 for header in headers):
         notes.append(f"{title}: {_images(turned)} turned as their EXIF orientation says")
@@ -47,7 +65,20 @@ def look_at(data: DatasetConfig, title: str, samples: ClassSamples) -> ClassFoun
     deep = [header.is_deep for header in headers]
     reading, note = _with_depth(data, title, _deep(train, deep[: len(train)]), _deep(rest, deep[len(train) :]))
     is_square = all(header.width == header.height for header in headers[: len(train)])
-    return ClassFound(samples, reading, is_square, (*notes, *note))
+    sizes = ImageSizes.of(headers[: len(train)])
+    return ClassFound(samples, reading, is_square, sizes, (*notes, *note))
+
+
+def _check_sizes(samples: Sequence[Sample], headers: Sequence[Header], expected: ImageSizes) -> None:
+    others = [i for i, header in enumerate(headers) if not expected.hold(header)]
+    if others:
+        first = headers[others[0]]
+        more = f", and {len(others) - 1} more are of other sizes too" if len(others) > 1 else ""
+        raise DataError(
+            f"'{samples[others[0]].image_path}' is {first.width} x {first.height} pixels{more}: expected {expected}, "
+            "as the training images, for what they show would be at another scale; bring them to that size, or train "
+            "again with all images"
+        )
 
 
 def _images(count: int) -> str:

@@ -32,7 +32,8 @@ def extend(config: ExtendConfig) -> int:
 
     Raises:
         UsageError: no such model or folder, a model without a memory bank, or a folder that is there already.
-        DataError: a folder without images, an image or a model that cannot be used, or no memory or room.
+        DataError: a folder without images, an image or a model that cannot be used, images of another size than those
+            that it was trained on, or no memory or room.
     """
     if not config.folder.is_dir():
         raise UsageError(f"'{config.folder}' is not a folder: expected one with further normal images")
@@ -55,9 +56,8 @@ def extend(config: ExtendConfig) -> int:
             reading=model.transform.reading,
             **description.transform,
         )
-        found = look_at(
-            data, description.title, _samples(config.folder, description.class_name, config.train_val_split)
-        )
+        samples = _samples(config.folder, description.class_name, config.train_val_split)
+        found = look_at(data, description.title, samples, description.image_sizes)
         for note in found.notes:
             click.echo(note, err=True)
         samples = found.samples

@@ -43,6 +43,7 @@ def finish(
         thresholds=thresholds_of(job.samples, features.normal, run.threshold_quantile, trials),
         map_range=evaluation.map_range,
         metrics=without_nan(evaluation.metrics),
+        image_sizes=job.sizes,
     )
     save(folder, detector, description)
     written = write_predictions(folder, job, features.test, evaluation, description, run.save_segmentation_images)
