@@ -2,24 +2,27 @@
 
 from backbones.alignment import Alignment
 from backbones.bank import FeatureBank
-from backbones.extractor import INPUT, FeatureExtractor, load
+from backbones.extractor import INPUT, FeatureExtractor
 from backbones.features import Features, each
 from backbones.layouts import LayerInfo
-from backbones.names import PIXELS
+from backbones.names import PIXELS, TOGETHER
 from backbones.normalisation import IMAGENET, Normalisation, normalisation_of
 from backbones.patches import embed_patches
+from backbones.several import Several, load
 from backbones.zoo import shapes_only
 
 __all__ = [
     "IMAGENET",
     "INPUT",
     "PIXELS",
+    "TOGETHER",
     "Alignment",
     "FeatureBank",
     "FeatureExtractor",
     "Features",
     "LayerInfo",
     "Normalisation",
+    "Several",
     "each",
     "embed_patches",
     "load",

@@ -12,6 +12,7 @@ from backbones.zoo import timm
 from errors import UsageError
 
 TORCHVISION = "torchvision/"
+TOGETHER = "+"  # joins the names of backbones that are read side by side
 PIXELS = "pixels"  # no network: its one layer, "input", is the image itself
 
 BACKBONES: dict[str, str] = {

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from backbones.devices import kept_on_device
-from backbones.names import PIXELS, TORCHVISION, find_model
+from backbones.names import PIXELS, TOGETHER, TORCHVISION, find_model
 from backbones.zoo import timm
+from errors import UsageError
 
 Rule = Literal["imagenet", "model"]
 
@@ -60,8 +61,14 @@ def normalisation_of(name: str, rule: Rule = "model") -> Normalisation:
             nothing, and of torchvision's.
 
     Raises:
-        UsageError: an unknown backbone.
+        UsageError: an unknown backbone, or several side by side that were trained with different ones.
     """
+    if TOGETHER in name:
+        own = {one: normalisation_of(one, rule) for one in name.split(TOGETHER)}
+        if len(set(own.values())) > 1:
+            said = "; ".join(f"{one}'s have {values}" for one, values in own.items())
+            raise UsageError(f"--normalisation model: the backbones' weights were trained with different ones: {said}")
+        return own.popitem()[1]
     model_name = find_model(name)
     if rule == "imagenet" or model_name == PIXELS or model_name.startswith(TORCHVISION):
         return IMAGENET

@@ -7,6 +7,7 @@ from detection.prediction import Prediction
 from detection.training import (
     EndOfPass,
     EpochStats,
+    Mapped,
     MovingAverage,
     Normal,
     Passes,
@@ -20,6 +21,7 @@ __all__ = [
     "EndOfPass",
     "EpochStats",
     "FalseAlarms",
+    "Mapped",
     "MovingAverage",
     "Normal",
     "Passes",

@@ -136,7 +136,8 @@ def load(
     """
     folder = Path(folder)
     description = read_description(folder, detectors)
-    kind, backbone = detectors[description.detector], description.backbone
+    kind = detectors[description.detector].variant(description.options)
+    backbone = description.backbone
     held = "random" if description.backbone_sha256 is None else None  # the checkpoint holds the backbone's weights
     weights = backbone_weights or held or backbone["weights"]
     transform = ImageTransform(**description.transform, reading=Reading(**description.reading))

@@ -1,7 +1,7 @@
 """The face of a detector: it learns what a backbone sees in normal images, and predicts scores and maps of others."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from datasets import normalised
 from detection.anomaly_map import anomaly_maps
 from detection.light import Light
 from detection.prediction import Prediction
-from detection.state import BACKBONE, Sizes, resize, without_backbone
-from detection.training import EpochStats, Normal, Passes, Trainer, Training
+from detection.state import Sizes, backbone_alone, resize, without_backbone
+from detection.training import EpochStats, Mapped, Normal, Passes, Trainer, Training
 from errors import UsageError
 from options import check, option
 
@@ -62,6 +62,7 @@ class Detector(nn.Module):
     JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
     NEEDS_BACKBONE: ClassVar[bool] = True  # if not, it reads pixels
     NEEDS_GRADIENTS: ClassVar[bool] = False  # also when it predicts
+    READS_SEVERAL: ClassVar[bool] = False  # one model reads all backbones that are named; if not, there is one of each
     part = 0  # of the classes it is trained on, which it embeds and predicts
 
     def __init__(
@@ -103,6 +104,11 @@ class Detector(nn.Module):
         if names or layers:
             raise UsageError("this detector reads pixels, and no backbone: leave out -b and -le")
         return of_pixels
+
+    @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> "type[Detector]":
+        """The class that is built where these options are asked for; here this one."""
+        return cls
 
     @property
     def meta_epochs(self) -> int:
@@ -241,7 +247,7 @@ class Detector(nn.Module):
         """
         if self.light is not None:
             self.light.learn((batch.to(self.device) for batch in images), self.part)
-        self.fit_embeddings(_Mapped(self.embed, images), on_epoch)
+        self.fit_embeddings(Mapped(self.embed, images), on_epoch)
 
     def fit_embeddings(
         self, embeddings: Iterable[Features], on_epoch: Callable[[EpochStats], None] | None = None
@@ -325,24 +331,10 @@ class Detector(nn.Module):
         if self.train_backbone:
             self.backbone.build(self.layers, self.image_size, self.device)
         else:
-            state_dict = {**state_dict, **self.backbone.state_dict(prefix=BACKBONE)}
+            state_dict = {**state_dict, **backbone_alone(super().state_dict())}
         return super().load_state_dict(state_dict, strict, assign)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     """Matrix products and convolutions in a precision; of float32 see full_float32."""
     return full_float32(device) if precision == torch.float32 else torch.autocast(device.type, precision)
-
-
-class _Mapped:
-    """A function's results over something that can be iterated more than once, of its length."""
-
-    def __init__(self, function: Callable[[Tensor], Features], items: Iterable[Tensor]) -> None:
-        self.function = function
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Features]:
-        return map(self.function, self.items)

@@ -5,7 +5,9 @@ from typing import TypeVar
 
 from torch import nn
 
-BACKBONE = "backbone."  # what the names of its tensors begin with
+BACKBONE = (
+    ".backbone."  # in the names of its tensors, behind a dot; before it stands which detector's, if it has several
+)
 Sizes = Sequence[int | range]  # of a tensor's dimensions: one size, or all that are allowed
 
 _Named = TypeVar("_Named")
@@ -13,7 +15,12 @@ _Named = TypeVar("_Named")
 
 def without_backbone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
     """What a detector has beside its backbone, by name."""
-    return {name: own for name, own in tensors.items() if not name.startswith(BACKBONE)}
+    return {name: own for name, own in tensors.items() if BACKBONE not in f".{name}"}
+
+
+def backbone_alone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
+    """What else it has."""
+    return {name: own for name, own in tensors.items() if BACKBONE in f".{name}"}
 
 
 def fits(shape: Sequence[int], sizes: Sizes) -> bool:

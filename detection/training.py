@@ -1,7 +1,7 @@
 """The loop of a detector's training: meta epochs that can be saved and taken up again."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -53,6 +53,20 @@ class Normal(NamedTuple):
 
     train: Batches
     held_out: Collection[Features] = ()
+
+
+class Mapped:
+    """A function's results over batches that can be iterated more than once, as many as these are."""
+
+    def __init__(self, function: Callable[[Any], Features], batches: Iterable[Any]) -> None:
+        self.function = function
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Features]:
+        return map(self.function, self.batches)
 
 
 class Passes(NamedTuple):

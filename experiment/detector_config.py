@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from backbones import TOGETHER
 from errors import UsageError
 from experiment.config import LARGEST_SEED, check_seed
 from methods import DETECTORS
@@ -54,7 +55,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """A detector per backbone.
+    """A detector per backbone, or one of all.
 
     Attributes:
         command: which detector, a key of methods.DETECTORS.
@@ -89,9 +90,10 @@ class DetectorConfig:
         kind, source = DETECTORS[command], build(BackboneOptions, values)
         options = {own.name: values[own.name] for own in declared(kind.Options) if own.option.changes_results}
         named = kind.backbones_of(options, source.backbone_names, source.layers_to_extract_from)
+        parsed = parse_backbones(*named)
         return cls(
             command,
-            parse_backbones(*named),
+            (together(parsed),) if kind.variant(options).READS_SEVERAL else parsed,
             source.backbone_weights,
             options,
             recipe,
@@ -128,6 +130,22 @@ def parse_backbones(names: Sequence[str], layers: Sequence[str]) -> tuple[Backbo
         raise UsageError("the same backbone with the same layers is given twice")
     same = [replace(one, label=f"{one.label} {'+'.join(one.layers)}") for one in parsed]
     return tuple(long if names.count(short.label) > 1 else short for short, long in zip(parsed, same, strict=True))
+
+
+def together(several: Sequence[BackboneConfig]) -> BackboneConfig:
+    """Backbones that one model reads side by side, as one whose layers are "i.layer".
+
+    Raises:
+        UsageError: only one, or one with a seed of its own.
+    """
+    if len(several) < 2:
+        raise UsageError("--ensemble is of several backbones: give -b more than once, or leave it out")
+    for own in several:
+        if own.seed is not None:
+            raise UsageError(f"-b {own.label}: the backbones of an ensemble have one seed, the run's: give --seed")
+    layers = tuple(f"{i}.{layer}" for i, own in enumerate(several) for layer in own.layers)
+    label, name = (TOGETHER.join(own) for own in zip(*((one.label, one.name) for one in several), strict=True))
+    return BackboneConfig(label, name, layers, None)
 
 
 def _parse_backbone(label: str, layers: list[str]) -> BackboneConfig:

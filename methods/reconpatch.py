@@ -33,17 +33,16 @@ from backbones.patches import patch_grid
 from detection import EndOfPass, Normal, Passes, learn
 from detection.memory_bank import MemoryBank
 from errors import UsageError
-from methods.patchcore import Options as PatchCoreOptions
-from methods.patchcore import PatchCore
+from methods.patchcore import MemoryOptions, PatchCore
 from options import option, redefined
 
 
 @dataclass(frozen=True)
-class Options(PatchCoreOptions):
+class Options(MemoryOptions):
     """ReConPatch: a memory bank of patches that a linear map has drawn together as far as they are alike."""
 
-    percentage: float = redefined(PatchCoreOptions, "percentage", 0.01)
-    reweight: int = redefined(PatchCoreOptions, "reweight", 9)
+    percentage: float = redefined(MemoryOptions, "percentage", 0.01)
+    reweight: int = redefined(MemoryOptions, "reweight", 9)
     modulated_dim: int = option(512, "Values of a patch after f, which the bank keeps.", at_least=1, at_most=2**14)
     projected_dim: int = option(128, "Values of a patch after g, in training.", at_least=1, at_most=2**14)
     k_nearest: int = option(5, "Neighbours that patches may share, each itself among its own.", at_least=1)

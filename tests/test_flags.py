@@ -177,6 +177,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--schedule",
     "--patience",
     "--texture_dir",  # in test_cpr
+    "--ensemble",  # of net above, of several backbones in test_ensemble
 }
 
 

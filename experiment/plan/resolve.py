@@ -95,13 +95,14 @@ def load_backbone(
         return extractor
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
     click.echo(f"{backbone.label}: {shown}", err=True)
-    theirs = backbones.normalisation_of(backbone.name)
-    if own != theirs:
-        click.echo(
-            f"{backbone.label}: its weights were trained with {theirs}, not with ImageNet's {own}, which images are "
-            "normalised by: --normalisation model takes its own",
-            err=True,
-        )
+    for name in backbone.name.split(backbones.TOGETHER):
+        theirs = backbones.normalisation_of(name)
+        if own != theirs:
+            click.echo(
+                f"{name}: its weights were trained with {theirs}, not with ImageNet's {own}, which images are "
+                "normalised by: --normalisation model takes its own",
+                err=True,
+            )
     return extractor
 
 
@@ -114,7 +115,8 @@ def check_detector(
         UsageError: it cannot, with these options.
     """
     with backbones.shapes_only():
-        DETECTORS[config.command](extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
+        kind = DETECTORS[config.command].variant(config.options)
+        kind(extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
 
 
 def _nearest(name: str, known: list[str]) -> str:

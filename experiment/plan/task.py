@@ -87,7 +87,8 @@ class Task:
     ) -> Detector:
         """The detector, fresh; with a light that was learned, where there is one."""
         backbone = self.detector.backbones[self.name.backbone]
-        kind, options, size = DETECTORS[self.detector.command], self.jobs[0].identity["options"], (self.imagesize,) * 2
+        options, size = self.jobs[0].identity["options"], (self.imagesize,) * 2
+        kind = DETECTORS[self.detector.command].variant(options)
         detector = kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options)
         detector.light = light or detector.light
         return detector.to(device)
