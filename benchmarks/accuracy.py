@@ -290,14 +290,11 @@ def measure_class(
     for i, settings in enumerate(groups):
         command = configs[settings[0]].command
         is_first, is_last = (j in (-1, len(groups)) or configs[groups[j][0]].command != command for j in (i - 1, i + 1))
-        samples, data = read_class(name, root, data, command, arguments, remarks)
-        defects = read_defects(samples.test, samples.saturation, data.test_transform)
-        labelled = Labelled(samples, defects, region_labels(samples.test, data.test_transform))
         first = configs[settings[0]]
-        extractor = load_backbone(first.backbones[0], first, 0, data.imagesize)
-        banks = build_banks(name, embedder(name, extractor, first, samples, data, device), samples, data, "auto")
-
-        read = partial(Read.by, samples, data, banks)
+        samples, own_data, extractor, _, banks = prepared(name, root, data, first, arguments, remarks, device)
+        defects = read_defects(samples.test, samples.saturation, own_data.test_transform)
+        labelled = Labelled(samples, defects, region_labels(samples.test, own_data.test_transform))
+        read = partial(Read.by, samples, own_data, banks)
 
         def row(setting: str, seed: int, values: dict, command: str = command) -> dict:
             click.echo(f"{name}, {setting}, seed {seed}: image AUROC {values['image_auroc']:.4f}", err=True)
@@ -318,7 +315,7 @@ def measure_class(
                 fresh = partial(build, extractor, configs[setting], size, seed, precision, device)
                 values = trained(setting, seed, fresh())
                 if arguments.calibrate and not samples.validation:
-                    images = TrainingSet(samples, data, banks.train)
+                    images = TrainingSet(samples, own_data, banks.train)
                     (trials,) = cross_validate(fresh, [images], seed, arguments.calibrate, QUANTILE, setting)
                     values |= false_alarms(*trials)._asdict()
                 yield row(setting, seed, values)
@@ -332,16 +329,55 @@ def measure_class(
             peers = []
 
 
-def read_class(
-    name: str, root: Path, data: DatasetConfig, command: str, arguments: argparse.Namespace, remarks: Remarks
-) -> tuple[ClassSamples, DatasetConfig]:
-    """A class's samples, held out as behind a detector's command, and how they are read; notes are said at first."""
+class Prepared(NamedTuple):
+    """A class that detectors of the same features can be trained on.
+
+    Attributes:
+        samples: held out as behind the detector's command.
+        data: how they are read.
+        extractor: their backbone.
+        embedder: what embeds in float32, and knows their light.
+        banks: of all samples.
+    """
+
+    samples: ClassSamples
+    data: DatasetConfig
+    extractor: FeatureExtractor
+    embedder: Detector
+    banks: ClassBanks
+
+
+def prepared(
+    name: str,
+    root: Path,
+    data: DatasetConfig,
+    config: DetectorConfig,
+    arguments: argparse.Namespace,
+    remarks: Remarks,
+    device: torch.device,
+    shown: Callable[[ClassSamples, DatasetConfig], ClassSamples] = lambda samples, _: samples,
+) -> Prepared:
+    """A class read and embedded as a detector's configuration says; notes are said at first.
+
+    Args:
+        name, root, data: the class.
+        config, arguments: the configuration, and what the command line says of all.
+        remarks: as of read_samples.
+        device: to compute on.
+        shown: what the samples become before they are embedded.
+    """
     is_first = not remarks
-    split = arguments.train_val_split or DETECTORS[command].DATASET_DEFAULTS.get("train_val_split", 1.0)
+    split = arguments.train_val_split or DETECTORS[config.command].DATASET_DEFAULTS.get("train_val_split", 1.0)
     found = read_samples(replace(data, train_val_split=split), root, name, remarks)
     for note in found.notes if is_first else ():
         click.echo(note, err=True)
-    return found.samples, replace(data, reading=found.reading)
+    samples, data = found.samples, replace(data, reading=found.reading)
+    extractor = load_backbone(config.backbones[0], config, 0, data.imagesize)
+    embedder = build(extractor, config, (data.imagesize, data.imagesize), 0, torch.float32, device)
+    if embedder.light is not None:
+        learn_light_of(name, embedder, samples, data)
+    banks = build_banks(name, embedder, shown(samples, data), data, "auto")
+    return Prepared(samples, data, extractor, embedder, banks)
 
 
 def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
@@ -353,21 +389,6 @@ def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
         split = kind.DATASET_DEFAULTS.get("train_val_split", 1.0)
         groups.setdefault((kind.features, split, config.backbones, *key), []).append(setting)
     return list(groups.values())
-
-
-def embedder(
-    name: str,
-    extractor: FeatureExtractor,
-    config: DetectorConfig,
-    samples: ClassSamples,
-    data: DatasetConfig,
-    device: torch.device,
-) -> Detector:
-    """A detector that embeds a class's images in float32, and knows their light."""
-    detector = build(extractor, config, (data.imagesize, data.imagesize), 0, torch.float32, device)
-    if detector.light is not None:
-        learn_light_of(name, detector, samples, data)
-    return detector
 
 
 def build(

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import Read, build, by_features, embedder, read_class
+from accuracy import Read, build, by_features, prepared
 from numpy.typing import NDArray
 from PIL import Image
 
 import metrics
-from datasets import Sample, read_image
+from datasets import ClassSamples, read_image
 from detection import Normal
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
-from experiment.plan.resolve import Remarks, load_backbone
+from experiment.plan.resolve import Remarks
 from experiment.train.banks import build_banks
 from experiment.train.embeddings import Predictions
 
@@ -79,15 +80,15 @@ CHANGES: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
 }
 
 
-def changed(samples: list[Sample], data: DatasetConfig, name: str) -> list[Sample]:
-    """Images as the network sees them, changed by one of CHANGES; without their masks."""
+def changed(samples: ClassSamples, data: DatasetConfig, name: str) -> ClassSamples:
+    """A class whose test images are as the network sees them, changed by one of CHANGES; without their masks."""
     found = []
-    for i, sample in enumerate(samples):
+    for i, sample in enumerate(samples.test):
         image = read_image(sample.image_path, data.reading) if sample.pixels is None else Image.fromarray(sample.pixels)
         small = image.resize((data.imagesize, data.imagesize), Image.Resampling.BILINEAR)
         pixels = CHANGES[name](np.asarray(small, np.float32), np.random.default_rng(i))
         found.append(replace(sample, pixels=np.clip(pixels, 0, 255).round().astype(np.uint8), mask_paths=()))
-    return found
+    return replace(samples, test=found)
 
 
 def measure_class(
@@ -104,28 +105,25 @@ def measure_class(
     remarks: Remarks = {}
     for settings in by_features(configs):
         first = configs[settings[0]]
-        samples, data = read_class(name, root, data, first.command, arguments, remarks)
+        samples, own_data, extractor, embedder, banks = prepared(
+            name, root, data, first, arguments, remarks, device, partial(changed, name=AS_THEY_ARE)
+        )
         labels = [sample.anomalous for sample in samples.test]
-        extractor = load_backbone(first.backbones[0], first, 0, data.imagesize)
-        embed = embedder(name, extractor, first, samples, data, device)
-        banks = build_banks(name, embed, replace(samples, test=changed(samples.test, data, AS_THEY_ARE)), data, "auto")
         detectors: dict[tuple[str, int], Any] = {}
         for setting in settings:
             for seed in seeds:
                 torch.manual_seed(seed)
                 detector = build(extractor, configs[setting], size, seed, precision, device)
-                own = Read.by(samples, data, banks, detector, seed)
+                own = Read.by(samples, own_data, banks, detector, seed)
                 for _ in detector.training_on(Normal(own.train, own.held_out)):
                     pass
                 detectors[setting, seed] = detector
         for change in CHANGES:
-            test, bank = changed(samples.test, data, change), banks.test
+            shown, bank = changed(samples, own_data, change), banks.test
             if change != AS_THEY_ARE:
-                bank = build_banks(
-                    f"{name}, {change}", embed, replace(samples, test=test), data, "auto", test_only=True
-                ).test
+                bank = build_banks(f"{name}, {change}", embedder, shown, own_data, "auto", test_only=True).test
             for (setting, seed), detector in detectors.items():
-                batches = Predictions(detector, test, data, bank)
+                batches = Predictions(detector, shown.test, own_data, bank)
                 scores = torch.cat([prediction.scores for prediction, _ in batches]).cpu().numpy()
                 value = metrics.auroc(labels, scores)
                 click.echo(f"{name}, {setting}, seed {seed}, {change}: image AUROC {value:.4f}", err=True)
