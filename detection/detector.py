@@ -110,6 +110,11 @@ class Detector(nn.Module):
         """The class that is built where these options are asked for; here this one."""
         return cls
 
+    @classmethod
+    def options_of_class(cls, options: Mapping[str, Any], class_name: str) -> Mapping[str, Any]:
+        """What is taken, by a class's name, for options that the command line leaves open; here there are none."""
+        return {}
+
     @property
     def meta_epochs(self) -> int:
         """How often training reports, at least once: without steps, when the detector has settled."""

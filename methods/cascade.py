@@ -25,7 +25,7 @@ from methods.retrieval import divergences, nearest_images
 CELLS = 50_000  # that codes are learned from
 BATCH = 8  # images that the backbone sees at once where nothing learns
 DEFECTIVE = 0.9  # of the queries
-OWN_SHARE = {"object": 0.5, "texture": 0.0}  # of the defects that are filled with the image's own tiles
+OWN_SHARE = 0.5  # of an object's defects, those that are filled with its own tiles
 CHANGED = 0.3  # of images, those with specks, and likewise those that are lighter or darker
 SPECKS, LIGHTER = 0.03, 0.1  # at most: share of the pixels, share of the lightness
 BLUR = 1 / 25  # of a foreground's side, sigma
@@ -166,7 +166,7 @@ class Trainer:
     def _query(self, pixels: NDArray[np.uint8], allowed: NDArray[np.bool_], rng: np.random.Generator) -> Defective:
         if rng.random() >= DEFECTIVE:
             return Defective(pixels, np.zeros(pixels.shape[:2], bool))
-        return pasted(pixels, allowed, self.textures, OWN_SHARE[self.detector.options.kind], rng)
+        return pasted(pixels, allowed, self.textures, OWN_SHARE if self.detector.is_object else 0.0, rng)
 
 
 def read_references(detector: Cascade, embeddings: Iterable[Tensor]) -> Tensor:

@@ -44,6 +44,7 @@ from options import option
 
 AT_ONCE = 8  # images that are retrieved at once
 IMAGES = range(1, 2**20)
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # classes of MVTec AD
 LARGEST_EXPORT = 2**31 - 2**27  # bytes: of a Protobuf message, without room for the networks
 
 
@@ -55,8 +56,10 @@ class Options:
 
     align_maps: bool = align_maps()
     match_light: Matching = match_light()
-    kind: Literal["object", "texture"] = option(
-        "object", "Of what the images are; an object has a foreground, and places of its own."
+    kind: Literal["auto", "object", "texture"] = option(
+        "auto",
+        "Of what the images are; an object has a foreground, and places of its own. auto: a texture in the classes of "
+        "that kind in MVTec AD, by their names, else an object.",
     )
     texture_dir: str | None = texture_dir()
     codes: int = option(12, "Codes that cells are counted by, to find images that are alike.", at_least=2, at_most=1000)
@@ -116,9 +119,15 @@ class CPR(Detector):
             self.register_buffer(f"references_{i}", torch.zeros(1, own.local_dim, *info.grid, dtype=torch.float16))
         self.begun: References | None = None  # what begin leaves for the trainer
 
+    @classmethod
+    def options_of_class(cls, options: Mapping[str, Any], class_name: str) -> Mapping[str, Any]:
+        """The kind, as the authors know it of every class."""
+        return {} if options["kind"] != "auto" else {"kind": "texture" if class_name in TEXTURES else "object"}
+
     @property
     def is_object(self) -> bool:
-        return self.options.kind == "object"
+        """Whether there is a foreground; auto is for whoever knows a class's name, and means that here."""
+        return self.options.kind != "texture"
 
     @property
     def kept(self) -> list[str]:

@@ -43,7 +43,7 @@ def foreground_map(cells: Cells, ring: Cells, middle: Cells, seed: int) -> tuple
     background = int(at_ring.mean() > 0.5)
     outside, inside = ring[at_ring == background], middle[at_middle != background]
     if not len(inside):
-        raise DataError("the middle of the training images looks like their border: use --kind texture")
+        raise DataError("the middle of the training images looks like their border: use --kind texture for this class")
     kinds = [own[rng.permutation(len(own))[:MOST]] for own in (outside, inside)]
     labels = np.repeat([0, 1], [len(own) for own in kinds])
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_DATA, small
+from conftest import SMALL_DATA, make_mvtec, small
 from PIL import Image
 
 import backbones
@@ -205,6 +205,21 @@ def test_what_does_not_fit_memory_is_said_with_its_size(detector, monkeypatch):
     monkeypatch.setattr("methods.cascade.free_on", lambda device: 2**10)
     with pytest.raises(DataError, match=r"features of 3 training images would take .* GiB of memory, and 0\.0 GiB"):
         detector.begin(Normal([torch.zeros(3, 3, 40, 40)]))
+
+
+def test_kinds_are_told_by_names_of_classes(caught_tasks, tmp_path, capsys):
+    """Of the classes of MVTec AD, unless --kind says it; whoever builds a detector without a class has an object."""
+    root = make_mvtec(tmp_path / "data", ["carpet", "bolt"])
+    for words, kinds in ([], ["object", "texture"]), (["--kind", "object"], ["object", "object"]):
+        own = [word for word in small("cpr") if word not in ("--kind", "texture")]
+        tasks = caught_tasks([*own, *words, "dataset", *SMALL_DATA, "mvtec", root])
+        assert [task.jobs[0].identity["options"]["kind"] for task in tasks] == kinds
+        said = capsys.readouterr().err
+        assert ("--kind texture is taken, by its name, for carpet" in said) is (not words)
+        source = backbones.load("resnet18", "random")
+        assert [task.build(source, torch.device("cpu"), torch.float32).is_object for task in tasks] == [
+            kind == "object" for kind in kinds
+        ]
 
 
 def test_images_without_a_foreground_are_said(detector):

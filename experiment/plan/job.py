@@ -12,6 +12,7 @@ from experiment.config import JobName, RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from experiment.plan.reading import ClassFound
+from methods import DETECTORS
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def make_job(
     """
     samples, data = found.samples, replace(data, reading=found.reading)
     backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
-    seed = backbone.seed_in(name.seed)
+    seed, kind = backbone.seed_in(name.seed), DETECTORS[detector.command]
     identity: dict[str, Any] = {
         "title": name.title,
         "dataset": data.name,
@@ -83,7 +84,7 @@ def make_job(
         "reading": described(data.reading),
         "table": None if samples.table is None else samples.table.to_dict(),
         "detector": detector.command,
-        "options": {**detector.options, **part},
+        "options": {**detector.options, **kind.options_of_class(detector.options, name.class_name), **part},
         "seed": seed,
     }
     return Job(name, run.directory / name.folder, samples, data, root, seed, identity, found.sizes)

@@ -143,7 +143,7 @@ def plan_run(
             options = task.jobs[0].identity["options"]
             check_detector(sources[task.backbone], backbone, replace(detector, options=options), task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, classes, looked_at)
+    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names)
     notes += [note for one in looked_at.values() for note in one.notes]
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes)
 
@@ -210,6 +210,15 @@ def _geometry_notes(
         for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
         if data.resize_mode == "square" and not all(found[i, name].is_square for name in own)
     ]
+
+
+def _notes_of_names(detector: DetectorConfig, names: Sequence[JobName]) -> list[str]:
+    """What is taken for options by the names of classes."""
+    taken: dict[tuple[str, Any], list[str]] = {}
+    for class_name in dict.fromkeys(name.class_name for name in names):
+        for choice in DETECTORS[detector.command].options_of_class(detector.options, class_name).items():
+            taken.setdefault(choice, []).append(class_name)
+    return [f"--{option} {value} is taken, by its name, for {', '.join(own)}" for (option, value), own in taken.items()]
 
 
 def _read_all(
