@@ -43,6 +43,16 @@ def of_two(*seeds, images=6):
     return list(zip(*(batches(images, seed=seed) for seed in seeds), strict=True))
 
 
+class Counted(list):
+    """Batches that count how often they are gone over."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
 def test_scales_and_mean_are_those_of_the_authors_program():
     """Where the images that it scales by are all images."""
     for name in ("scores", "maps"):
@@ -53,9 +63,10 @@ def test_scales_and_mean_are_those_of_the_authors_program():
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_each_backbone_has_a_bank_and_the_range_of_normal_images(held_out):
-    whole, train, normal = ensemble(whiten=0.1), of_two(0, 1), of_two(2, 3, images=4)
+    whole, train, normal = ensemble(whiten=0.1), Counted(of_two(0, 1)), of_two(2, 3, images=4)
     training = whole.training_on(Normal(train, normal if held_out else ()))
     list(training)
+    assert train.passes == whole.passes_of(held_out).after(1) == 4 + (not held_out)
     alone = []
     for i, (member, own) in enumerate(zip(whole.members, zip(*train, strict=True), strict=True)):
         names = member.layers
@@ -74,7 +85,6 @@ def test_each_backbone_has_a_bank_and_the_range_of_normal_images(held_out):
     assert resumed.training_on(Normal(train), state=training.state_dict()).finished
     torch.testing.assert_close(resumed.score(queries).maps, found.maps, rtol=0, atol=0)
     assert found.maps.shape == (2, 32, 32) and found.maps.max() > found.maps.min()
-    assert whole.passes_of(held_out).settling == 4 + (not held_out)
 
 
 def test_features_are_those_of_each_backbone():
