@@ -13,12 +13,14 @@ import commands
 import pytest
 import torch
 from commands import ROOT, wait_for
-from conftest import SMALL_DATA, SMALL_NET, make_mvtec
+from conftest import SMALL_DATA, SMALL_NET, make_mvtec, small
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster as Nodes
+from test_ensemble import WORDS as ENSEMBLE
 from test_grid import csvs
 
+import main
 from errors import DataError, UsageError
 from experiment.config import RunConfig
 from experiment.machine import device
@@ -111,6 +113,24 @@ def test_ctrl_c_ends_all_workers_and_the_run_goes_on(run_main, run_process, tmp_
     assert done.returncode == 1 and "1 of 3 jobs failed" in done.stderr, done.stderr
     assert "jobs at once on this machine" in done.stderr
     assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
+
+
+def test_detectors_of_banks_give_the_bytes_of_one_process(tmp_path, mvtec, caught_tasks, monkeypatch):
+    """As a worker does them, from which the folders are sent: nobody holds the locks of these runs."""
+    for name, value in {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), **parallel.QUIET}.items():
+        monkeypatch.setenv(name, value)
+    banks = {name: small(name) for name in ("patchcore", "reconpatch", "cpr")} | {"ensemble": ENSEMBLE}
+    data = ["dataset", *SMALL_DATA, "--train_val_split", "0.5", "-d", "bolt", "mvtec", str(mvtec)]
+    words = {name: ["--precision", "fp32", *own, *data] for name, own in banks.items()}
+    tasks = [task for name, own in words.items() for task in caught_tasks(["--run_name", name, *own])]
+    with parallel.Cluster(config(jobs=1), []) as cluster:
+        outcomes = [outcome for _, outcome in cluster.work(tasks, torch.float32)]
+    assert [len(outcome) for outcome in outcomes] == [1] * len(banks), outcomes
+    for name, own in words.items():
+        main.main(["--run_name", f"whole-{name}", *own], standalone_mode=False)
+        sent, whole = (folder(tmp_path, one) / "models/0/mvtec_bolt" for one in (name, f"whole-{name}"))
+        for file in ("checkpoint.safetensors", "predictions.csv", "model.json"):
+            assert (sent / file).read_bytes() == (whole / file).read_bytes(), (name, file)
 
 
 @pytest.fixture
