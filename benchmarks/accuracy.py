@@ -69,7 +69,6 @@ from methods import DETECTORS
 from options import declared
 
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
-MEMORY = "--recipe stable --memory 1000 --ensemble 3 --noise_std 0.5"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
 PATCHCORE = f"patchcore {NET.removeprefix('net ')} -p 0.01"
 CFA = "cfa -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"
@@ -91,8 +90,10 @@ SETTINGS = {
     "stable, no average": f"{NET} --recipe stable --ema 0",
     "stable, constant rates": f"{NET} --recipe stable --no_warm_up_cosine",
     "stable, highest patch": f"{NET} --recipe stable --score_top_k 1",
-    "stable, memory": f"{NET} {MEMORY}",
-    "stable, memory, gain matched": f"{NET} {MEMORY} --match_light gain",
+    "memory": f"{NET} --recipe memory",
+    "memory, light as it is": f"{NET} --recipe memory --match_light off",
+    "memory, without one": f"{NET} --recipe memory --memory 0",
+    "memory, one discriminator": f"{NET} --recipe memory --ensemble 1",
     "PatchCore": PATCHCORE,
     "PatchCore, reweighted": f"{PATCHCORE} --reweight 9",
     "PatchCore, whitened": f"{PATCHCORE} --whiten 0.1",

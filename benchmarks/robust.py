@@ -1,7 +1,7 @@
 """How far image AUROC falls when test images change in ways that are no defects.
 
     python benchmarks/robust.py                                   solar cells, every detector, seed 0
-    python benchmarks/robust.py --settings stable "stable, memory, gain matched" --seeds 0 1 2
+    python benchmarks/robust.py --settings stable memory --seeds 0 1 2
     python benchmarks/robust.py mvtec PATH -d bottle -d cable     any other dataset
 
 Settings, data and options are accuracy.py's. Detectors are trained on the training images as they are; the test images,
@@ -40,7 +40,7 @@ from experiment.train.banks import build_banks
 from experiment.train.embeddings import Predictions
 
 Pixels = NDArray[np.float32]  # [side, side, 3], from 0 to 255
-DEFAULT = ["paper, auto_noise 0.25", "stable", "stable, memory, gain matched"]
+DEFAULT = ["paper, auto_noise 0.25", "stable", "memory"]
 DEFAULT += ["PatchCore", "RD", "LogicRD", "CFA, whitened"]
 AS_THEY_ARE = "as they are"
 NOISE = 8.0  # standard deviation, of 255

@@ -61,7 +61,8 @@ def recipe(recipes: Mapping[str, Mapping[str, Any]]) -> Flag:
     """The flag that lets one of a detector's recipes, by its name, set other options' defaults."""
     text = (
         "Defaults of the options below. paper: those of the original. stable: other values of noise, discriminators, "
-        "rates and score, for a last epoch that needs no picking; the run prints them. A flag that is given wins."
+        "rates and score, for a last epoch that needs no picking. memory: that with normal patches to compare with and "
+        "matched light, for parts and for sharper maps. The run prints them. A flag that is given wins."
     )
     kind = click.Choice(["paper", *recipes])
     return Flag(

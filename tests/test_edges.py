@@ -27,6 +27,7 @@ SMALLEST = {"dim": 8, "heads": 2, "depth": 1, "epochs": 2}  # Transformer
 SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("net", "--whiten 1e-7 --auto_noise 1 --difference_noise 0.5 --target_embed_dimension 128", False),
     ("net", "--recipe stable --meta_epochs 3", True),
+    ("net", "--recipe memory --meta_epochs 3 --ensemble 2", True),
     ("cfa", "--gamma_c 4", True),
     ("cfa", "--whiten 1e-7", True),
     ("rd", "", False),
