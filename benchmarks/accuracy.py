@@ -111,6 +111,11 @@ SETTINGS = {
     "ReConPatch, whitened": f"{RECONPATCH} --whiten 0.1",
     "CPR": CPR,
     "CPR, texture": f"{CPR} --kind texture",
+    "template": "template",
+    "lowrank": "lowrank",
+    "lowrank, image alone": "lowrank --of image",
+    "phase-only": "frequency",
+    "notch": "frequency --mode notch",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes
@@ -182,7 +187,7 @@ def measure(name: str, labelled: Labelled, detector: Any, read: Read) -> dict:
     values = predict(name, labelled, read)
     if recent:  # a detector may have stopped before its last epochs
         values |= {"ms": 1000 * evaluations[-1] / len(labels), "spread": max(recent) - min(recent)}
-    return {**values, "pass": seconds / detector.passes, "training": seconds}
+    return {**values, "pass": seconds / max(1, detector.passes), "training": seconds}
 
 
 def predict(name: str, labelled: Labelled, read: Read) -> dict:

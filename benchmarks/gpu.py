@@ -188,7 +188,7 @@ def trained(
     torch.manual_seed(0)
     detector = build(command, setting, device, precision)
     embeddings = [detector.embed(batch) for batch in images.split(EMBED_BATCH)]
-    bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), precision, "device", device)
+    bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), detector.feature_type, "device", device)
     bank.fill(embeddings)
     times = []
     start = now(device)

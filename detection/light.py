@@ -105,11 +105,19 @@ def _pixels(images: Tensor) -> Tensor:
     return images * std + mean
 
 
+def grey(images: Tensor) -> Tensor:
+    """Brightness, from 0 to 1, of images [B, 3, H, W] normalised as ImageNet: [B, H, W]."""
+    return _luma(_pixels(images))
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    return (pixels * torch.tensor(LUMA, device=pixels.device).view(3, 1, 1)).sum(dim=1)
+
+
 def _brightness(pixels: Tensor) -> Tensor:
     """The sorted brightness of squares of pixels [B, 3, H, W], at least 0: [B, n]."""
     side = max(1, min(pixels.shape[-2:]) // CELLS)
-    luma = (pixels * torch.tensor(LUMA, device=pixels.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
-    return F.avg_pool2d(luma, side).flatten(1).clamp(min=0).sort(dim=1).values
+    return F.avg_pool2d(_luma(pixels).unsqueeze(1), side).flatten(1).clamp(min=0).sort(dim=1).values
 
 
 def _between(values: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:

@@ -34,6 +34,9 @@ ENTRIES = {
     "cpr": Entry(
         "methods.cpr", "CPR", "CPR: normal images like an image, and its patches near the same place in them."
     ),
+    "template": Entry("methods.template", "Template", "Template matching: how far pixels are from normal images'."),
+    "lowrank": Entry("methods.lowrank", "LowRank", "Low rank and sparse: what few places add to what repeats."),
+    "frequency": Entry("methods.frequency", "Frequency", "Frequency: what the spectrum's regular pattern leaves."),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

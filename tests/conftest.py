@@ -67,6 +67,9 @@ SMALL = {  # every detector's smallest setting
     "reconpatch": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --lr 0.01 "
     "--percentage 0.1 --reweight 3 --modulated_dim 12 --projected_dim 8 --epochs 2",
     "cpr": f"{RESNET} --kind texture --codes 4 --stem 8 --width 4 --local_dim 8 --pairs 20 --references 2 --epochs 2",
+    "template": "--align none",  # the others are not exported
+    "frequency": "",
+    "lowrank": "--rank 2",
     "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
 }
 

@@ -62,7 +62,7 @@ class _Mode(TorchFunctionMode):
             goal = _goal(name, args, kwargs, there)
             _refuse_mixtures(func, name, tensors, args, kwargs, goal)
             result = func(*_on_cpu(args), **_on_cpu(kwargs))
-            if name in ("to", "cpu") and goal != there:
+            if name in ("to", "cpu") and goal != isinstance(args[0], FakeCuda):
                 result = result.clone()
             return tree_map(lambda one: _as(one, goal, args), result)
 

@@ -1,6 +1,7 @@
 """The chain around every detector that takes net's place: --test, predict, export, resume, grid and report."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -58,6 +59,19 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("region", 2, "--region 2 must be odd"),
         ("local_dim", 9, "does not fit"),
     ],
+    "template": [
+        ("window", 4, "--window 4 must be odd"),
+        ("references", 0, "--references 0 must be from 1 to 10000"),
+        ("score", "nearest", "references is missing"),
+    ],
+    "frequency": [
+        ("sigma", 9.0, "--sigma 9 leaves nothing of images of 32 pixels, whose outer 18 do not count"),
+        ("mode", "whiten", "strength is missing"),
+    ],
+    "lowrank": [
+        ("rank", 3, "basis is torch.float32 [2, 32, 32], not torch.float32 [3, 32, 32]"),
+        ("of", "rows", "--of rows must be one of training, image"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),
@@ -68,6 +82,9 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("columns", [[], [60000]], "at most 4096"),
     ],
 }
+
+
+SECOND = [("lr", "0.1", "0.01"), ("whiten", "0.1", "0"), ("score_pixels", "9", "1")]  # of a grid, and two values
 
 
 def chain(command, mvtec, *net, data=()):
@@ -173,9 +190,14 @@ def exported(path):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_exports_give_the_predictions(run, tmp_path, mvtec, half, capsys):
-    """As ONNX, and in half precision as the graph that ONNX is translated from."""
+    """As ONNX, and in half precision as the graph that ONNX is translated from; or the detector says why not."""
     model, out = run / "models/0/mvtec_bolt", tmp_path / ("m.pt2" if half else "m.onnx")
-    call("export", model, "--out", out, *["--half", "--format", "torch_export"] * half)
+    words = ["export", model, "--out", out, *["--half", "--format", "torch_export"] * half]
+    if why := load(model).detector.not_exported:
+        with pytest.raises(UsageError, match=re.escape(f"cannot be exported ({why}): use predict")):
+            call(*words)
+        return
+    call(*words)
     images, expected = pixels_and_predictions(model, mvtec / "bolt")
     scale = max(1, expected.scores.std().item())  # scores may be in units of a small deviation
     assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < (0.05 * scale if half else 1e-3)
@@ -204,7 +226,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, comma
 def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded, command):
     monkeypatch.chdir(tmp_path)
     option, default, other = varied(command)
-    second, first, last = ("lr", "0.1", "0.01") if "lr" in options_of(command) else ("whiten", "0.1", "0")
+    second, first, last = next(own for own in SECOND if own[0] in options_of(command))
     data = ["-d", "bolt"]
     call(
         "--grid", f"{option}={default},{other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data)

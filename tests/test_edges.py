@@ -38,6 +38,18 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("reconpatch", "", True),
     ("reconpatch", "--whiten 0.1 --sigma 1", True),
     ("cpr", "", True),
+    ("template", "", True),
+    ("template", "--align affine --centre mean --search 1", True),
+    ("template", "--score nearest --align euclidean", True),
+    ("template", "--score correlation", True),
+    ("frequency", "", False),
+    ("frequency", "--mode phot", False),
+    ("frequency", "--mode notch", True),
+    ("frequency", "--mode residual", False),
+    ("frequency", "--mode reference", True),
+    ("frequency", "--mode whiten", True),
+    ("lowrank", "", True),
+    ("lowrank", "--of image", False),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]
@@ -76,8 +88,8 @@ def built(command, words):
     chain = main.main.get_command(None, command)
     options = chain.invoke(chain.make_context(command, [*small(command)[1:], *words.split()]))[0].options
     joint = {"columns": [[]]} if DETECTORS[command].JOINT else {}
-    backbone = backbones.load("resnet18", "random")
-    return DETECTORS[command](backbone, ["layer1", "layer2"], (SIDE, SIDE), **{**options, **joint})
+    name, layers = ("resnet18", ["layer1", "layer2"]) if DETECTORS[command].NEEDS_BACKBONE else ("pixels", ["input"])
+    return DETECTORS[command](backbones.load(name, "random"), layers, (SIDE, SIDE), **{**options, **joint})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -105,6 +105,17 @@ CPR = {
     "--lr": ["--lr", "0.01"],
     "--epochs": ["--epochs", "3"],
 }
+TEMPLATE = {
+    "--align": ["--align", "affine"],
+    "--references": ["--references", "1", "--score", "nearest"],
+    "--window": ["--window", "5", "--score", "correlation"],
+}
+FREQUENCY = {"--mode": ["--mode", "notch"], "--k": ["--k", "1", "--mode", "notch"], "--damp": ["--damp", "1"]}
+LOWRANK = {
+    "--weight": ["--weight", "0.5", "--of", "image", "--rank", "20"],
+    "--side": ["--side", "16", "--of", "image", "--rank", "20"],
+    "--of": ["--of", "image", "--rank", "20"],
+}
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
     "--batch_size": ["--batch_size", "4"],
@@ -209,6 +220,9 @@ CHOSEN = {
     "patchcore": PATCHCORE,
     "reconpatch": RECONPATCH,
     "cpr": CPR,
+    "template": TEMPLATE,
+    "frequency": FREQUENCY,
+    "lowrank": LOWRANK,
     "multimodal": MULTIMODAL,
 }
 OTHERS = {

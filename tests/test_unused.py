@@ -40,6 +40,18 @@ def table(tmp_path):
         (["patchcore", "-p", "0.3", "--sampler", "identity"], "--percentage", "which keeps all"),
         (["reconpatch", "--alpha", "0", "--sigma", "1"], "--sigma", "with --alpha 0"),
         (["reconpatch", "--alpha", "1", "--k_nearest", "4"], "--k_nearest", "with --alpha 1"),
+        (["template", "--window", "5"], "--window", "without --score correlation"),
+        (["template", "--references", "5"], "--references", "without --score nearest"),
+        (
+            ["template", "--score", "nearest", "--least_spread", "0.1"],
+            "--least_spread",
+            "score deviation or correlation",
+        ),
+        (["template", "--score", "nearest", "--centre", "mean"], "--centre", "with --score nearest and --align none"),
+        (["frequency", "--k", "5"], "--k", "without --mode notch or reference"),
+        (["frequency", "--mode", "notch", "--damp", "1"], "--damp", "without --mode phase or phot"),
+        (["lowrank", "--weight", "2"], "--weight", "without --of image"),
+        (["lowrank", "--of", "image", "--rank", "2"], "--rank", "without --of training"),
         (["multimodal", "--token_size", "8"], "--token_size", "without --image_tokens pixels"),
         (["pixels", "--align_maps"], "--align_maps", "no backbone"),
         (["pixels", "--normalisation", "model"], "--normalisation", "no backbone"),
@@ -49,8 +61,7 @@ def table(tmp_path):
 def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     monkeypatch.chdir(tmp_path)
     kinds = {"net": SMALL_NET, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL, "pixels": PIXELS}
-    kinds["patchcore"] = small("patchcore")
-    kinds["reconpatch"] = small("reconpatch")
+    kinds |= {command: small(command) for command in ("patchcore", "reconpatch", "template")}
     words = [own for word in words for own in kinds.get(word, [word])]
     with pytest.raises(UsageError, match=f"^{re.escape(flag)} has no effect .*{why}.*: leave it out$"):
         call(*words, "dataset", *SMALL_DATA, "mvtec", mvtec)

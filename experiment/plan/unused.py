@@ -22,6 +22,18 @@ class Idle(NamedTuple):
     why: str
 
 
+ONLY_WITH = {  # by command: flags, and the values of another that they are of
+    "template": [
+        ("window", "score", ["correlation"]),
+        ("references", "score", ["nearest"]),
+        ("least_spread", "score", ["deviation", "correlation"]),
+    ],
+    "frequency": [("k", "mode", ["notch", "reference"]), ("damp", "mode", ["phase", "phot"])],
+    "lowrank": [("rank", "of", ["training"]), ("weight", "of", ["image"]), ("side", "of", ["image"])],
+    "multimodal": [("token_size", "image_tokens", ["pixels"])],
+}
+
+
 def refuse_unused(
     run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]]
 ) -> None:
@@ -78,13 +90,16 @@ def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
         why = "with --sampler identity, which keeps all patches" if keeps_all else "with --bank_size"
         if keeps_all or options["bank_size"] is not None:
             yield Idle("--percentage", is_given("percentage"), why)
-    if "sigma" in options and options["alpha"] in (0, 1):
+    if detector.command == "reconpatch" and options["alpha"] in (0, 1):
         flag = "k_nearest" if options["alpha"] == 1 else "sigma"
         yield Idle(f"--{flag}", is_given(flag), f"with --alpha {options['alpha']:g}")
     if detector.command == "logicrd" and options["no_fcp"]:
         yield Idle("--no_nii", options["no_nii"], "with --no_fcp: the gate is part of that pathway")
-    if detector.command == "multimodal" and options["image_tokens"] != "pixels":
-        yield Idle("--token_size", is_given("token_size"), "without --image_tokens pixels")
+    for flag, other, values in ONLY_WITH.get(detector.command, ()):
+        if options[other] not in values:
+            yield Idle(f"--{flag}", is_given(flag), f"without --{other} {' or '.join(values)}")
+    if detector.command == "template" and (options["score"], options["align"]) == ("nearest", "none"):
+        yield Idle("--centre", is_given("centre"), "with --score nearest and --align none")
     if all(backbone.name == PIXELS for backbone in detector.backbones):
         why = "where no backbone is read"
         yield Idle("--align_maps", bool(options.get("align_maps")), why)
