@@ -52,7 +52,7 @@ class Options(PixelOptions):
     weight: float = option(
         1.0, "c, of --of image: 1 in theory, up to 2 for noisy images; more finds fewer and larger anomalies.", above=0
     )
-    side: int = option(256, "Of --of image: larger images are made smaller to so many pixels.", at_least=8)
+    side: int = option(128, "Of --of image: larger images are made smaller to so many pixels.", at_least=8)
 
 
 class LowRank(PixelDetector):

@@ -69,7 +69,7 @@ SMALL = {  # every detector's smallest setting
     "cpr": f"{RESNET} --kind texture --codes 4 --stem 8 --width 4 --local_dim 8 --pairs 20 --references 2 --epochs 2",
     "template": "--align none",  # the others are not exported
     "frequency": "",
-    "lowrank": "--rank 2",
+    "lowrank": "",
     "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
 }
 

@@ -69,7 +69,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("mode", "whiten", "strength is missing"),
     ],
     "lowrank": [
-        ("rank", 3, "basis is torch.float32 [2, 32, 32], not torch.float32 [3, 32, 32]"),
+        ("rank", 3, "basis is torch.float32 [20, 32, 32], not torch.float32 [3, 32, 32]"),
         ("of", "rows", "--of rows must be one of training, image"),
     ],
     "multimodal": [

@@ -112,9 +112,9 @@ TEMPLATE = {
 }
 FREQUENCY = {"--mode": ["--mode", "notch"], "--k": ["--k", "1", "--mode", "notch"], "--damp": ["--damp", "1"]}
 LOWRANK = {
-    "--weight": ["--weight", "0.5", "--of", "image", "--rank", "20"],
-    "--side": ["--side", "16", "--of", "image", "--rank", "20"],
-    "--of": ["--of", "image", "--rank", "20"],
+    "--rank": ["--rank", "1"],
+    "--weight": ["--weight", "0.5", "--of", "image"],
+    "--side": ["--side", "16", "--of", "image"],
 }
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],

@@ -142,6 +142,19 @@ def test_references_are_as_many_as_asked_for_and_far_apart():
     assert len(fitted(images, score="nearest").references) == 10
 
 
+def test_what_is_read_is_brightness_in_full_precision():
+    pixels = torch.rand(2, 3, *IMAGE.shape, generator=seeded())
+    mean, std = (torch.tensor(own).view(3, 1, 1) for own in (backbones.IMAGENET.mean, backbones.IMAGENET.std))
+    detector = built(precision=torch.bfloat16)
+    expected = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=1)
+    torch.testing.assert_close(detector.embed((pixels - mean) / std), expected, rtol=0, atol=1e-6)
+
+
+def test_an_images_score_is_of_its_highest_pixels():
+    one, three = (built(score_pixels=k).predicted(torch.tensor([[[1.0, 5.0], [2.0, 3.0]]])).scores for k in (1, 3))
+    assert one.item() == 5 and three.item() == pytest.approx(10 / 3)
+
+
 def test_no_more_images_than_memory_holds(monkeypatch):
     monkeypatch.setattr("detection.pixels.WORKING_MEMORY", 3 * 4 * IMAGE.size)
     assert len(built().drawn_evenly(GOLDEN["normal"].split(2))) == 3
