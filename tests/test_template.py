@@ -114,6 +114,13 @@ def test_alignment_finds_the_spot_where_it_is_in_the_image(align):
     assert "OpenCV" in aligned.not_exported and not unaligned.not_exported
 
 
+def test_what_is_hardly_in_view_does_not_count():
+    """The image has moved by 3 columns and 2 rows, whose neighbours in view were drawn from beyond its border."""
+    (maps,) = fitted(align="translation", sigma=0.1).score(GOLDEN["test"].unsqueeze(0)).maps
+    assert maps[:, 0].max() == maps[-1].max() == 0
+    assert min(maps[:, 4].max(), maps[-5].max()) > 0
+
+
 def test_normal_images_are_aligned_before_the_template_is_made():
     moves = [(0, 0), (3, 1), (-2, 4), (1, -3), (4, 2)]
     warps = [np.float32([[1, 0, x], [0, 1, y]]) for x, y in moves]
