@@ -95,6 +95,7 @@ def test_a_spot_on_a_pattern(mode):
     scores, maps = detector.score(torch.cat([spoiled, clean]))
     place = divmod(int(maps[0].argmax()), 96)
     assert abs(place[0] - 41.5) < 3 and abs(place[1] - 51.5) < 3
+    assert maps[..., : detector.border].max() == 0 < maps[..., detector.border].max()
     seen = maps[0, detector.border : -detector.border, detector.border : -detector.border]
     assert scores[0] > 10 * seen.median()
     assert scores[0] > 1.5 * scores[1] or mode in ("phase", "phot")  # which are of each image's own scale

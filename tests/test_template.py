@@ -129,6 +129,21 @@ def test_normal_images_are_aligned_before_the_template_is_made():
     assert fitted(images, align="translation").spread[inner].mean() < 0.2 * fitted(images).spread[inner].mean()
 
 
+def test_normal_images_are_aligned_again_to_their_template(monkeypatch):
+    targets, align = [], Template.aligned
+
+    def watched(self, images, template):
+        found = align(self, images, template)
+        targets.append((template, found[0]))
+        return found
+
+    monkeypatch.setattr(Template, "aligned", watched)
+    detector = fitted(align="translation")
+    (_, once), (target, twice) = targets
+    assert torch.equal(target, central(once, "mean")[0])
+    assert torch.equal(detector.template, central(twice, "mean")[0])
+
+
 @pytest.mark.parametrize("other", [np.zeros_like(IMAGE), np.full_like(IMAGE, 0.3)])
 def test_what_has_no_place_stays(other):
     for image, template in ((other, MEAN), (IMAGE, other), (other, other)):
