@@ -32,8 +32,8 @@ class Thresholds:
         images: how many of them.
         above, unseen: by cross-validation of the training images, how many lay above the threshold of a detector that
             had not seen them, and of how many; None without.
-        brightness: the lowest and the highest of images like them; None where light is matched, there are no images, or
-            a model is older than this.
+        brightness: the lowest, low, high and highest of images like them, see brightness.like; None where light is
+            matched, there are no images, or a model is older than this.
     """
 
     image: float
@@ -43,7 +43,7 @@ class Thresholds:
     images: int
     above: int | None = None
     unseen: int | None = None
-    brightness: tuple[float, float] | None = None
+    brightness: tuple[float, float, float, float] | None = None
 
     @property
     def is_held_out(self) -> bool:
@@ -60,7 +60,7 @@ class Thresholds:
     @property
     def outside(self) -> Outside | None:
         """Of no image yet, whether it is too dark or too bright for what is said; None where that is not known."""
-        return self.brightness and Outside(*self.brightness)
+        return self.brightness and Outside(*self.brightness, self.images)
 
     @property
     def said(self) -> str:

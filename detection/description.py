@@ -154,7 +154,7 @@ def _check(description: Description, kind: type[Detector]) -> None:
         or reading["background"] not in (None, "black")
     ):
         raise ValueError(f"reading is {reading}")
-    if thresholds.brightness is not None and len(thresholds.brightness) != 2:
+    if thresholds.brightness is not None and len(thresholds.brightness) != 4:
         raise ValueError(f"brightness is {thresholds.brightness}")
     if not of_maps and thresholds.pixel is not None:
         raise ValueError(f"map_range is None, and a pixel's threshold {thresholds.pixel}")

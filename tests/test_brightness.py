@@ -1,6 +1,8 @@
 """Users are told of images that are darker or brighter than those that a threshold comes from."""
 
+import functools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from conftest import SMALL_DATA, make_mvtec
 from PIL import Image
+from scipy.stats import betabinom
 from test_trained import run
 
 import main
 from datasets import BatchLoader, ImageDataset, ImageTransform, Sample, brightness_of, read_image
-from detection.brightness import Outside, like
+from detection.brightness import Outside, chance, like
 from methods import load
 
 
@@ -46,24 +49,68 @@ def test_readers_take_it_in_order(mvtec, workers):
 def test_as_many_new_images_lie_within(n):
     """With 95 % or a little more, whatever their number, as far as brightness is normally distributed."""
     draws = np.random.default_rng(0).normal(150, 12, (1500, 2, n))
-    within = [low <= new.min() and new.max() <= high for old, new in draws for low, high in [like(old, 0.95)]]
+    within = [low <= new.min() and new.max() <= high for old, new in draws for low, *_, high in [like(old, 0.95)]]
     assert 0.94 <= np.mean(within) <= 0.98
 
 
 def test_the_range_holds_all_images_and_a_grey_level():
-    assert like(np.full(9, 100.0), 0.95) == (99, 101)
+    assert like(np.full(9, 100.0), 0.95) == (99, 99, 101, 101)
     assert like(np.array([100.0]), 0.95) is None and like(np.empty(0), 0.95) is None
-    low, high = like(np.array([10.0, *[100.0] * 1000]), 0.95)
-    assert low == 10 and 100 < high < 120
+    lowest, low, high, highest = like(np.array([10.0, *[100.0] * 1000]), 0.95)
+    assert lowest == 10 and 98 < low < 99 and 100 < high < 101 and 100 < highest < 120
+    assert like(np.arange(100.0)[::-1], 0.95)[1:3] == (4, 95)
 
 
 def test_what_is_said_of_them():
-    outside = Outside(90.26, 110).with_images([90.25, 91, 80]).with_images(np.array([110.5]))
-    assert outside == Outside(90.26, 110, darker=2, brighter=1, images=4)
+    outside = Outside(90.26, 95, 105, 110, 50).with_images([90.25, 91, 80]).with_images(np.array([110.5]))
+    assert outside == Outside(90.26, 95, 105, 110, 50, darker=2, dark=3, bright=1, brighter=1, images=4)
     assert "Darker or brighter than" in outside.sentence("images")
     assert "(mean grey value below 90.3 or above 110.0): 2 and 1 of 4 images. " in outside.sentence("images")
-    assert "value above 110.0): 1 of 1 photos. " in Outside(90, 110).with_images([111]).sentence("photos")
-    assert Outside(90, 110).with_images([90, 110]).sentence("images") == ""
+    assert "value above 110.0): 1 of 1 photos. " in Outside(90, 95, 105, 110, 50).with_images([111]).sentence("photos")
+    assert Outside(90, 95, 105, 110, 50).with_images([90, 110]).sentence("images") == ""
+
+
+def told(known, new):
+    return Outside(*like(known, 0.95), len(known)).with_images(new).sentence("images")
+
+
+def test_images_that_all_lie_at_one_end_are_said():
+    """Values like those of MVTec AD's screw: each of them would be like the others, and all of them are not."""
+    known = np.array([170.3, *np.random.default_rng(0).normal(184.2, 5.3, 318).clip(170.4, 199.7), 199.8])
+    new = np.linspace(168.2, 173.3, 41)
+    lowest, low, _, highest = like(known, 0.95)
+    assert lowest < 168 and 173.3 < low < 178
+    assert told(known, new).startswith(
+        "Darker on the whole than the images that the model's threshold comes from (mean grey value below "
+        f"{low:.1f}, where at most 5 % of those lie): 41 of 41 images. It promises nothing for them: train with"
+    )
+    assert "Brighter on the whole than" in told(-known, -new) and "(mean grey value above -" in told(-known, -new)
+    assert f"below {low:.1f}, where at most 5 % of those lie or above {highest:.1f}): 41 and 1 of 42 images" in told(
+        known, [*new, 220]
+    )
+    assert "41 of 42 images" in told(known, [*new[:-1], 0, 184]) and "on the whole" in told(known, [*new[:-1], 0, 184])
+    assert (
+        f"Darker than the images that the model's threshold comes from (mean grey value below {lowest:.1f}): 41"
+        in told(known, [0.0] * 41)
+    )
+    assert told(known, new[:2]) == "" != told(known, new[:3])
+
+
+@pytest.mark.parametrize(("known", "new"), [(2, 300), (19, 30), (50, 400), (320, 41)])
+def test_images_like_the_others_are_seldom_said(monkeypatch, known, new):
+    """However brightness is distributed; two of a thousand, and so many where a quantile is of few images too."""
+    monkeypatch.setattr("detection.brightness.chance", functools.cache(chance))  # of few numbers, and often
+    draws = np.random.default_rng(0).exponential(40, (1000, known + new))
+    assert sum("on the whole" in told(own[:known], own[known:]) for own in draws) < 10
+
+
+@pytest.mark.parametrize("known", [2, 32, 320])
+def test_chance_is_beta_binomial(known):
+    rank = math.ceil(known / 20)
+    for images in (1, 41, 500):
+        counts = np.unique(np.linspace(0, images, 12).astype(int))
+        expected = betabinom.sf(counts - 1, images, rank, known + 1 - rank)
+        assert [chance(int(own), images, known) for own in counts] == pytest.approx(expected, abs=6e-5)
 
 
 CHANGING = [*SMALL_DATA, "--augment", "--brightness", "0.5"]
@@ -100,17 +147,20 @@ NOTE = "2 of 3 normal test images of mvtec_bolt. It promises nothing for them: t
 def test_a_run_keeps_what_is_normal_and_says_what_is_not(darkened, capsys):
     """The same with a bank, and without one where training images change; with --test again; of two seeds once."""
     images = [ImageTransform(40, 32).pixels(read_image(own)) for own in darkened.root.glob("bolt/train/*/*.png")]
-    low, high = like(np.array([brightness_of(own) for own in images]), 0.95)
+    bounds = like(np.array([brightness_of(own) for own in images]), 0.95)
     for folder in (darkened.kept, darkened.off):
-        assert described(folder, "model")["thresholds"]["brightness"] == pytest.approx([low, high])
+        assert described(folder, "model")["thresholds"]["brightness"] == pytest.approx(bounds)
         outside = described(folder, "job")["outside"]
-        assert outside == {"lowest": low, "highest": high, "darker": 2, "brighter": 0, "images": 3} | outside
+        assert outside == {
+            **dict(zip(("lowest", "low", "high", "highest"), bounds, strict=True)),
+            **{"known": len(images), "darker": 2, "dark": 2, "bright": 0, "brighter": 0, "images": 3},
+        }
     for name, word in (("kept", "--test"), ("kept", ""), ("off", "--test")):
         words = darkened.words if name == "kept" else [*darkened.words[:4], "--feature_bank", "off"]
         flags = SMALL_DATA if name == "kept" else CHANGING
         run(darkened.folder, ["mvtec", darkened.root], *words, *filter(None, [word]), name=name, flags=flags)
         assert capsys.readouterr().err.count(NOTE) == 1
-    assert load(model_of(darkened.kept)).thresholds.brightness == pytest.approx((low, high))
+    assert load(model_of(darkened.kept)).thresholds.brightness == pytest.approx(bounds)
 
 
 def test_the_report_says_it_beside_the_threshold(darkened, tmp_path, capsys):

@@ -159,7 +159,7 @@ def test_features_are_shared_within_a_matching_alone(trained):
 
 def test_nothing_is_said_of_light_that_is_matched(trained):
     kept = {own: load(model_of(point)).thresholds.brightness for own, point in trained[0].items()}
-    assert len(kept.pop("off")) == 2 and not any(kept.values())
+    assert len(kept.pop("off")) == 4 and not any(kept.values())
 
 
 @pytest.mark.parametrize("matching", MATCHING)

@@ -144,8 +144,9 @@ def _numbers(row: Mapping[str, Any], name: JobName, columns: Sequence[str] = ())
     return {"class": row["class"], **values}
 
 
-def _outside(lowest: float, highest: float, **counts: int) -> Outside:
-    return Outside(float(lowest), float(highest), **{name: int(count) for name, count in counts.items()})
+def _outside(lowest: float, low: float, high: float, highest: float, **counts: int) -> Outside:
+    bounds = (float(bound) for bound in (lowest, low, high, highest))
+    return Outside(*bounds, **{name: int(count) for name, count in counts.items()})
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
