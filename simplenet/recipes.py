@@ -23,6 +23,6 @@ STABLE: dict[str, Any] = {
     "score_top_k": 8,
     "align_maps": True,
 }
-# For parts in changing light and for sharper maps; chosen by hand on solar cells, drawn parts and one class of assembly.
+# For parts in changing light and for sharper maps; chosen on solar cells, drawn parts and one class of assembly.
 MEMORY: dict[str, Any] = {**STABLE, "memory": 1000, "ensemble": 3, "noise_std": 0.5, "match_light": "gain"}
 RECIPES = {"stable": STABLE, "memory": MEMORY}
