@@ -69,7 +69,7 @@ class Outside:
     def _side(
         self, word: str, where: str, bound: float, beyond: int, usual: float, unusual: int
     ) -> tuple[str, str, int]:
-        """Of one side what is said, beyond what, and of how many: of single images, or of what the others are too."""
+        """Of one side what is said, beyond what, and of how many: single images, or all on the whole."""
         if chance(unusual - beyond, self.images - beyond, self.known) >= CHANCE:
             return word, f"{where} {bound:.1f}", beyond
         share = 100 * _rank(self.known) / (self.known + 1)
@@ -81,7 +81,7 @@ def like(brightness: NDArray[np.floating], sure: float) -> tuple[float, float, f
 
     Lowest to highest holds them all, and at least the interval that as many new ones lie in, all of them, were
     brightness normally distributed: mean +- t s sqrt(1 + 1/n), t the quantile of Student's distribution for
-    (1 - sure) / n (Bonferroni). Low to high is usual: beyond either one lie at most 5 % of these, or none.
+    (1 - sure) / n (Bonferroni). Low to high is usual: beyond either one lie less than 5 % of these.
 
     Args:
         brightness: of n images.
@@ -115,5 +115,5 @@ def chance(beyond: int, images: int, known: int) -> float:
 
 
 def _rank(known: int) -> int:
-    """Of a usual image's bounds, from either end: of the 5 % and the 95 % quantile."""
+    """Which of the darkest is low, and which of the brightest high: the 5 % and the 95 % quantile."""
     return math.ceil(known / 20)
