@@ -78,6 +78,7 @@ RECONPATCH = (
     "--target_embed_dimension 256 --modulated_dim 256 --lr 0.001 --epochs 10"
 )
 CPR = "cpr -b efficientnet_lite0 -le blocks.1 -le blocks.2 --stem 64 --local_dim 64 --references 5 --epochs 20"
+LITE0 = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"  # as cfa's and those of teachers
 SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
     "paper, auto_noise 0.25": f"{PAPER} --auto_noise 0.25",
@@ -116,6 +117,9 @@ SETTINGS = {
     "lowrank, image alone": "lowrank --of image",
     "phase-only": "frequency",
     "notch": "frequency --mode notch",
+    "PaDiM": f"gaussian {LITE0}",
+    "Gaussian of patches": f"gaussian {LITE0} --of patches --shrinkage ledoit_wolf",
+    "mixture of patches": f"gaussian {LITE0} --of patches --components 8",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

@@ -21,6 +21,8 @@ from detection.training import EpochStats, Mapped, Normal, Passes, Trainer, Trai
 from errors import UsageError
 from options import check, option
 
+LARGEST_EXPORT = 2**31 - 2**27  # bytes: of a Protobuf message, without room for the networks
+
 
 def align_maps(**role: bool) -> Any:
     """The option of this name, which detectors that draw maps have; `role` says whether it decides the features."""

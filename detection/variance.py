@@ -7,18 +7,18 @@ STILL = 1e-6  # of their size, what float32 values that do not move are apart by
 
 
 def known_variance(variance: Tensor, mean: Tensor) -> Tensor:
-    """Variances [D] of float32 values as they are or, where none of the values moves, the mean square of their size.
+    """Variances [..., D] of float32 values as they are or, where none of D moves, the mean square of their size.
 
     Nothing is known then of how far the values of other samples lie apart: in units of their size, what is new is far
     away and all numbers stay small.
 
     Args:
-        variance: float64 [D], finite.
-        mean: of the same values [D].
+        variance: float64 [..., D], finite; each row of D by itself.
+        mean: of the same values [..., D].
 
     Returns:
-        [D], with a mean above 0; 1 where the values themselves are 0.
+        [..., D], with a mean above 0; 1 where the values themselves are 0.
     """
-    size = mean.double().square().mean()
+    size = mean.double().square().mean(dim=-1, keepdim=True)
     unit = torch.where(size > 0, size, 1.0)
-    return torch.where(variance.mean() > STILL**2 * size, variance, unit)
+    return torch.where(variance.mean(dim=-1, keepdim=True) > STILL**2 * size, variance, unit)

@@ -37,6 +37,9 @@ ENTRIES = {
     "template": Entry("methods.template", "Template", "Template matching: how far pixels are from normal images'."),
     "lowrank": Entry("methods.lowrank", "LowRank", "Low rank and sparse: what few places add to what repeats."),
     "frequency": Entry("methods.frequency", "Frequency", "Frequency: what the spectrum's regular pattern leaves."),
+    "gaussian": Entry(
+        "methods.gaussian", "Gaussian", "PaDiM: a Gaussian of every place; or of all patches, or a mixture."
+    ),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

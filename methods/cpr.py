@@ -31,7 +31,7 @@ from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
 from detection import Detector, Normal, Passes, Prediction, autocast
 from detection.anomaly_map import smoothed, upsampled
-from detection.detector import align_maps
+from detection.detector import LARGEST_EXPORT, align_maps
 from detection.light import Matching, match_light
 from detection.state import Sizes
 from detection.textures import Textures, texture_dir
@@ -45,7 +45,6 @@ from options import option
 AT_ONCE = 8  # images that are retrieved at once
 IMAGES = range(1, 2**20)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # classes of MVTec AD
-LARGEST_EXPORT = 2**31 - 2**27  # bytes: of a Protobuf message, without room for the networks
 
 
 @dataclass(frozen=True)

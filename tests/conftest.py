@@ -70,6 +70,7 @@ SMALL = {  # every detector's smallest setting
     "template": "--align none",  # the others are not exported
     "frequency": "",
     "lowrank": "",
+    "gaussian": f"{RESNET} --dimensions 12 --eps 1",
     "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
 }
 

@@ -72,6 +72,13 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("rank", 3, "basis is torch.float32 [20, 32, 32], not torch.float32 [3, 32, 32]"),
         ("of", "rows", "--of rows must be one of training, image"),
     ],
+    "gaussian": [
+        ("of", "patches", "mean is torch.float32 [64, 12], not torch.float32 [1, 12]"),
+        ("dimensions", 13, "chosen is torch.int64 [12], not torch.int64 [13]"),
+        ("stride", 2, "mean is torch.float32 [64, 12], not torch.float32 [16, 12]"),
+        ("choose", "largest", "directions is missing"),
+        ("patchsize", 2, "mean is torch.float32 [64, 12], not torch.float32 [49, 12]"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),
@@ -84,7 +91,12 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
 }
 
 
-SECOND = [("lr", "0.1", "0.01"), ("whiten", "0.1", "0"), ("score_pixels", "9", "1")]  # of a grid, and two values
+SECOND = [
+    ("lr", "0.1", "0.01"),
+    ("whiten", "0.1", "0"),
+    ("score_pixels", "9", "1"),
+    ("dimensions", "6", "12"),
+]  # of a grid, and two values
 
 
 def chain(command, mvtec, *net, data=()):

@@ -36,6 +36,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "template": {"align": "translation", "score": "nearest", "search": 1},
     "frequency": {"mode": "whiten"},
     "lowrank": {"of": "image"},
+    "gaussian": {"of": "patches", "components": 2, "choose": "smallest", "patchsize": 3, "stride": 2},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

@@ -50,6 +50,10 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("frequency", "--mode whiten", True),
     ("lowrank", "", True),
     ("lowrank", "--of image", False),
+    ("gaussian", "--align_maps", True),
+    ("gaussian", "--shrinkage ledoit_wolf --choose smallest", True),
+    ("gaussian", "--of patches --shrinkage ledoit_wolf", True),
+    ("gaussian", "--of patches --components 3", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

@@ -213,6 +213,10 @@ PATCHCORE = {  # no share beside what says how many in another way
     "--bank_size": ["--bank_size", "9", "--percentage", "0.1"],
     "--sampler": ["--sampler", "identity", "--percentage", "0.1"],
 }
+GAUSSIAN = {
+    "--shrinkage": ["--shrinkage", "ledoit_wolf", "--eps", "0.01"],
+    "--components": ["--components", "2", "--of", "patches", "--eps", "0.01"],
+}
 CHOSEN = {
     "cfa": CFA,
     "rd": RD,
@@ -223,6 +227,7 @@ CHOSEN = {
     "template": TEMPLATE,
     "frequency": FREQUENCY,
     "lowrank": LOWRANK,
+    "gaussian": GAUSSIAN,
     "multimodal": MULTIMODAL,
 }
 OTHERS = {

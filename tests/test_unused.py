@@ -52,6 +52,9 @@ def table(tmp_path):
         (["frequency", "--mode", "notch", "--damp", "1"], "--damp", "without --mode phase or phot"),
         (["lowrank", "--weight", "2"], "--weight", "without --of image"),
         (["lowrank", "--of", "image", "--rank", "2"], "--rank", "without --of training"),
+        (["gaussian", "--components", "3"], "--components", "without --of patches"),
+        (["gaussian", "--components", "3", "--of", "patches"], "--eps", "on a mixture"),
+        (["gaussian", "--shrinkage", "ledoit_wolf"], "--eps", "without --shrinkage constant"),
         (["multimodal", "--token_size", "8"], "--token_size", "without --image_tokens pixels"),
         (["pixels", "--align_maps"], "--align_maps", "no backbone"),
         (["pixels", "--normalisation", "model"], "--normalisation", "no backbone"),
@@ -61,7 +64,7 @@ def table(tmp_path):
 def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     monkeypatch.chdir(tmp_path)
     kinds = {"net": SMALL_NET, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL, "pixels": PIXELS}
-    kinds |= {command: small(command) for command in ("patchcore", "reconpatch", "template")}
+    kinds |= {command: small(command) for command in ("patchcore", "reconpatch", "template", "gaussian")}
     words = [own for word in words for own in kinds.get(word, [word])]
     with pytest.raises(UsageError, match=f"^{re.escape(flag)} has no effect .*{why}.*: leave it out$"):
         call(*words, "dataset", *SMALL_DATA, "mvtec", mvtec)

@@ -30,6 +30,7 @@ ONLY_WITH = {  # by command: flags, and the values of another that they are of
     ],
     "frequency": [("k", "mode", ["notch", "reference"]), ("damp", "mode", ["phase", "phot"])],
     "lowrank": [("rank", "of", ["training"]), ("weight", "of", ["image"]), ("side", "of", ["image"])],
+    "gaussian": [("components", "of", ["patches"]), ("eps", "shrinkage", ["constant"])],
     "multimodal": [("token_size", "image_tokens", ["pixels"])],
 }
 
@@ -100,6 +101,9 @@ def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
             yield Idle(f"--{flag}", is_given(flag), f"without --{other} {' or '.join(values)}")
     if detector.command == "template" and (options["score"], options["align"]) == ("nearest", "none"):
         yield Idle("--centre", is_given("centre"), "with --score nearest and --align none")
+    if detector.command == "gaussian" and options["of"] == "patches" and options["components"] > 1:
+        why = "on a mixture (--components), which has its own"
+        yield from (Idle(f"--{name}", is_given(name), why) for name in ("shrinkage", "eps"))
     if all(backbone.name == PIXELS for backbone in detector.backbones):
         why = "where no backbone is read"
         yield Idle("--align_maps", bool(options.get("align_maps")), why)
