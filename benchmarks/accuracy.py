@@ -120,6 +120,8 @@ SETTINGS = {
     "PaDiM": f"gaussian {LITE0}",
     "Gaussian of patches": f"gaussian {LITE0} --of patches --shrinkage ledoit_wolf",
     "mixture of patches": f"gaussian {LITE0} --of patches --components 8",
+    "OC-SVM": f"oneclass {LITE0}",
+    "SVDD": f"oneclass {LITE0} --machine svdd",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

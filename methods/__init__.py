@@ -40,6 +40,7 @@ ENTRIES = {
     "gaussian": Entry(
         "methods.gaussian", "Gaussian", "PaDiM: a Gaussian of every place; or of all patches, or a mixture."
     ),
+    "oneclass": Entry("methods.oneclass", "OneClass", "OC-SVM and SVDD: a surface that holds most normal patches."),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

@@ -79,6 +79,12 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("choose", "largest", "directions is missing"),
         ("patchsize", 2, "mean is torch.float32 [64, 12], not torch.float32 [49, 12]"),
     ],
+    "oneclass": [
+        ("landmarks", 19, "centres is torch.float32 [20, 192], not torch.float32 [1 to 19, 192]"),
+        ("machine", "svdd", "centres is torch.float32 [20, 192], not torch.float32 [1 to 1, 192]"),
+        ("whiten", 0, "weight is torch.float32 [192, 192], not torch.float32 [192]"),
+        ("nu", 0, "--nu 0 must be above 0 and at most 1"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),

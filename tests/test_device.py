@@ -37,6 +37,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "frequency": {"mode": "whiten"},
     "lowrank": {"of": "image"},
     "gaussian": {"of": "patches", "components": 2, "choose": "smallest", "patchsize": 3, "stride": 2},
+    "oneclass": {"machine": "gaussian", "whiten": 0.0, "align_maps": True},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

@@ -54,6 +54,10 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("gaussian", "--shrinkage ledoit_wolf --choose smallest", True),
     ("gaussian", "--of patches --shrinkage ledoit_wolf", True),
     ("gaussian", "--of patches --components 3", True),
+    ("oneclass", "--whiten 1e-7", True),
+    ("oneclass", "--machine gaussian --gamma 0.001", True),
+    ("oneclass", "--machine linear --whiten 0", False),
+    ("oneclass", "--machine svdd --whiten 0", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

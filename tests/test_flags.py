@@ -217,6 +217,7 @@ GAUSSIAN = {
     "--shrinkage": ["--shrinkage", "ledoit_wolf", "--eps", "0.01"],
     "--components": ["--components", "2", "--of", "patches", "--eps", "0.01"],
 }
+ONECLASS = {"--machine": ["--machine", "gaussian", "--landmarks", "500"]}
 CHOSEN = {
     "cfa": CFA,
     "rd": RD,
@@ -228,6 +229,7 @@ CHOSEN = {
     "frequency": FREQUENCY,
     "lowrank": LOWRANK,
     "gaussian": GAUSSIAN,
+    "oneclass": ONECLASS,
     "multimodal": MULTIMODAL,
 }
 OTHERS = {

@@ -55,6 +55,8 @@ def table(tmp_path):
         (["gaussian", "--components", "3"], "--components", "without --of patches"),
         (["gaussian", "--components", "3", "--of", "patches"], "--eps", "on a mixture"),
         (["gaussian", "--shrinkage", "ledoit_wolf"], "--eps", "without --shrinkage constant"),
+        (["oneclass", "--machine", "linear"], "--landmarks", "without --machine nystroem"),
+        (["oneclass", "--machine", "svdd", "--gamma", "1", "--landmarks", "500"], "--gamma", "nystroem or gaussian"),
         (["multimodal", "--token_size", "8"], "--token_size", "without --image_tokens pixels"),
         (["pixels", "--align_maps"], "--align_maps", "no backbone"),
         (["pixels", "--normalisation", "model"], "--normalisation", "no backbone"),
@@ -64,7 +66,7 @@ def table(tmp_path):
 def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     monkeypatch.chdir(tmp_path)
     kinds = {"net": SMALL_NET, "logicrd": SMALL_LOGICRD, "multimodal": SMALL_MULTIMODAL, "pixels": PIXELS}
-    kinds |= {command: small(command) for command in ("patchcore", "reconpatch", "template", "gaussian")}
+    kinds |= {command: small(command) for command in ("patchcore", "reconpatch", "template", "gaussian", "oneclass")}
     words = [own for word in words for own in kinds.get(word, [word])]
     with pytest.raises(UsageError, match=f"^{re.escape(flag)} has no effect .*{why}.*: leave it out$"):
         call(*words, "dataset", *SMALL_DATA, "mvtec", mvtec)

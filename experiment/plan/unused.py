@@ -31,6 +31,7 @@ ONLY_WITH = {  # by command: flags, and the values of another that they are of
     "frequency": [("k", "mode", ["notch", "reference"]), ("damp", "mode", ["phase", "phot"])],
     "lowrank": [("rank", "of", ["training"]), ("weight", "of", ["image"]), ("side", "of", ["image"])],
     "gaussian": [("components", "of", ["patches"]), ("eps", "shrinkage", ["constant"])],
+    "oneclass": [("landmarks", "machine", ["nystroem"]), ("gamma", "machine", ["nystroem", "gaussian"])],
     "multimodal": [("token_size", "image_tokens", ["pixels"])],
 }
 
