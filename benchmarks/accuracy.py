@@ -122,6 +122,7 @@ SETTINGS = {
     "mixture of patches": f"gaussian {LITE0} --of patches --components 8",
     "OC-SVM": f"oneclass {LITE0}",
     "SVDD": f"oneclass {LITE0} --machine svdd",
+    "sparse coding": f"sparse {LITE0}",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

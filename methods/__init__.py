@@ -41,6 +41,7 @@ ENTRIES = {
         "methods.gaussian", "Gaussian", "PaDiM: a Gaussian of every place; or of all patches, or a mixture."
     ),
     "oneclass": Entry("methods.oneclass", "OneClass", "OC-SVM and SVDD: a surface that holds most normal patches."),
+    "sparse": Entry("methods.sparse", "SparseCoding", "Sparse coding: what few atoms of a dictionary do not make."),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

@@ -85,6 +85,11 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("whiten", 0, "weight is torch.float32 [192, 192], not torch.float32 [192]"),
         ("nu", 0, "--nu 0 must be above 0 and at most 1"),
     ],
+    "sparse": [
+        ("atoms", 5, "dictionary is torch.float32 [8, 192], not torch.float32 [1 to 5, 192]"),
+        ("brightness", True, "does not fit"),
+        ("steps", 0, "--steps 0 must be from 1 to 1000"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),
@@ -102,6 +107,7 @@ SECOND = [
     ("whiten", "0.1", "0"),
     ("score_pixels", "9", "1"),
     ("dimensions", "6", "12"),
+    ("sparsity", "0.3", "0.15"),
 ]  # of a grid, and two values
 
 

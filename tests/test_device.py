@@ -38,6 +38,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "lowrank": {"of": "image"},
     "gaussian": {"of": "patches", "components": 2, "choose": "smallest", "patchsize": 3, "stride": 2},
     "oneclass": {"machine": "gaussian", "whiten": 0.0, "align_maps": True},
+    "sparse": {"score": "error", "brightness": True},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

@@ -58,6 +58,8 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("oneclass", "--machine gaussian --gamma 0.001", True),
     ("oneclass", "--machine linear --whiten 0", False),
     ("oneclass", "--machine svdd --whiten 0", True),
+    ("sparse", "", True),
+    ("sparse", "--score mahalanobis --brightness", True),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]
