@@ -185,6 +185,13 @@ def test_an_export_that_computes_something_else_is_not_written(model, known, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_large_scores_may_differ_by_more():
+    """As their rounding does; where no value is above 1, the difference itself counts."""
+    small, large = torch.tensor([0.5, 0.2]), torch.tensor([30_000.0, 2.0])
+    assert export_module._difference([small], [small + 0.002]) == pytest.approx(0.002, rel=1e-3)
+    assert export_module._difference([small, large], [small, large + 30]) == pytest.approx(0.001)
+
+
 def test_another_precision_is_said(model, known, tmp_path, capsys):
     trained = shutil.copytree(model, tmp_path / "model")
     description = json.loads((trained / "model.json").read_text())

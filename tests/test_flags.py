@@ -232,8 +232,9 @@ CHOSEN = {
     "oneclass": ONECLASS,
     "multimodal": MULTIMODAL,
 }
+BASES = {"cfa": WIDE_CFA, "sparse": [*small("sparse"), "--score", "one_sided"]}  # where every flag changes something
 OTHERS = {
-    command: (WIDE_CFA if command == "cfa" else small(command), changes(command, CHOSEN.get(command, {})))
+    command: (BASES.get(command, small(command)), changes(command, CHOSEN.get(command, {})))
     for command in SMALL
     if command != "net"
 }

@@ -121,11 +121,12 @@ def test_standardisation():
 
 @pytest.mark.parametrize("machine", ["nystroem", "gaussian", "linear", "svdd"])
 @pytest.mark.parametrize("whiten", [0.1, 0.0])
-def test_about_nu_lie_outside(machine, whiten, monkeypatch):
-    """Of the patches that a machine is learned of; what is far is farther outside, and blocks change nothing."""
+def test_at_most_about_nu_lie_outside(machine, whiten, monkeypatch):
+    """Of the patches that a machine is learned of, the others of nu on its surface (Schoelkopf et al., proposition 4);
+    what is far is farther outside, and blocks change nothing."""
     detector = small(machine=machine, nu=0.2, rows=150, landmarks=30, whiten=whiten)
     (stats,) = detector.training_on(oneclass.Normal([detector.embed(own) for own in images(6).split(2)]))
-    assert stats.details["outside"] == pytest.approx(0.2, abs=0.08)
+    assert 0.05 < stats.details["outside"] < 0.28
     own = detector.scaled(detector.patches(detector.embed(images(6)[:1])))
     towards = -own if machine == "linear" else own * 3
     near, far = detector.patch_scores(own), detector.patch_scores(towards)

@@ -27,7 +27,7 @@ from methods import load
 
 EXTRA = "requirements-export.txt"
 ADVICE = "free some memory, or export where there is more"
-BOUND = 1e-3  # of the difference to PyTorch in float32
+BOUND = 1e-3  # of the difference to PyTorch in float32, in units of the largest value where that is above 1
 MARK = b"image_threshold"  # in every export
 RANGES = {"uint8": "0 to 255", "float": "0 to 1"}
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -235,4 +235,5 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
 
 @torch.no_grad()
 def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
+    """The largest of scores or maps, in units of the largest of them where that is above 1."""
+    return max(((a - b).abs().max() / a.abs().max().clamp(min=1)).item() for a, b in zip(expected, found, strict=True))
