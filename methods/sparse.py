@@ -123,7 +123,7 @@ class SparseCoding(MapDetector):
 
     def _take(self, dictionary: Tensor) -> None:
         """Code by atoms [K, D]."""
-        self.dictionary = dictionary
+        self.dictionary = dictionary.contiguous()  # as it is read again: products of another layout round otherwise
         self.largest.copy_(torch.linalg.eigvalsh((dictionary @ dictionary.T).double())[-1])
 
     @property

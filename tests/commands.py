@@ -7,6 +7,7 @@ started once, computes nothing, and has no threads. What depends on how a proces
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,19 @@ def keep_every_state() -> None:
     import experiment.train.train
 
     experiment.train.train.STATE_SECONDS = 0
+
+
+def stop_at_the_first_state() -> None:
+    """For `before`: the process stops once it has written a state of training, however soon it would be done."""
+    import experiment.train.train as train
+
+    write = train.write_state
+
+    def write_and_stop(*given: object) -> None:
+        write(*given)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    train.STATE_SECONDS, train.write_state = 0, write_and_stop
 
 
 def wait_for(condition: Callable[[], object], process: "Command | subprocess.Popen[str] | None" = None) -> object:
