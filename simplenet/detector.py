@@ -24,8 +24,7 @@ banks do, and sees the difference to the nearest of them and its length beside t
     k = argmin_k |u - u_k|                                              the nearest, for all members       (11)
     D(q) = w leaky(BatchNorm(h)), h = W1 [q, q - m_k, |q - m_k|] + b1   with q = G(u), in place of (4)     (12)
 
-V and v are learned once and stay; G starts as the identity. Learning the whitening itself as G's weights, as is done
-without a memory, would let distances grow along the few directions in which o is large.
+V and v are learned once and stay; G starts as the identity, where without a memory it starts as the whitening itself.
 
 A fake has its own nearest, argmin_k |q- - m_k|: with that of the patch that it is made of, fakes would lie farther from
 the memory than what they stand for. Which k it is makes h no affine function of u, but of q it is one for every k: with
