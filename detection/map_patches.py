@@ -14,12 +14,16 @@ from torch import Tensor
 
 from backbones import PIXELS
 from backbones.centres import Centres, middle
+from backbones.float32 import full_float32
 from backbones.patches import patch_grid, resize_to_first
 from detection.anomaly_map import anomaly_maps
 from detection.coreset import random_rows
 from detection.detector import Detector, align_maps
 from detection.light import Matching, match_light
-from errors import DataError, UsageError
+from detection.prediction import Prediction
+from detection.training import Passes
+from detection.variance import require_finite
+from errors import UsageError
 from options import option
 
 WINDOW = 8  # pixels along a window's side, where nothing else is asked for
@@ -108,6 +112,10 @@ class MapDetector(Detector):
         """Pixels differ by little from their neighbours."""
         return torch.float32 if self.of_pixels else self.precision
 
+    def passes_of(self, has_held_out: bool) -> Passes:
+        """One, to draw patches."""
+        return Passes(steps=0, settling=1)
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """The layers' maps, channels last: [B, H_l, W_l, C_l]."""
         return tuple(own.permute(0, 2, 3, 1) for own in self.backbone(images, self.layers))
@@ -135,6 +143,16 @@ class MapDetector(Detector):
         images = max(1, BLOCK // (self.grid[0] * self.grid[1] * self.width * self.stride**2))
         yield from zip(*(own.split(images) for own in maps), strict=True)
 
+    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
+        """Anomaly maps [B, H, W] and their maxima, in float32."""
+        with full_float32(self.device):
+            maps = self.drawn(torch.cat([self.scored(self.patches(part)) for part in self.in_parts(embeddings)]))
+        return Prediction(maps.flatten(1).amax(dim=1), maps)
+
+    def scored(self, patches: Tensor) -> Tensor:
+        """Scores [B, h, w] of what patches gives."""
+        raise NotImplementedError
+
     def all_patches(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
         """The patches [b, h, w, D] of batches of maps, few images at a time."""
         return (self.patches(part) for batch in batches for part in self.in_parts(batch))
@@ -146,8 +164,7 @@ class MapDetector(Detector):
             DataError: patches that are not finite.
         """
         rows = random_rows(patches, count, self.seed)
-        if not rows.isfinite().all():
-            raise DataError("the features of the training images are not finite: try --precision fp32")
+        require_finite(rows)
         return rows
 
     @property

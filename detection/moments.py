@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from detection.variance import known_variance
-from errors import DataError
+from detection.variance import known_variance, require_finite
 
 TINY = 1e-10  # of the mean variance, below which rounding decides
 
@@ -56,8 +55,7 @@ class Moments:
         """
         shift = self.total / self.count
         found = self.products / self.count - shift.unsqueeze(2) * shift.unsqueeze(1)
-        if not found.isfinite().all():
-            raise DataError("the features of the training images are not finite: try --precision fp32")
+        require_finite(found)
         return found * (self.count / max(1, self.count - correction))
 
     def shrinkage(self) -> Tensor:

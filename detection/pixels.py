@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,8 @@ from detection.light import Matching, grey, match_light
 from detection.memory_bank import WORKING_MEMORY
 from detection.prediction import Prediction
 from options import option
+
+OF_DEVIATION = 1.4826  # the standard deviation of a Gaussian, over its median absolute deviation
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,10 @@ class PixelDetector(Detector):
 
 def smaller(images: Tensor, side: int) -> Tensor:
     """Images [B, H, W] by the means of their squares, at most so many on each side: float32."""
-    return resampled(images, *(_squares_on(images.device, n, min(n, side)) for n in images.shape[1:]))
+    return resampled(images, *(_squares(images.device, n, min(n, side)) for n in images.shape[1:]))
 
 
-@lru_cache(maxsize=32)
+@kept_on_device
 def _squares(n: int, cells: int) -> Tensor:
-    """[cells, n]: of the pixels along an axis, the mean of those in each cell."""
+    """[cells, n], on a device given before the rest: of the pixels along an axis, the mean of those in each cell."""
     return F.adaptive_avg_pool1d(torch.eye(n).unsqueeze(0), cells)[0].T
-
-
-_squares_on = kept_on_device(_squares)

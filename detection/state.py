@@ -5,9 +5,8 @@ from typing import TypeVar
 
 from torch import nn
 
-BACKBONE = (
-    ".backbone."  # in the names of its tensors, behind a dot; before it stands which detector's, if it has several
-)
+# In the names of its tensors, behind a dot; before it stands which detector's, if it has several.
+BACKBONE = ".backbone."
 Sizes = Sequence[int | range]  # of a tensor's dimensions: one size, or all that are allowed
 
 _Named = TypeVar("_Named")

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from backbones.float32 import full_float32
-from detection.variance import known_variance
-from errors import DataError
+from detection.variance import known_deviation, require_finite
 
 
 @torch.no_grad()
@@ -41,11 +40,9 @@ def whitening(features: Iterable[Tensor], shrinkage: float) -> tuple[Tensor, Ten
             products = products + (rows.T @ rows).double()
     shift = total / count
     covariance = products / count - shift.outer(shift)
-    if not covariance.isfinite().all():
-        raise DataError("the features of the training images are not finite: try --precision fp32")
+    require_finite(covariance)
     mean = origin.double() + shift
-    variance = known_variance(covariance.diagonal(), mean)
-    std = (variance + 1e-6 * variance.mean()).sqrt()  # some never move
+    std = known_deviation(covariance.diagonal(), mean)
     correlation = covariance / std.outer(std)
     weight = torch.linalg.solve_triangular(_factor(correlation, shrinkage), torch.diag(1 / std), upper=False)
     return weight.float(), (-weight @ mean).float()

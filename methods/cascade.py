@@ -17,6 +17,7 @@ from detection import EndOfPass, autocast, gradient_scaler, learn
 from detection.neighbours import k_means
 from detection.pasting import Defective, pasted
 from detection.textures import Textures
+from detection.variance import require_finite
 from errors import DataError
 from methods.foreground import MOST, STARTS, foreground_map, ring_and_middle
 from methods.pairs import Pairs, draw_pairs, pair_loss
@@ -203,8 +204,7 @@ def learn_cells(detector: Cascade, pictures: Tensor) -> None:
                 rows = one[where]
                 found.append(rows[rng.permutation(len(rows))[: -(-count // len(pictures))]])
     cells, ring, middle = (np.concatenate(found) for found in drawn)
-    if not np.isfinite(cells).all():
-        raise DataError("the features of the training images are not finite: try --precision fp32")
+    require_finite(torch.from_numpy(cells))
     cells = cells[rng.permutation(len(cells))[:CELLS]]
     detector.centres.copy_(k_means(torch.from_numpy(cells), detector.options.codes, detector.seed, STARTS))
     if detector.is_object:

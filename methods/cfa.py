@@ -30,8 +30,9 @@ from detection import Detector, EndOfPass, Normal, Passes, Prediction, learn
 from detection.detector import align_maps
 from detection.light import Matching, match_light
 from detection.neighbours import k_means, nearest, squared_distances
+from detection.variance import require_finite
 from detection.whitening import whitening
-from errors import DataError, UsageError
+from errors import UsageError
 from options import WIDEST, option
 
 
@@ -219,8 +220,7 @@ def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
         count += len(batch)
         total = total + batch.sum(0, dtype=torch.float64)
     means = (total / count).flatten(0, 1).float()
-    if not means.isfinite().all():
-        raise DataError("the features of the training images are not finite: try --precision fp32")
+    require_finite(means)
     if centres == len(means):
         return means
     return k_means(means, centres, seed)

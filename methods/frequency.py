@@ -24,7 +24,6 @@ image of at most 64 pixels. What is nearer to the border than 2 standard deviati
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -33,11 +32,10 @@ from torch import Tensor
 
 from backbones.devices import kept_on_device
 from detection import Normal, Passes, Prediction
-from detection.pixels import PixelDetector, PixelOptions, smaller
+from detection.pixels import OF_DEVIATION, PixelDetector, PixelOptions, smaller
 from errors import UsageError
 from options import option, redefined
 
-OF_DEVIATION = 1.4826  # the standard deviation of a Gaussian, over its median absolute deviation
 ROUNDING = 1e-6  # of float32 pixels: frequencies that are not larger have no phase
 DEPTH = 1 / (255 * math.sqrt(12))  # the noise of pixels of 8 bits: no normal image is known to have less
 SALIENT = 64  # pixels, of the side of what (4) sees
@@ -134,19 +132,19 @@ def spectrum(images: Tensor) -> Tensor:
     across = images[:, :, -1:] - images[:, :, :1]
     steps = F.pad(down, [0, 0, 0, height - 1]) - F.pad(down, [0, 0, height - 1, 0])
     steps = steps + F.pad(across, [0, width - 1]) - F.pad(across, [width - 1, 0])
-    return torch.fft.fft2(images) - torch.fft.fft2(steps) / _laplacian_on(images.device, height, width)
+    return torch.fft.fft2(images) - torch.fft.fft2(steps) / _laplacian(images.device, height, width)
 
 
-@lru_cache(maxsize=32)
+@kept_on_device
 def _laplacian(height: int, width: int) -> Tensor:
-    """What the sum of a pixel's differences to its neighbours multiplies frequencies by, [H, W]; 1 in place of 0."""
+    """What the sum of a pixel's differences to its neighbours multiplies frequencies by, [H, W]; 1 in place of 0.
+
+    On a device that is given before the rest.
+    """
     rows, columns = (2 * (torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)).cos() for n in (height, width))
     found = rows.unsqueeze(1) + columns - 4
     found[0, 0] = 1
     return found
-
-
-_laplacian_on = kept_on_device(_laplacian)
 
 
 def inverse(found: Tensor) -> Tensor:
@@ -165,16 +163,13 @@ def peaks(strength: Tensor, k: float) -> Tensor:
     """K (3) of the logarithms of spectra [B, H, W], frequency 0 among it: bool."""
     middle = _median(strength)
     spread = OF_DEVIATION * _median((strength - middle).abs())
-    return (strength > middle + k * spread) | _first_on(strength.device, *strength.shape[1:])
+    return (strength > middle + k * spread) | _first(strength.device, *strength.shape[1:])
 
 
-@lru_cache(maxsize=32)
+@kept_on_device
 def _first(height: int, width: int) -> Tensor:
-    """Whether a frequency is 0, bool [H, W]."""
+    """Whether a frequency is 0, bool [H, W], on a device given before the rest."""
     return torch.arange(height * width).view(height, width) == 0
-
-
-_first_on = kept_on_device(_first)
 
 
 def spectral_residual(found: Tensor) -> Tensor:

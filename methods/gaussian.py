@@ -28,7 +28,7 @@ from torch import Tensor
 
 from backbones.bank import free_on
 from backbones.float32 import full_float32
-from detection import Normal, Passes, Prediction
+from detection import Normal, Passes
 from detection.detector import LARGEST_EXPORT
 from detection.map_patches import MapDetector, MapOptions, patchsize
 from detection.moments import Moments, shrunk, whitening_factors
@@ -87,9 +87,7 @@ class Gaussian(MapDetector):
     """
 
     Options = Options
-    DATASET_DEFAULTS: ClassVar = {
-        "train_val_split": 0.9
-    }  # few images lie near their own Gaussians: thresholds would too
+    DATASET_DEFAULTS: ClassVar = {"train_val_split": 0.9}  # few images lie near their own Gaussians
     CELLS: ClassVar = CELLS
     NEAREST: ClassVar = True
 
@@ -197,12 +195,9 @@ class Gaussian(MapDetector):
             return patches @ self.directions
         return patches if self.dimensions == self.width else patches.index_select(-1, self.chosen)
 
-    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
-        """Maps (7) and their maxima."""
-        with full_float32(self.device):
-            parts = [self.patch_scores(self.looked_at(self.patches(part))) for part in self.in_parts(embeddings)]
-            maps = self.drawn(torch.cat(parts))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+    def scored(self, patches: Tensor) -> Tensor:
+        """a (5) or (6) of patches [B, h, w, D]: [B, h, w]."""
+        return self.patch_scores(self.looked_at(patches))
 
     def patch_scores(self, patches: Tensor) -> Tensor:
         """a (5) or (6) of patches [B, h, w, d]: [B, h, w]."""

@@ -33,11 +33,12 @@ from torch import Tensor
 
 from backbones.bank import free_on
 from backbones.float32 import full_float32
-from detection import Normal, Passes, Prediction
+from detection import Normal
 from detection.map_patches import MapDetector, MapOptions
+from detection.memory_bank import WORKING_MEMORY
 from detection.neighbours import k_means
 from detection.state import Sizes
-from detection.variance import known_variance
+from detection.variance import known_deviation
 from detection.whitening import whitening
 from errors import UsageError
 from options import option
@@ -47,7 +48,6 @@ MANY, FEW = 100_000, 5000  # that a machine is learned of: by Nystroem, and exac
 CLUSTERED = 20_000  # that landmarks are chosen by
 SEEN = 2**14  # patches that are seen from landmarks at once
 COMPARED = 2000  # whose distances gamma is of
-WORKING_MEMORY = 2**30  # bytes that patches drawn of all may take
 BLOCK = 2**24  # values of kernels that are held at once
 LEAST = 0.1  # of that for each of D values, where scaled rows of unit variance have about 2: many may be alike
 TOLERANCE = 1e-6  # of the solvers
@@ -125,10 +125,6 @@ class OneClass(MapDetector):
                 f"{free / 2**30:.1f} GiB are free: lower --rows, or choose --machine nystroem"
             )
 
-    def passes_of(self, has_held_out: bool) -> Passes:
-        """One, to draw patches."""
-        return Passes(steps=0, settling=1)
-
     def settle(self, *classes: Normal) -> Mapping[str, float]:
         """Learn the machine of patches drawn of all images; the share of these that lie outside is watched."""
         (own,) = classes
@@ -171,15 +167,9 @@ class OneClass(MapDetector):
             return patches * self.weight + self.bias
         return F.linear(patches, self.weight, self.bias)
 
-    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
-        """Maps (8) and their maxima."""
-        with full_float32(self.device):
-            found = [self._scores_of(self.scaled(self.patches(part))) for part in self.in_parts(embeddings)]
-            maps = self.drawn(torch.cat(found))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
-
-    def _scores_of(self, patches: Tensor) -> Tensor:
+    def scored(self, patches: Tensor) -> Tensor:
         """s (7) of patches [B, h, w, D], as many at a time as a block holds: [B, h, w]."""
+        patches = self.scaled(patches)
         if torch.compiler.is_compiling():
             return self.patch_scores(patches)
         rows = patches.flatten(0, 2).split(max(1, BLOCK // len(self.centres)))
@@ -267,8 +257,7 @@ def standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias [D] that give rows [N, D] zero mean and unit variance; float32."""
     own = rows.double()
     mean = own.mean(dim=0)
-    variance = known_variance(own.var(dim=0, correction=0), mean)
-    weight = 1 / (variance + 1e-6 * variance.mean()).sqrt()  # some never move
+    weight = 1 / known_deviation(own.var(dim=0, correction=0), mean)
     return weight.float(), (-weight * mean).float()
 
 

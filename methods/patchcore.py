@@ -151,7 +151,7 @@ class Ensemble(Detector):
 
     Attributes:
         members: the PatchCores.
-        scales: smallest and largest score [M, 2] of normal images by each, and pixel score likewise.
+        score_scale: smallest and largest score [M, 2] of normal images by each; map_scale: likewise of their maps.
     """
 
     Options = Options

@@ -23,7 +23,6 @@ online dictionary learning; m and C are of patches that A was not learned of. An
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -33,7 +32,7 @@ from torch import Tensor
 from backbones.alignment import resampled
 from backbones.devices import kept_on_device
 from backbones.float32 import full_float32
-from detection import Normal, Passes, Prediction
+from detection import Normal
 from detection.map_patches import MapDetector, MapOptions
 from detection.moments import Moments, whitening_factors
 from detection.state import Sizes
@@ -91,10 +90,6 @@ class SparseCoding(MapDetector):
     def sized_by_data(self) -> Mapping[str, Sizes]:
         """Atoms that no patch takes are left out."""
         return {"dictionary": (range(1, self.options.atoms + 1), self.width)}
-
-    def passes_of(self, has_held_out: bool) -> Passes:
-        """One, to draw patches."""
-        return Passes(steps=0, settling=1)
 
     def settle(self, *classes: Normal) -> Mapping[str, float]:
         """Learn the dictionary, and what is normal of codes; how many atoms a code has is watched."""
@@ -156,13 +151,9 @@ class SparseCoding(MapDetector):
             return found[:, 0]
         return unusual(found, self.mean, self.factor, self.options.score == "one_sided")
 
-    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
-        """Maps (7) and their maxima."""
-        with full_float32(self.device):
-            found = (self.patches(part) for part in self.in_parts(embeddings))
-            scores = [self.patch_scores(own.flatten(0, 2)).view(-1, *self.grid) for own in found]
-            maps = self.drawn(torch.cat(scores))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+    def scored(self, patches: Tensor) -> Tensor:
+        """s (6) of patches [B, h, w, D]: [B, h, w]."""
+        return self.patch_scores(patches.flatten(0, 2)).view(-1, *self.grid)
 
     def drawn(self, scores: Tensor) -> Tensor:
         """Scores [B, h, w] of patches as anomaly maps (7) [B, H, W]."""
@@ -241,7 +232,6 @@ def learn_dictionary(rows: Tensor, start: Tensor, penalty: float, seed: int) -> 
     return F.normalize(torch.from_numpy(model.components_), dim=1).to(rows)
 
 
-@lru_cache(maxsize=32)
 def covering(cells: int, length: int, side: int, stride: int) -> Tensor:
     """Shares [length, cells] of windows in the pixels of an axis: all that cover a pixel alike, or the nearest one."""
     pixels, first = torch.arange(length).unsqueeze(1), torch.arange(cells) * stride

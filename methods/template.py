@@ -18,7 +18,6 @@ References are far from each other (detection/coreset.py), so that every appeara
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -30,13 +29,12 @@ from backbones.alignment import resampled
 from backbones.devices import kept_on_device
 from detection import Normal, Passes, Prediction
 from detection.coreset import coreset, projected
-from detection.pixels import PixelDetector, PixelOptions
+from detection.pixels import OF_DEVIATION, PixelDetector, PixelOptions
 from detection.state import Sizes
 from errors import UsageError
 from methods.registration import counting, moved_back, register, warped
 from options import option
 
-OF_DEVIATION = 1.4826  # the standard deviation of a Gaussian, over its median absolute deviation
 AT_ONCE = 2**22  # values that are sorted at once
 
 
@@ -196,18 +194,15 @@ def moments(values: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 def averaged(values: Tensor, window: int) -> Tensor:
     """Means of the windows around pixels of [..., H, W]."""
-    return resampled(values, *(_averages_on(values.device, n, window) for n in values.shape[-2:]))
+    return resampled(values, *(_averages(values.device, n, window) for n in values.shape[-2:]))
 
 
-@lru_cache(maxsize=32)
+@kept_on_device
 def _averages(n: int, window: int) -> Tensor:
-    """[n, n]: of the pixels along an axis, the mean of those in a window around each."""
+    """[n, n], on a device given before the rest: the mean of the pixels in a window around each along an axis."""
     place = torch.arange(n)
     within = ((place.unsqueeze(1) - place).abs() <= window // 2).float()
     return within / within.sum(dim=1, keepdim=True)
-
-
-_averages_on = kept_on_device(_averages)
 
 
 def offsets(planes: Tensor, search: int) -> Iterator[Tensor]:
