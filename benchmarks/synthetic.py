@@ -1,14 +1,16 @@
-"""Defects with known masks on real normal solar cells: pixel metrics for a dataset that has no masks.
+"""Defects with known masks on real normal images: pixel metrics for data that have no masks.
 
-    python benchmarks/synthetic.py OUT            writes OUT/mono and OUT/poly in the layout of MVTec AD
-    python benchmarks/accuracy.py mvtec OUT       measures on them
+    python benchmarks/synthetic.py OUT                  solar cells: OUT/mono and OUT/poly in the layout of MVTec AD
+    python benchmarks/synthetic.py OUT --of textures    scikit-image's photographs: OUT/brick, OUT/grass and OUT/gravel
+    python benchmarks/accuracy.py mvtec OUT             measures on them
 
-Of the normal test cells, the first of every four stays as it is; the others get a crack, a dark spot, and a part of
-another cell in place of their own. The same seed draws the same defects.
+Of the normal test images, the first of every four stays as it is; the others get a crack, a dark spot, and a part of
+another image in place of their own: of another cell, or of another texture. A texture's images are windows of 192
+pixels, 200 of the left half of its photograph for training and 100 of the right half for testing, so that no test pixel
+has been trained on. The same seed draws the same defects.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cv2
 import numpy as np
+import skimage.data
 from numpy.typing import NDArray
 
 from datasets import DATASETS
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]  # 255 where defective
+TEXTURES = ("brick", "grass", "gravel")
+TRAIN, TEST, SIDE = 200, 100, 192  # windows of a texture, and their pixels
 VISIBLE = 0.08  # a pixel darker by more than this share belongs to the defect
 
 
@@ -72,35 +77,70 @@ DEFECTS: dict[str, Callable[[Image, Image, np.random.Generator], tuple[Image, Ma
 }
 
 
-def write_class(name: str, out: Path, seed: int) -> None:
-    """The normal cells of a class, with defects on three of four test cells."""
+def cells(name: str) -> tuple[list[Image], list[Image]]:
+    """The normal cells of a class, to train and to test."""
     reader = DATASETS["elpv"]
     samples = reader.read_class(reader.default_root(), name)
-    rng = np.random.default_rng(seed)
+    train, test = (
+        [cv2.imread(str(sample.image_path), cv2.IMREAD_GRAYSCALE) for sample in part if not sample.anomalous]
+        for part in (samples.train, samples.test)
+    )
+    return train, test
+
+
+def windows(name: str, rng: np.random.Generator) -> tuple[list[Image], list[Image]]:
+    """Windows of a texture's photograph, to train and to test."""
+    photograph: Image = getattr(skimage.data, name)()
+    left, right = np.array_split(photograph, 2, axis=1)
+    return [window(left, rng) for _ in range(TRAIN)], [window(right, rng) for _ in range(TEST)]
+
+
+def window(texture: Image, rng: np.random.Generator) -> Image:
+    """A window at a random place of a texture."""
+    y, x = (rng.integers(0, side - SIDE + 1) for side in texture.shape)
+    return texture[y : y + SIDE, x : x + SIDE]
+
+
+def write_class(out: Path, train: list[Image], test: list[Image], others: list[Image], rng: np.random.Generator) -> None:
+    """Normal images, with defects on three of four of those to test; `others` are what parts are taken of."""
     kinds = ["good", *DEFECTS]
     for folder in ("train/good", *(f"test/{kind}" for kind in kinds), *(f"ground_truth/{kind}" for kind in DEFECTS)):
-        (out / name / folder).mkdir(parents=True)
-    for sample in samples.train:
-        shutil.copy(sample.image_path, out / name / "train/good")
-    cells = [sample.image_path for sample in samples.test if not sample.anomalous]
-    for i, path in enumerate(cells):
+        (out / folder).mkdir(parents=True)
+    for i, image in enumerate(train):
+        cv2.imwrite(str(out / f"train/good/{i:03}.png"), image)
+    for i, (normal, other) in enumerate(zip(test, others, strict=True)):
         kind = kinds[i % len(kinds)]
-        if kind == "good":
-            shutil.copy(path, out / name / "test/good")
-            continue
-        cell, other = (cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in (path, cells[(i + 1) % len(cells)]))
-        image, mask = DEFECTS[kind](cell, other, rng)
-        cv2.imwrite(str(out / name / "test" / kind / path.name), image)
-        cv2.imwrite(str(out / name / "ground_truth" / kind / f"{path.stem}_mask.png"), mask)
+        image = normal
+        if kind != "good":
+            image, mask = DEFECTS[kind](normal, other, rng)
+            cv2.imwrite(str(out / f"ground_truth/{kind}/{i:03}_mask.png"), mask)
+        cv2.imwrite(str(out / f"test/{kind}/{i:03}.png"), image)
 
+
+def write_cells(out: Path, seed: int) -> None:
+    """Both classes of solar cells."""
+    for name in ("mono", "poly"):
+        train, test = cells(name)
+        write_class(out / name, train, test, [*test[1:], test[0]], np.random.default_rng(seed))
+
+
+def write_textures(out: Path, seed: int) -> None:
+    """The three textures, with parts of the next."""
+    drawn = {name: windows(name, np.random.default_rng((seed, i))) for i, name in enumerate(TEXTURES)}
+    for i, (name, (train, test)) in enumerate(drawn.items()):
+        _, others = drawn[TEXTURES[(i + 1) % len(TEXTURES)]]
+        write_class(out / name, train, test, others, np.random.default_rng((seed, len(TEXTURES) + i)))
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {"cells": write_cells, "textures": write_textures}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--of", choices=WRITERS, default="cells")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.out.exists():
         sys.exit(f"Error: '{arguments.out}' exists already: give a new folder")
-    for class_name in ("mono", "poly"):
-        write_class(class_name, arguments.out, arguments.seed)
+    WRITERS[arguments.of](arguments.out, arguments.seed)
     print(f"Wrote {arguments.out}: python benchmarks/accuracy.py mvtec {arguments.out}")
