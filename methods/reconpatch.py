@@ -192,8 +192,9 @@ def pairwise_similarity(squared: Tensor, sigma: float | Tensor) -> Tensor:
 
 def contextual_similarity(squared: Tensor, k: int) -> Tensor:
     """w_ctx (6) of squared distances [N, N]: [N, N] in [0, 1]; of patches equally far, the first is nearer."""
-    order = squared.clone().fill_diagonal_(-1).sort(dim=1, stable=True).indices  # a patch is its own first neighbour
-    near, nearer = _members(order[:, :k], squared), _members(order[:, : max(1, round(k / 2))], squared)
+    ranked = squared.clone().fill_diagonal_(-1)  # a patch is its own first neighbour
+    nearest = ranked.topk(min(k, len(ranked)), dim=1, largest=False).values
+    near, nearer = (_nearest(ranked, nearest[:, :count]) for count in (k, max(1, round(k / 2))))
     shared = near @ near.T / k * near  # (4)
     mutual = nearer * nearer.T
     expanded = mutual @ shared / mutual.sum(dim=1, keepdim=True)  # (5)
@@ -231,6 +232,10 @@ def follow(slow: Iterable[nn.Module], trained: Iterable[nn.Module], gamma: float
     torch._foreach_lerp_(averages, weights, 1 - gamma)
 
 
-def _members(neighbours: Tensor, like: Tensor) -> Tensor:
-    """1 where j is among the neighbours [N, k] of i, else 0: [N, N]."""
-    return torch.zeros_like(like).scatter_(1, neighbours, 1)
+def _nearest(distances: Tensor, nearest: Tensor) -> Tensor:
+    """1 where j is one of the c nearest of i, whose distances are [N, c] in order, else 0: [N, N]. Of those that are as
+    far as the last of them, the first are nearer."""
+    last = nearest[:, -1:]
+    is_nearer, is_as_far = distances < last, distances == last
+    room = nearest.shape[1] - is_nearer.sum(dim=1, keepdim=True)
+    return (is_nearer | (is_as_far & (is_as_far.cumsum(dim=1) <= room))).to(distances)

@@ -4,19 +4,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
 from conftest import SMALL_DATA, SMALL_NET, small
 from PIL import Image
 from safetensors.torch import load_file
-from test_detectors import exported
 from test_multimodal import write_table
 
 import backbones
 import main
 from datasets import ImageTransform, read_image
-from detection.light import LIMIT, Light
+from detection.light import KNOTS, LIMIT, Light
+from experiment.use.export import Exported
 from methods import load
 from simplenet import SimpleNet
 
@@ -196,23 +197,31 @@ def test_test_reads_the_models_own(trained, mvtec, tmp_path, monkeypatch):
     assert [(model_of(point, width) / "predictions.csv").read_bytes() for width in (8, 6)] == before
 
 
-@pytest.mark.parametrize(
-    ("matching", "style"), [("gain", "torch_export"), ("gain_offset", "torch_export"), ("histogram", "onnx")]
-)
-def test_it_is_inside_exports(trained, mvtec, tmp_path, matching, style):
-    folder, out = model_of(trained[0][matching]), tmp_path / f"m{'.onnx' if style == 'onnx' else '.pt2'}"
-    call("export", folder, "--out", out, "--format", style)
-    model, paths = load(folder), sorted(mvtec.glob("bolt/test/*/*.png"))
+@pytest.mark.parametrize("matching", MATCHING)
+def test_it_is_inside_exports(trained, mvtec, matching):
+    model, paths = load(model_of(trained[0][matching])), sorted(mvtec.glob("bolt/test/*/*.png"))
     pixels = np.stack([model.transform.pixels(read_image(path)).permute(1, 2, 0) for path in paths])
     pixels = np.concatenate([pixels, np.zeros_like(pixels[:1]), (0.8 * pixels).astype(np.uint8)])
-    scores, _ = exported(out)(pixels)
+    with torch.no_grad():
+        scores, _ = Exported(model)(torch.from_numpy(pixels))
     expected = model.predict(torch.stack([TRANSFORM.image(Image.fromarray(one)) for one in pixels]))
     np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
 
 
-def test_half_an_export_keeps_the_light_whole(trained, tmp_path):
-    from experiment.use.export import Exported
+@pytest.mark.parametrize("matching", MATCHING)
+def test_onnx_computes_it(tmp_path, monkeypatch, matching):
+    """Other parts of a model are translated in test_detectors.py; knots are few here, since every piece is translated."""
+    monkeypatch.setitem(KNOTS, "histogram", (5, 30, 60, 95))
+    light, images = learned(matching, textures(3, 0)), images_of(0.6 * textures(2, 1) + 0.1)
+    program = torch.export.export(light, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    torch.onnx.export(program, f=str(tmp_path / "light.onnx"), input_names=["images"], verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "light.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 2):
+        (found,) = session.run(None, {"images": images[:count].numpy()})
+        np.testing.assert_allclose(found, light(images[:count]), atol=1e-5)
 
+
+def test_half_an_export_keeps_the_light_whole(trained, tmp_path):
     model = load(model_of(trained[0]["gain"]))
     assert Exported(model, half=True).light.reference.dtype == torch.float32
 
