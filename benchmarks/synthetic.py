@@ -101,7 +101,9 @@ def window(texture: Image, rng: np.random.Generator) -> Image:
     return texture[y : y + SIDE, x : x + SIDE]
 
 
-def write_class(out: Path, train: list[Image], test: list[Image], others: list[Image], rng: np.random.Generator) -> None:
+def write_class(
+    out: Path, train: list[Image], test: list[Image], others: list[Image], rng: np.random.Generator
+) -> None:
     """Normal images, with defects on three of four of those to test; `others` are what parts are taken of."""
     kinds = ["good", *DEFECTS]
     for folder in ("train/good", *(f"test/{kind}" for kind in kinds), *(f"ground_truth/{kind}" for kind in DEFECTS)):

@@ -210,7 +210,7 @@ def test_it_is_inside_exports(trained, mvtec, matching):
 
 @pytest.mark.parametrize("matching", MATCHING)
 def test_onnx_computes_it(tmp_path, monkeypatch, matching):
-    """Other parts of a model are translated in test_detectors.py; knots are few here, since every piece is translated."""
+    """Other parts of a model: test_detectors.py; knots are few here, since every piece is translated."""
     monkeypatch.setitem(KNOTS, "histogram", (5, 30, 60, 95))
     light, images = learned(matching, textures(3, 0)), images_of(0.6 * textures(2, 1) + 0.1)
     program = torch.export.export(light, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
