@@ -57,7 +57,7 @@ def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_mvtec(tmp_path_factory.mktemp("mvtec"))
 
 
-RESNET = "-b resnet18 -le layer1 -le layer2 --backbone_weights random"
+RESNET = "-b test_resnet -le layer1 -le layer2 --backbone_weights random"
 SMALL = {  # every detector's smallest setting
     "net": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --dsc_hidden 8 --pre_proj 1",
     "cfa": f"{RESNET} --gamma_d 12 --epochs 2",

@@ -177,7 +177,7 @@ def test_only_the_stable_recipe_sets_it():
     assert STABLE["align_maps"] is True
 
 
-LITE = [{"resnet18": "efficientnet_lite0", "layer1": "blocks.1", "layer2": "blocks.2"}.get(w, w) for w in SMALL_NET]
+LITE = [{"test_resnet": "efficientnet_lite0", "layer1": "blocks.1", "layer2": "blocks.2"}.get(w, w) for w in SMALL_NET]
 LITE[LITE.index("random")] = "pretrained"
 
 

@@ -157,7 +157,7 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatc
 
 def weights(path, seed):
     torch.manual_seed(seed)
-    torch.save(timm.create_model("resnet18").state_dict(), path)
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
     return path
 
 

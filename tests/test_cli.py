@@ -190,7 +190,7 @@ def test_several_backbones(run_main, tmp_path, mvtec):
 
 def test_weights_from_a_file(run_main, tmp_path, mvtec):
     torch.manual_seed(0)
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "own.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "own.pth")
     net = [word if word != "random" else "own.pth" for word in SMALL_NET]
     done = run_main(*net, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", mvtec)
     assert done.returncode == 0, done.stderr

@@ -29,10 +29,10 @@ DATA = [*SMALL_DATA, "--resize_mode", "aspect", "--batch_size", "2"]  # rd would
 CLAIMS = {  # what else than any option's model.json may say that is not so, and what is said then
     "cfa": [
         ("gamma_d", 0, "--gamma_d 0 must be from 1 to 1e+06"),
-        ("gamma_d", 500, "must be from 1 to 192"),
+        ("gamma_d", 500, "must be from 1 to 80"),
         ("gamma_c", 60000, "leaves 0 centres"),
         ("k_nearest", 0, "must be 1 or more"),
-        ("gamma_c", 2, "memory is torch.float32 [64, 16], not torch.float32 [32, 16]"),
+        ("gamma_c", 2, "memory is torch.float32 [64, 6], not torch.float32 [32, 6]"),
     ],
     "rd": [
         ("blocks", 0, "--blocks 0 must be from 1 to 100"),
@@ -82,13 +82,13 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("patchsize", 2, "mean is torch.float32 [64, 12], not torch.float32 [49, 12]"),
     ],
     "oneclass": [
-        ("landmarks", 19, "centres is torch.float32 [20, 192], not torch.float32 [1 to 19, 192]"),
-        ("machine", "svdd", "centres is torch.float32 [20, 192], not torch.float32 [1 to 1, 192]"),
-        ("whiten", 0, "weight is torch.float32 [192, 192], not torch.float32 [192]"),
+        ("landmarks", 19, "centres is torch.float32 [20, 80], not torch.float32 [1 to 19, 80]"),
+        ("machine", "svdd", "centres is torch.float32 [20, 80], not torch.float32 [1 to 1, 80]"),
+        ("whiten", 0, "weight is torch.float32 [80, 80], not torch.float32 [80]"),
         ("nu", 0, "--nu 0 must be above 0 and at most 1"),
     ],
     "sparse": [
-        ("atoms", 5, "dictionary is torch.float32 [8, 192], not torch.float32 [1 to 5, 192]"),
+        ("atoms", 5, "dictionary is torch.float32 [8, 80], not torch.float32 [1 to 5, 80]"),
         ("brightness", True, "does not fit"),
         ("steps", 0, "--steps 0 must be from 1 to 1000"),
     ],

@@ -147,8 +147,8 @@ FLOAT32 = {  # of each a function and its arguments
     "Mahalanobis": lambda: (logicrd.mahalanobis, torch.randn(2, 3), torch.zeros(3), torch.eye(3)),
     "descriptor": lambda: (cfa.Descriptor(4, 4), torch.randn(1, 2, 2, 4)),
     "whitened descriptor": lambda: (cfa.Descriptor(4, 4).start_as, torch.eye(4), torch.zeros(4)),
-    "distances": lambda: (build("cfa"), torch.randn(1, 8, 8, 192)),
-    "steps by distances": lambda: (next, cfa._Trainer(build("cfa")).steps([torch.randn(1, 8, 8, 192)])),
+    "distances": lambda: (build("cfa"), torch.randn(1, 8, 8, 80)),
+    "steps by distances": lambda: (next, cfa._Trainer(build("cfa")).steps([torch.randn(1, 8, 8, 80)])),
     "patch scores": lambda: (build("net").members[0].discriminator.eval().after_first, torch.randn(3, 8)),
     "a detector in float32": lambda: (build("net").score, torch.randn(1, 2, 2, 16)),
 }

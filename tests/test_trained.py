@@ -115,7 +115,7 @@ def test_the_description_stands_alone(trained):
     described = json.loads((model / "model.json").read_text())
     assert described["format"] == 2
     normalisation = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    backbone = {"name": "resnet18", "layers": ["layer1", "layer2"], "weights": "random", "seed": 0}
+    backbone = {"name": "test_resnet", "layers": ["layer1", "layer2"], "weights": "random", "seed": 0}
     assert described["backbone"] == {**backbone, "normalisation": normalisation}
     assert described["transform"] == {"resize": 40, "imagesize": 32, "resize_mode": "aspect"}
     assert described["options"]["dsc_hidden"] == 8
@@ -320,7 +320,7 @@ def test_models_below_are_named(trained):
 def test_backbone_weights_may_have_moved(mvtec, tmp_path):
     import timm
 
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "own.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "own.pth")
     net = ["--backbone_weights", str(tmp_path / "own.pth")]
     folder = run(tmp_path, ["-d", "nut", "mvtec", mvtec], net=net) / "models" / "0" / "mvtec_nut"
     moved = (tmp_path / "own.pth").rename(tmp_path / "moved.pth")
@@ -328,7 +328,7 @@ def test_backbone_weights_may_have_moved(mvtec, tmp_path):
         simplenet.load(folder)
     assert simplenet.load(folder, backbone_weights=str(moved)).description.class_name == "nut"
     torch.manual_seed(123)
-    torch.save(timm.create_model("resnet18").state_dict(), moved)
+    torch.save(timm.create_model("test_resnet").state_dict(), moved)
     with pytest.raises(DataError, match="give the file of those with --backbone_weights"):
         simplenet.load(folder, backbone_weights=str(moved))
 
