@@ -20,7 +20,7 @@ from methods.patchcore import Ensemble, PatchCore, averaged
 LAYERS = ["0.layer1", "1.layer1", "0.layer2"]
 OPTIONS = {"pretrain_embed_dimension": 24, "target_embed_dimension": 16}
 WORDS = [
-    *"patchcore --ensemble --backbone_weights random -b resnet18 -b resnet34".split(),
+    *"patchcore --ensemble --backbone_weights random -b test_resnet -b resnet10t".split(),
     *"-le 0.layer1 -le 0.layer2 -le 1.layer2".split(),
     *(f"--{name}={value}" for name, value in OPTIONS.items()),
 ]
