@@ -58,7 +58,7 @@ from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.progress import progress
-from experiment.plan.resolve import Remarks, find_classes, load_backbone, read_samples
+from experiment.plan.resolve import Known, find_classes, load_backbone, read_samples
 from experiment.train.banks import ClassBanks, build_banks
 from experiment.train.calibration import TrainingSet, cross_validate
 from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
@@ -297,14 +297,14 @@ def measure_class(
 ) -> Iterable[dict]:
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
     size, seeds = (data.imagesize, data.imagesize), arguments.seeds
-    remarks: Remarks = {}
+    known: Known = {}
     groups = by_features(configs)
     peers: list[dict] = []
     for i, settings in enumerate(groups):
         command = configs[settings[0]].command
         is_first, is_last = (j in (-1, len(groups)) or configs[groups[j][0]].command != command for j in (i - 1, i + 1))
         first = configs[settings[0]]
-        samples, own_data, extractor, _, banks = prepared(name, root, data, first, arguments, remarks, device)
+        samples, own_data, extractor, _, banks = prepared(name, root, data, first, arguments, known, device)
         defects = read_defects(samples.test, samples.saturation, own_data.test_transform)
         labelled = Labelled(samples, defects, region_labels(samples.test, own_data.test_transform))
         read = partial(Read.by, samples, own_data, banks)
@@ -366,7 +366,7 @@ def prepared(
     data: DatasetConfig,
     config: DetectorConfig,
     arguments: argparse.Namespace,
-    remarks: Remarks,
+    known: Known,
     device: torch.device,
     shown: Callable[[ClassSamples, DatasetConfig], ClassSamples] = lambda samples, _: samples,
 ) -> Prepared:
@@ -375,13 +375,13 @@ def prepared(
     Args:
         name, root, data: the class.
         config, arguments: the configuration, and what the command line says of all.
-        remarks: as of read_samples.
+        known: as of read_samples.
         device: to compute on.
         shown: what the samples become before they are embedded.
     """
-    is_first = not remarks
+    is_first = not known
     split = arguments.train_val_split or DETECTORS[config.command].DATASET_DEFAULTS.get("train_val_split", 1.0)
-    found = read_samples(replace(data, train_val_split=split), root, name, remarks)
+    found = read_samples(replace(data, train_val_split=split), root, name, known)
     for note in found.notes if is_first else ():
         click.echo(note, err=True)
     samples, data = found.samples, replace(data, reading=found.reading)

@@ -35,7 +35,7 @@ from datasets import ClassSamples, read_image
 from detection import Normal
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
-from experiment.plan.resolve import Remarks
+from experiment.plan.resolve import Known
 from experiment.train.banks import build_banks
 from experiment.train.embeddings import Predictions
 
@@ -102,11 +102,11 @@ def measure_class(
 ) -> Iterator[dict]:
     """A row for every setting, seed and change of one class."""
     size, seeds = (data.imagesize, data.imagesize), arguments.seeds
-    remarks: Remarks = {}
+    known: Known = {}
     for settings in by_features(configs):
         first = configs[settings[0]]
         samples, own_data, extractor, embedder, banks = prepared(
-            name, root, data, first, arguments, remarks, device, partial(changed, name=AS_THEY_ARE)
+            name, root, data, first, arguments, known, device, partial(changed, name=AS_THEY_ARE)
         )
         labels = [sample.anomalous for sample in samples.test]
         detectors: dict[tuple[str, int], Any] = {}

@@ -1,14 +1,15 @@
 """What the command line needs beyond click: commands made when they are asked for, links that a grid can vary."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from cli.flags import Flag
+from errors import UsageError
 
 CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
-USED = f"{__name__}.used"  # by every word that names an option of a given link, the option's name
+DETECTORS = f"{__name__}.detectors"  # of each of the command line, in order, what it sets of later links' defaults
 
 Sections = Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]]
 
@@ -67,16 +68,33 @@ class Grouped(click.Command):
                 formatter.write_dl(records)
 
 
+class Given(NamedTuple):
+    """What a link of the chain stands for.
+
+    Attributes:
+        names: by every word that names an option of it, the option's name.
+        configs: its configuration for every choice of --grid.
+        command: the link's.
+        called: what the user calls it; None where it has no name of its own.
+    """
+
+    names: dict[str, str]
+    configs: list[Any]
+    command: str
+    called: str | None
+
+
 class Link(Grouped):
     """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones.
 
     Args:
-        defaults: by the name of a later link, defaults of its options that this one sets.
+        defaults: of a detector, by the name of another link, defaults of its options that this one sets; None of a
+            link that all detectors share.
     """
 
     def __init__(self, *args: Any, defaults: Mapping[str, Mapping[str, Any]] | None = None, **extra: Any) -> None:
         super().__init__(*args, **extra)
-        self.defaults = defaults or {}
+        self.defaults = defaults
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -84,8 +102,8 @@ class Link(Grouped):
         words = list(args)
         ctx = super().make_context(info_name, args, parent, **extra)
         ctx.obj = words, extra
-        if parent is not None and self.defaults:
-            parent.default_map = self.defaults
+        if self.defaults is not None:
+            ctx.meta.setdefault(DETECTORS, []).append(self.defaults)
         return ctx
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -116,13 +134,28 @@ class Link(Grouped):
         parser.parse_args = parse_and_choose
         return parser
 
-    def invoke(self, ctx: click.Context) -> list[Any]:
-        """A configuration for every choice, in order; one object for those that choose the same here."""
-        words, extra = ctx.obj
+    def invoke(self, ctx: click.Context) -> list[Given]:
+        """What a detector stands for, alone in a list; a link that all share stands for something behind each."""
         names = {
             flag.lstrip("-"): option.name for option in self.params if isinstance(option, Flag) for flag in option.opts
         }
-        ctx.meta.setdefault(USED, {}).update(names)
+        detectors = ctx.meta.get(DETECTORS, [])
+        if self.defaults is None:
+            return [Given(names, self._configs(ctx, names, own), self.name, None) for own in detectors or [{}]]
+        called = ctx.params.get("called")
+        try:
+            return [Given(names, self._configs(ctx, names, {}), self.name, called)]
+        except UsageError as error:
+            if len(detectors) > 1:
+                raise UsageError(f"{called or self.name}: {error}") from error
+            raise
+
+    def _configs(
+        self, ctx: click.Context, names: Mapping[str, str], defaults: Mapping[str, Mapping[str, Any]]
+    ) -> list[Any]:
+        """A configuration for every choice, in order; one object for those that choose the same here."""
+        words, extra = ctx.obj
+        ctx.parent.default_map = defaults
         configs: dict[tuple[tuple[str, str], ...], Any] = {}
         chosen = []
         for choice in ctx.find_root().params.get("grid", [{}]):

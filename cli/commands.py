@@ -3,18 +3,18 @@
 import gc
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from cli.chain import Chain, Link, Sections, Standalone
+from cli.chain import Chain, Given, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
-from cli.grid import named_grid, parse_grid
+from cli.grid import check_grid, named_grid, parse_grid
 from errors import UsageError
-from experiment.config import ReportConfig, RunConfig
+from experiment.config import ReportConfig, RunConfig, check_names
 from experiment.model_config import ExportConfig, ExtendConfig, PredictConfig
 from methods import DETECTORS, ENTRIES
 
@@ -28,6 +28,11 @@ GRID = Flag(
     help="A run for each of these values of an option of the detector or of dataset, such as dsc_hidden=512,1024 or "
     "layers_to_extract_from=layer2+layer3,layer3; repeatable, for every combination. Each has a folder in RUN_NAME, "
     "ablation.csv compares them, and images are embedded once where the features stay the same.",
+)
+NAME = click.Option(  # which --grid cannot vary
+    ["--as", "called"],
+    metavar="NAME",
+    help="What this detector's folder in RUN_NAME is called, among several on a command line; else its command.",
 )
 DEBUG = Flag(
     ["--debug"], is_flag=True, help="Show where in the program an error comes from; stands before the commands."
@@ -66,7 +71,7 @@ def detector(command: str) -> Link:
     return Link(
         command,
         callback=config,
-        params=[*recipes, *parameters(BackboneOptions, group="Features"), *parameters(kind.Options)],
+        params=[NAME, *recipes, *parameters(BackboneOptions, group="Features"), *parameters(kind.Options)],
         help=f"{inspect.cleandoc(kind.Options.__doc__)}{behind}",
         context_settings=SETTINGS,
         defaults={"dataset": kind.DATASET_DEFAULTS},
@@ -125,7 +130,7 @@ def main(**_: Any) -> None:
     """Train a detector on normal images, score test images, and write image AUROC, pixel AUROC and PRO per class.
 
     \b
-    One command line is a chain: run options, then a detector with its options, then dataset with its.
+    One command line is a chain: run options, then a detector with its options, or several, then dataset with its.
       python main.py --run_name demo \\
         net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pre_proj 1 --auto_noise 0.25 \\
         dataset --resize 256 --imagesize 256 elpv
@@ -148,16 +153,35 @@ def execute(
     from experiment.dataset_config import DatasetConfig
     from experiment.detector_config import DetectorConfig
 
-    detectors = [config for config in configs if isinstance(config[0], DetectorConfig)]
-    data = [config for config in configs if isinstance(config[0], DatasetConfig)]
-    if len(detectors) != 1 or not data:
+    detectors: list[Given] = [given for given, *_ in configs if isinstance(given.configs[0], DetectorConfig)]
+    data: list[list[Given]] = [given for given in configs if isinstance(given[0].configs[0], DatasetConfig)]
+    if not detectors or not data:
         raise UsageError(
-            f"a run needs one detector and a dataset, not {len(detectors)} and {len(data)}: "
+            f"a run needs a detector and a dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
-    choices = list(zip(named_grid(ctx, grid), detectors[0], zip(*data, strict=True), strict=True))
-    imported("run")(RunConfig(**values), choices)
+    check_grid(ctx, grid, [given.names for given in [*detectors, *(own for own, *_ in data)]])
+    runs = []
+    for i, given in enumerate(detectors):
+        behind = [own[i] for own in data]
+        datasets = list(zip(*(own.configs for own in behind), strict=True))
+        names = given.names | {word: name for own in behind for word, name in own.names.items()}
+        runs.append([(own, given.configs[j], datasets[j]) for j, own in named_grid(ctx, grid, names).items()])
+    imported("run")(RunConfig(**values), dict(zip(_folders(detectors), runs, strict=True)))
     return 0
+
+
+def _folders(detectors: Sequence[Given]) -> list[str]:
+    """What the folders in RUN_NAME of several detectors are called, or of one that --as gives a folder; else "".
+
+    Raises:
+        UsageError: two of one name, or one that no folder can have.
+    """
+    if len(detectors) == 1 and detectors[0].called is None:
+        return [""]
+    names = [given.command if given.called is None else given.called for given in detectors]
+    check_names(names)
+    return names
 
 
 def imported(command: str) -> Callable[..., int | None]:

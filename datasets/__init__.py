@@ -10,11 +10,13 @@ from datasets.folder import FolderNames, folder_reader
 from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
-from datasets.images import Batch, BatchLoader, ImageDataset, Shuffled, check_headers, reader_count, remarks_on_masks
+from datasets.images import Batch, BatchLoader, ImageDataset, check_headers, reader_count, remarks_on_masks
+from datasets.kept import Kept
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
 from datasets.mvtec import MVTEC
 from datasets.mvtec_loco import MVTEC_LOCO
+from datasets.order import Shuffled
 from datasets.regions import Defect, read_defects, region_labels
 from datasets.root import find_root
 from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation, split
@@ -48,6 +50,7 @@ __all__ = [
     "ImageDataset",
     "ImageSizes",
     "ImageTransform",
+    "Kept",
     "RandomTransform",
     "Reading",
     "Sample",

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.brightness import brightness_of
 from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
+from datasets.kept import Kept, Read
 from datasets.masks import mask_size, read_mask
+from datasets.order import Draws, Shuffled
 from datasets.regions import read_masks, regions_of
 from datasets.sample import Sample
 from datasets.seen import Seen, seen_of_defect, seen_of_image
@@ -210,17 +212,24 @@ class BatchLoader:
         batch_size: images per batch; the last one may be smaller.
         num_workers: processes that read and transform, see reader_count; 0 reads in this one.
         order: a new order at every pass, and seeds of random changes; None keeps the dataset's order.
+        kept: images that are not read again where all of them are there, and that what is read is added to; without an
+            order.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_size: int, num_workers: int | None = 0, order: "Shuffled | None" = None
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        num_workers: int | None = 0,
+        order: Shuffled | None = None,
+        kept: Kept | None = None,
     ) -> None:
         warnings.filterwarnings("ignore", "This DataLoader will create")  # slow disks want more readers than cores
         num_workers = min(reader_count(num_workers), -(-len(dataset) // batch_size))  # each reads whole batches
         self._loader = DataLoader(
             _Items(dataset),
             batch_size,
-            sampler=None if order is None else _Draws(order),
+            sampler=None if order is None else Draws(order),
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -228,6 +237,8 @@ class BatchLoader:
             worker_init_fn=_leave_quietly,
             generator=torch.Generator(),  # it would draw a seed of the global one at every pass
         )
+        self.dataset = dataset
+        self.kept = kept
         self.seen = Seen()
         self.brightness: NDArray[np.float64] = np.empty(0)
 
@@ -240,12 +251,19 @@ class BatchLoader:
         Raises:
             DataError: an image or mask that cannot be used.
         """
-        total, levels = Seen(), []
-        for batch in self._loader:
+        samples, transform = self.dataset.samples, self.dataset.transform
+        known = self.kept and self.kept.all_of(samples, transform)
+        size = self._loader.batch_size
+        total, levels, done = Seen(), [], 0
+        again = (_collate(known[i : i + size]) for i in range(0, len(samples), size))
+        for batch in self._loader if known is None else again:
             if isinstance(batch, DataError):
                 raise batch
             tensors, seen, bright = batch
-            total += seen
+            if self.kept is not None and known is None:
+                self.kept.add(samples[done : done + len(seen)], transform, *tensors, seen)
+            done += len(seen)
+            total += sum(seen, Seen())
             levels += bright
             yield tensors
         self.seen, self.brightness = total, np.array(levels)
@@ -266,51 +284,7 @@ def _leave_quietly(_: int) -> None:
     sys.excepthook = hook
 
 
-class Shuffled(Sampler[int]):
-    """The indices 0..n-1 in a new order at every pass, by a generator of its own; another seeds random changes."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n = n
-        self.generator = torch.Generator().manual_seed(seed)
-        self.changes = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.n, generator=self.generator).tolist())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the next pass depends on."""
-        return {"generator": self.generator.get_state(), "changes": self.changes.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what state_dict returned."""
-        self.generator.set_state(state["generator"])
-        self.changes.set_state(state["changes"])
-
-
-class _Draws(Sampler[tuple[int, int]]):
-    """Indices in their order, each with the seed of its random changes: whichever process reads it, they are the same.
-
-    A sampler rather than a generator, for the loader wants its length.
-    """
-
-    def __init__(self, order: Shuffled) -> None:
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        seeds = torch.randint(2**62, (len(self.order),), generator=self.order.changes).tolist()
-        return zip(self.order, seeds, strict=True)
-
-
-_Item = tuple[Tensor, Tensor, Seen]
-
-
-class _Items(Dataset[_Item | DataError]):
+class _Items(Dataset[Read | DataError]):
     """A dataset for the loader, with what is seen of every image.
 
     DataErrors are items: raised in a worker they would reach the user as a traceback.
@@ -322,20 +296,20 @@ class _Items(Dataset[_Item | DataError]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> _Item | DataError:
+    def __getitem__(self, item: int | tuple[int, int]) -> Read | DataError:
         if isinstance(item, tuple):
             item, seed = item
             torch.default_generator.manual_seed(seed)  # which random transforms draw from
         try:
-            return *self.dataset.read(item), self.dataset.seen.pop(item, Seen())
+            return Read(*self.dataset.read(item), self.dataset.seen.pop(item, Seen()))
         except DataError as error:
             return error
 
 
-def _collate(items: list[_Item | DataError]) -> tuple[Batch, Seen, list[float]] | DataError:
+def _collate(items: Sequence[Read | DataError]) -> tuple[Batch, Sequence[Seen], list[float]] | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
     images, masks, seen = zip(*items, strict=True)
     levels = [level for level in map(brightness_of, images) if level is not None]
-    return Batch(torch.stack(images), torch.stack(masks)), sum(seen, Seen()), levels
+    return Batch(torch.stack(images), torch.stack(masks)), seen, levels

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,8 @@ from files import readable
 from options import option
 
 MODELS = "models"  # the folder in a run's that its models are in
+FOLDER = re.compile(r"\w[\w.+=,-]{0,99}")  # of one of several detectors
+WRITTEN = (".csv", ".json", ".html")  # endings of what is written beside those
 LOCAL = "local"  # --ray without an address
 LARGEST_SEED = 2**32 - 1  # of NumPy and scikit-learn; PyTorch takes more
 
@@ -23,6 +25,23 @@ def check_seed(flag: str, seed: int) -> None:
     """
     if seed > LARGEST_SEED:
         raise UsageError(f"{flag} {seed} is too large: expected 0 to {LARGEST_SEED}")
+
+
+def check_names(detectors: Sequence[str]) -> None:
+    """See that the detectors of a command line are told apart by names that folders can have.
+
+    Raises:
+        UsageError: two have one name, or one has none such.
+    """
+    folded = [name.casefold() for name in detectors]  # as some file systems compare them
+    for name in detectors:
+        if not FOLDER.fullmatch(name) or name == MODELS or Path(name).suffix in WRITTEN:
+            raise UsageError(
+                f"--as '{name}': expected the name of a folder, of letters, digits and _ . + = , - and not '{MODELS}' "
+                f"or with the ending {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}"
+            )
+        if folded.count(name.casefold()) > 1:
+            raise UsageError(f"two detectors are called '{name}': give one another name, such as --as {name}_2")
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,10 @@ class RunConfig:
         """The folder of this run."""
         return self.family / self.point
 
+    def of_detector(self, name: str) -> "RunConfig":
+        """The configuration with which one of several detectors would be run alone in its folder; "" is without."""
+        return replace(self, run_name=f"{self.run_name}/{name}") if name else self
+
 
 def _check_folder(flag: str, name: str) -> None:
     """Refuse what names no folder below --results_path, or one that another run keeps its models in.
@@ -148,7 +171,8 @@ def _check_folder(flag: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Show one run or compare several: RUN_DIR is a folder with results.csv, or ablation.csv for all runs of a grid.
+    """Show one run or compare several: RUN_DIR is a folder with results.csv, with ablation.csv for all runs of a grid,
+    or with comparison.csv for those of several detectors.
 
     \b
     Prints classes down, metrics across and, for MVTec AD, published numbers with the difference, in percent;

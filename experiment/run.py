@@ -1,8 +1,9 @@
 """All runs of one command line, from where an earlier process left them; tables after every task."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import click
 import torch
@@ -10,36 +11,42 @@ import torch
 from detection.precision import precision_name
 from errors import DataError, Interrupted, UsageError
 from experiment.config import RunConfig
-from experiment.dataset_config import DatasetConfig
-from experiment.detector_config import DetectorConfig
 from experiment.machine.device import choose_device, choose_precision, device_name
-from experiment.plan.runs import Run, plan_runs
+from experiment.plan.notes import data_notes
+from experiment.plan.runs import Choice, Run, plan_runs
 from experiment.plan.task import Sources
 from experiment.plan.unused import refuse_unused
-from experiment.record.folders import GRID, create_directory, move_aside, refuse_other_kind
+from experiment.record.folders import (
+    ABLATION,
+    COMPARISON,
+    GRID,
+    create_directory,
+    list_detectors,
+    move_aside,
+    refuse_other_kind,
+)
 from experiment.record.ledger import Ledger
 from experiment.record.lock import only_writer
-from experiment.record.read import read_run
+from experiment.record.read import RunRecord, read_run
 from experiment.record.results import FAILURES
 from experiment.scale.parallel import choose_cluster
-from experiment.show.ablation import ablation_table, is_grid, write_ablation
-from experiment.show.tables import light_notes, render, summary
+from experiment.show.ablation import overview, read_runs, write_side_by_side
+from experiment.show.tables import light_notes, render
 from experiment.train.trained import check_trained
 from experiment.train.work import work
 from files import write_text
 
 
-def run(
-    config: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]]
-) -> None:
+def run(config: RunConfig, detectors: Mapping[str, Sequence[Choice]]) -> None:
     """Run every job that is not finished yet, write the results and print the table.
 
     All flags, folders, image headers and layers are checked before anything is written or downloaded.
 
     Args:
         config: the run options.
-        choices: of each run what --grid chose, by flag, and the detector and datasets made with it; without a grid it
-            is one run, of which nothing was chosen.
+        detectors: by what each is called, "" of one that has RUN_NAME's folder for itself: of each of its runs what
+            --grid chose, by flag, and the detector and datasets made with it; without a grid it is one run, of which
+            nothing was chosen.
 
     Raises:
         UsageError, DataError: what main.py shows the user; DataError too where --on_error skip left jobs out.
@@ -47,11 +54,11 @@ def run(
     """
     if config.test and config.overwrite:
         raise UsageError("--test reads the run that --overwrite would move aside: leave one of them out")
-    refuse_unused(config, choices)
+    refuse_unused(config, detectors.values())
     cluster = choose_cluster(config)
     device = torch.device("cpu") if cluster else choose_device(config.gpu)
     sources: Sources = {}
-    runs = plan_runs(config, choices, sources, is_far=cluster is not None)
+    runs = plan_runs(config, detectors, sources, is_far=cluster is not None)
     wanted = config.precision
     if config.test:
         trained = [check_trained(job, config) for one in runs for task in one.tasks for job in task.jobs]
@@ -63,22 +70,13 @@ def run(
     if config.overwrite:
         move_aside(config.family)
     with ExitStack() as stack:
-        stack.enter_context(only_writer(config.family))
-        several = bool(runs[0].config.grid)
-        refuse_other_kind(config.family, several)
-        if several:
-            write_text(config.family / GRID, json.dumps([one.config.point for one in runs], indent=2) + "\n")
+        others = _claim(stack, config, runs)
         if cluster:
             stack.enter_context(cluster)
             name, precision = cluster.device_name, cluster.choose_precision(wanted)
         else:
             name, precision = device_name(device), choose_precision(wanted, device)
-        ledgers = {}
-        for one in runs:
-            if several:
-                one.directory.mkdir(exist_ok=True)
-                stack.enter_context(only_writer(one.directory))
-            ledgers[one.directory] = Ledger(one, name, precision)
+        ledgers = {one.directory: Ledger(one, name, precision) for one in runs}
         pending = [task for ledger in ledgers.values() for task in ledger.pending]
         outcomes = cluster.work(pending, precision) if cluster else work(pending, sources, device, precision)
         stack.enter_context(closing(outcomes))  # its bar ends before an error is shown
@@ -91,13 +89,46 @@ def run(
                         raise outcome
                     click.echo(f"Skipping {task.title}: {outcome}", err=True)
                 ledgers[task.run.directory].take_down(task, outcome)
-                _write_ablation(ledgers.values())
-            _complete(ledgers.values())
+                _write_side_by_side(config, ledgers.values(), others)
+            _complete(config, ledgers.values(), others)
         except Interrupted as stop:
             if not config.test:
                 stop.advice = f"{_count(ledgers.values())} jobs are finished; the same command continues the run"
             raise
-    _show(config, list(ledgers.values()))
+    _show(config, list(ledgers.values()), others)
+
+
+def _claim(stack: ExitStack, config: RunConfig, runs: Sequence[Run]) -> list[RunRecord]:
+    """Lock the folders of the runs and those around them, where no run of another kind is.
+
+    Returns:
+        What earlier command lines left of other detectors in the folder of several.
+
+    Raises:
+        UsageError: a folder is another kind of run's, or another process writes into it.
+    """
+    stack.enter_context(only_writer(config.family))
+    families: dict[Path, list[Run]] = {}
+    for one in runs:
+        families.setdefault(one.config.family, []).append(one)
+    if runs[0].called:
+        refuse_other_kind(config.family, "detectors")
+    for family, own in families.items():
+        refuse_other_kind(family, "grid" if own[0].config.grid else "run")
+    for family, own in families.items():
+        folders = [] if family == config.family else [family]
+        if own[0].config.grid:
+            family.mkdir(exist_ok=True)
+            write_text(family / GRID, json.dumps([one.config.point for one in own], indent=2) + "\n")
+            folders += [one.directory for one in own]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(only_writer(folder))
+    if not runs[0].called:
+        return []
+    names = [one.called for one in runs]
+    list_detectors(config.family, names)
+    return read_runs(config.family, without=names) if (config.family / COMPARISON).is_file() else []
 
 
 def _say(config: RunConfig, runs: Sequence[Run]) -> None:
@@ -108,27 +139,36 @@ def _say(config: RunConfig, runs: Sequence[Run]) -> None:
                 f"--{name}" if value is True else f"--{name} {value}"
                 for name, value in one.detector.set_by_recipe.items()
             )
-            where = f" ({one.config.point})" if one.config.point else ""
+            where = f" ({one.title})" if one.title else ""
             click.echo(f"Recipe {one.detector.recipe}{where}: {' '.join(flags)}", err=True)
-    for note in dict.fromkeys(note for one in runs for note in one.notes):
+    for note in dict.fromkeys([*(note for one in runs for note in one.notes), *data_notes(runs)]):
         click.echo(note, err=True)
-    count = f", {len(runs)} runs" if runs[0].config.grid else ""
+    count = f", {len(runs)} runs" if runs[0].title else ""
     click.echo(f"Results go to {config.family}{count}", err=True)
 
 
-def _complete(ledgers: Iterable[Ledger]) -> None:
+def _complete(config: RunConfig, ledgers: Collection[Ledger], others: Sequence[RunRecord]) -> None:
     """Make tables that were lost again."""
     for ledger in ledgers:
         if not ledger.pending and not ledger.failures:
             ledger.write()
-    _write_ablation(ledgers)
+    _write_side_by_side(config, ledgers, others)
 
 
-def _write_ablation(ledgers: Iterable[Ledger]) -> None:
-    """Write the table of a grid's runs, where there is one and any of its jobs has ended."""
-    rows = [(one.run.config, one.tables.results) for one in ledgers if one.results or one.failures]
-    if rows and rows[0][0].grid:
-        write_ablation(rows[0][0].family, rows)
+def _write_side_by_side(config: RunConfig, ledgers: Collection[Ledger], others: Sequence[RunRecord]) -> None:
+    """Write the table of every grid's runs, and that of several detectors, where any of their jobs has ended."""
+    done = [one for one in ledgers if one.results or one.failures]
+    for family in dict.fromkeys(one.run.config.family for one in done if one.run.config.grid):
+        own = [one for one in done if one.run.config.family == family]
+        rows = [({"run": one.run.config.point, **one.run.config.grid}, one.tables.results) for one in own]
+        write_side_by_side(family / ABLATION, rows)
+    if done and done[0].run.called:
+        rows = [(one.directory, one.choices, one.tables.results) for one in others]
+        rows += [(one.run.directory, one.run.choices, one.tables.results) for one in done]
+        write_side_by_side(
+            config.family / COMPARISON,
+            [({"run": path.relative_to(config.family).as_posix(), **own}, table) for path, own, table in rows],
+        )
 
 
 def _count(ledgers: Iterable[Ledger]) -> str:
@@ -136,14 +176,14 @@ def _count(ledgers: Iterable[Ledger]) -> str:
     return f"{sum(finished)} of {sum(jobs)}"
 
 
-def _show(config: RunConfig, ledgers: Sequence[Ledger]) -> None:
+def _show(config: RunConfig, ledgers: Sequence[Ledger], others: Sequence[RunRecord]) -> None:
     """Print the table of all runs.
 
     Raises:
         DataError: jobs failed that --on_error skip left out.
     """
-    records = [read_run(one.run.directory) for one in ledgers]
-    click.echo(render(ablation_table(records) if is_grid(records) else summary(records), "table"))
+    records = [*others, *(read_run(one.run.directory, one.run.called) for one in ledgers)]
+    click.echo(render(overview(records), "table"))
     for note in light_notes(records):
         click.echo(note, err=True)
     click.echo(f"Results are in {config.family}", err=True)

@@ -15,7 +15,7 @@ from experiment.detector_config import BackboneConfig, DetectorConfig
 from experiment.plan.reading import ClassFound, look_at
 from methods import DETECTORS
 
-Remarks = dict[tuple[Any, ...], tuple[str, ...]]  # on masks, by what they are of
+Known = dict[tuple[Any, ...], ClassFound]  # classes that were looked at, by where they are and how they are read
 
 
 def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
@@ -52,27 +52,26 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     return root, classes
 
 
-def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Remarks) -> ClassFound:
+def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known) -> ClassFound:
     """The images of a class; a share of the normal ones is trained on, the rest held out.
 
     How masks are read is among the notes where it could have been meant otherwise.
 
     Args:
         data, root, class_name: which class.
-        remarks: what is known of masks; what is missing is read and added. A grid reads a class for every choice.
+        known: what was looked at before; what is missing is added. All runs of a command line read a class.
 
     Raises:
         DataError: what the dataset's reader, look_at and split raise.
     """
-    found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
-    samples = found.samples
-    masks = class_name, tuple(samples.test), tuple(samples.doubts.items()), found.reading
-    if masks not in remarks:
-        said = remarks_on_masks(samples.test, samples.doubts, found.reading)
-        remarks[masks] = tuple(f"{class_name}: {remark}" for remark in said)
+    key = data.name, data.options, data.reading, root, class_name
+    if key not in known:
+        found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
+        said = remarks_on_masks(found.samples.test, found.samples.doubts, found.reading)
+        known[key] = replace(found, notes=(*found.notes, *(f"{class_name}: {remark}" for remark in said)))
+    samples = known[key].samples
     train, held_out = split(samples.train, data.train_val_split)
-    samples = replace(samples, train=train, validation=samples.validation + held_out)
-    return replace(found, samples=samples, notes=(*found.notes, *remarks[masks]))
+    return replace(known[key], samples=replace(samples, train=train, validation=samples.validation + held_out))
 
 
 def load_backbone(

@@ -13,7 +13,7 @@ from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from experiment.plan.job import make_job
 from experiment.plan.reading import ClassFound
-from experiment.plan.resolve import Remarks, check_detector, find_classes, load_backbone, read_samples
+from experiment.plan.resolve import Known, check_detector, find_classes, load_backbone, read_samples
 from experiment.plan.task import Sources, Task
 from files import partial, readable, sha256_of
 from methods import DETECTORS
@@ -21,6 +21,7 @@ from methods import DETECTORS
 TABLE = "table"  # the dataset whose samples are no images
 LONGEST_NAME = 255  # bytes, of nearly all file systems
 ClassKey = tuple[int, str]  # a dataset of the command line, and a class of it
+Choice = tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]  # of --grid, by flag, and what it makes
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Run:
         names: of all jobs, in order.
         tasks: the models to train for them, in order.
         notes: what to say of the images.
+        called: its detector, among several of a command line; else "".
     """
 
     config: RunConfig
@@ -42,24 +44,32 @@ class Run:
     names: list[JobName]
     tasks: list[Task]
     notes: list[str]
+    called: str = ""
 
     @property
     def directory(self) -> Path:
         """Its folder."""
         return self.config.directory
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """As of RunRecord."""
+        return {"detector": self.called, **self.config.grid} if self.called else self.config.grid
+
+    @property
+    def title(self) -> str:
+        """What tells it from the other runs of the command line; empty where there is no other."""
+        return " ".join(filter(None, (self.called, self.config.point)))
+
 
 def plan_runs(
-    config: RunConfig,
-    choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]],
-    sources: Sources,
-    is_far: bool,
+    config: RunConfig, detectors: Mapping[str, Sequence[Choice]], sources: Sources, is_far: bool
 ) -> list[Run]:
-    """A run for every choice of a grid.
+    """A run for every detector of a command line and every choice of a grid.
 
     Args:
         config: the run options.
-        choices: what --grid chose, by flag, and the detector and datasets made with it.
+        detectors: the choices of each by what it is called; "" of one that has RUN_NAME's folder for itself.
         sources: the backbones are added to them.
         is_far: whether workers may not share this process's working directory, and need absolute paths.
 
@@ -68,16 +78,23 @@ def plan_runs(
     """
     runs = []
     digests: dict[str, str | None] = {}
-    remarks: Remarks = {}
-    for name, (grid, detector, datasets) in zip(point_names([grid for grid, _, _ in choices]), choices, strict=True):
-        if is_far:
-            datasets = [own.absolute() for own in datasets]
-        weights = detector.backbone_weights
-        if weights not in digests:
-            digests[weights] = sha256_of(Path(weights)) if Path(weights).is_file() else None
-        detector = replace(detector, backbone_weights_sha256=digests[weights])
-        own = replace(config, grid=dict(grid), point=name)
-        runs.append(plan_run(own, detector, datasets, sources, remarks))
+    known: Known = {}
+    for called, choices in detectors.items():
+        points = point_names([grid for grid, _, _ in choices])
+        for point, (grid, detector, datasets) in zip(points, choices, strict=True):
+            if is_far:
+                datasets = [own.absolute() for own in datasets]
+            weights = detector.backbone_weights
+            if weights not in digests:
+                digests[weights] = sha256_of(Path(weights)) if Path(weights).is_file() else None
+            detector = replace(detector, backbone_weights_sha256=digests[weights])
+            own = replace(config.of_detector(called), grid=dict(grid), point=point)
+            try:
+                runs.append(plan_run(own, detector, datasets, sources, known, called))
+            except UsageError as error:
+                if len(detectors) > 1:
+                    raise UsageError(f"{called}: {error}") from error
+                raise
     return runs
 
 
@@ -86,14 +103,16 @@ def plan_run(
     detector: DetectorConfig,
     datasets: Sequence[DatasetConfig],
     sources: Sources,
-    remarks: Remarks,
+    known: Known,
+    called: str = "",
 ) -> Run:
     """Find and check all that a command line names.
 
     Args:
         config, detector, datasets: what it says.
         sources: backbones that are there, not built yet; what is missing is added.
-        remarks: as of read_samples.
+        known: as of read_samples.
+        called: as of Run.
 
     Raises:
         UsageError, DataError: something does not exist or cannot be used.
@@ -111,7 +130,7 @@ def plan_run(
         config.seeds,
     )
     _check_titles(names)
-    looked_at, problems = _read_all(config, datasets, found, names, remarks)
+    looked_at, problems = _read_all(config, datasets, found, names, known)
     datasets = [
         _with_geometry(data, [looked_at[i, name] for name in own])
         for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
@@ -133,7 +152,7 @@ def plan_run(
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
         )
         problem = next((problems[key] for key in keys if key in problems), None)
-        tasks.append(Task(tuple(jobs), config, detector, problem))
+        tasks.append(Task(tuple(jobs), config, detector, problem, called))
     checked = set()
     for task in tasks:
         backbone = detector.backbones[task.name.backbone]
@@ -145,7 +164,7 @@ def plan_run(
             checked.add(backbone)
     notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names)
     notes += [note for one in looked_at.values() for note in one.notes]
-    return Run(config, detector, tuple(datasets), classes, names, tasks, notes)
+    return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
 
 
 def _check_sizes(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]) -> None:
@@ -226,7 +245,7 @@ def _read_all(
     datasets: Sequence[DatasetConfig],
     found: Sequence[tuple[Path, list[str]]],
     names: Sequence[JobName],
-    remarks: Remarks,
+    known: Known,
 ) -> tuple[dict[ClassKey, ClassFound], dict[ClassKey, str]]:
     """What every class holds, and what is wrong with the classes that --on_error skip leaves out."""
     looked_at, problems = {}, {}
@@ -234,7 +253,7 @@ def _read_all(
         for name in classes:
             try:
                 own = [one for one in names if (one.dataset, one.class_name) == (i, name)]
-                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name, remarks)
+                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name, known)
             except DataError as error:
                 if run.on_error == "stop":
                     raise

@@ -33,12 +33,14 @@ class Task:
         jobs: several of a JOINT detector, else one.
         run, detector: the configuration of their run.
         problem: why a class cannot be read, where --on_error skip goes on without it.
+        called: its detector, among several of a command line; else "".
     """
 
     jobs: tuple[Job, ...]
     run: RunConfig
     detector: DetectorConfig
     problem: str | None = None
+    called: str = ""
 
     @property
     def name(self) -> JobName:
@@ -46,9 +48,14 @@ class Task:
         return self.jobs[0].name
 
     @property
+    def label(self) -> str:
+        """What its bar is called."""
+        return f"{self.called} {label_of(self.jobs)}".strip()
+
+    @property
     def title(self) -> str:
         """What it is called in messages."""
-        return f"{self.run.point} {label_of(self.jobs)}".strip()
+        return " ".join(filter(None, (self.called, self.run.point, label_of(self.jobs))))
 
     @property
     def imagesize(self) -> int:
@@ -65,9 +72,14 @@ class Task:
         return own.name, weights, normalisation, own.layers, self.imagesize, seed
 
     @property
+    def images(self) -> tuple[Any, ...]:
+        """The classes that are read, however they are; of tasks in which it is equal, images are decoded once."""
+        return tuple((job.root, job.name.class_name) for job in self.jobs)
+
+    @property
     def features(self) -> tuple[Any, ...]:
-        """What the jobs' patch embeddings depend on; tasks in which it is equal share them."""
-        own = declared(DETECTORS[self.detector.command].Options)
+        """What the jobs' patch embeddings depend on; tasks in which it is equal share them, whatever their detector."""
+        kind = DETECTORS[self.detector.command].variant(self.detector.options)
         read = (
             (
                 job.name.class_name,
@@ -75,8 +87,10 @@ class Task:
             )
             for job in self.jobs
         )
-        decisive = (self.detector.options[one.name] for one in own if one.option.decides_features)
-        return (self.backbone, *decisive, *read)
+        names = [one.name for one in declared(kind.Options) if one.option.decides_features]
+        decisive = ((name, self.detector.options[name]) for name in sorted(names))
+        embed = kind.embed, kind.features, kind.feature_type, kind.input_shape  # several detectors may inherit them
+        return (self.images, self.backbone, embed, *decisive, *read)
 
     def build(
         self,
@@ -94,9 +108,9 @@ class Task:
         return detector.to(device)
 
 
-def group(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Tasks that share their features together, otherwise in order."""
-    groups: dict[tuple[Any, ...], list[Task]] = {}
+def group(tasks: Sequence[Task]) -> list[list[list[Task]]]:
+    """Tasks of the same images together, and of these the ones that share their features; otherwise in order."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Task]]] = {}
     for task in tasks:
-        groups.setdefault(task.features, []).append(task)
-    return list(groups.values())
+        groups.setdefault(task.images, {}).setdefault(task.features, []).append(task)
+    return [list(own.values()) for own in groups.values()]

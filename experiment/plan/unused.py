@@ -1,6 +1,6 @@
 """Flags that would do nothing are refused: who gives one expects something of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from backbones import PIXELS
@@ -9,7 +9,7 @@ from errors import UsageError
 from experiment.config import RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
-from experiment.plan.runs import TABLE
+from experiment.plan.runs import TABLE, Choice
 from methods import DETECTORS
 from options import declared
 
@@ -36,10 +36,10 @@ ONLY_WITH = {  # by command: flags, and the values of another that they are of
 }
 
 
-def refuse_unused(
-    run: RunConfig, choices: Sequence[tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]]
-) -> None:
-    """See that every flag of a run that is given can change something, in one choice of its grid at least.
+def refuse_unused(run: RunConfig, detectors: Iterable[Sequence[Choice]]) -> None:
+    """See that every flag that is given can change something, in one choice of the grid at least.
+
+    Flags of a detector must do so of that one, all others of one of the detectors.
 
     With --test, which takes the command line of a run that is there, none is refused. Neither are flags that run.sh and
     the original's command lines give to every run, as --resize with --resize_mode square. The default's value counts as
@@ -50,7 +50,15 @@ def refuse_unused(
     """
     if run.test:
         return
-    idle = [{own.flag: own for own in _idle(run, detector, datasets)} for _, detector, datasets in choices]
+    detectors = list(detectors)
+    _refuse([_idle(run, detector, datasets) for choices in detectors for _, detector, datasets in choices])
+    for choices in detectors:
+        _refuse([_idle_of_detector(detector) for _, detector, _ in choices])
+
+
+def _refuse(found: Iterable[Iterable[Idle]]) -> None:
+    """Refuse what every run finds to be idle, where it is given."""
+    idle = [{own.flag: own for own in one} for one in found]
     for flag, own in idle[0].items():
         if all(flag in one for one in idle) and any(one[flag].is_given for one in idle):
             raise UsageError(f"{flag} has no effect {own.why}: leave it out")
@@ -67,7 +75,6 @@ def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetCo
     if all(data.train_val_split < 1 for data in datasets):
         why = "with a --train_val_split below 1, where the threshold is of held-out data and says how many"
         yield Idle("--calibrate", run.calibrate is not None, why)
-    yield from _idle_of_detector(detector)
     for data in datasets:
         if data.name == TABLE:
             yield from _idle_on_table(data)

@@ -20,12 +20,17 @@ from late import pandas as pd
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run that was read: its folder, config.json, the finished jobs in order, and the tables of their results."""
+    """A run that was read: its folder, config.json, the finished jobs in order, and the tables of their results.
+
+    Attributes:
+        called: its detector, among several of a command line; else "".
+    """
 
     directory: Path
     config: dict[str, Any]
     results_of: dict[JobName, JobResult]
     tables: Tables
+    called: str = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -35,6 +40,11 @@ class RunRecord:
     def grid(self) -> dict[str, str]:
         """What --grid chose for this run, by flag."""
         return {str(flag): str(value) for flag, value in self.config["run"].get("grid", {}).items()}
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What tells it from the other runs of its command line: its detector, and what --grid chose."""
+        return {"detector": self.called, **self.grid} if self.called else self.grid
 
     @property
     def jobs(self) -> list[JobName]:
@@ -69,8 +79,8 @@ class RunRecord:
         return table
 
 
-def read_run(directory: Path) -> RunRecord:
-    """Read what a run left.
+def read_run(directory: Path, called: str = "") -> RunRecord:
+    """Read what a run left; `called` as of RunRecord.
 
     Raises:
         UsageError: no run's folder; those below it are named.
@@ -86,7 +96,7 @@ def read_run(directory: Path) -> RunRecord:
     failures = read_failures(directory)
     if not results and not failures:
         raise UsageError(f"no job of the run in '{directory}' is finished yet: its command continues it")
-    return RunRecord(directory, config, results, make_tables(names, results, failures))
+    return RunRecord(directory, config, results, make_tables(names, results, failures), called)
 
 
 def recorded_jobs(path: Path, config: Mapping[str, Any]) -> list[JobName]:

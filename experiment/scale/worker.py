@@ -1,4 +1,4 @@
-"""What runs in Ray's workers: tasks that share their features, with progress and messages sent to the display."""
+"""What runs in Ray's workers: tasks of the same images, with progress and messages sent to the display."""
 
 import contextlib
 import io
@@ -18,7 +18,6 @@ from datasets import reader_count
 from errors import DataError, UsageError
 from experiment.machine.device import best_precision, choose_device, choose_precision, device_name
 from experiment.machine.progress import draw_with
-from experiment.plan.job import label_of
 from experiment.plan.task import Task
 from experiment.record.ledger import Outcome
 from experiment.record.lock import holder_of
@@ -104,7 +103,7 @@ def describe(threads: int, on_gpu: bool) -> tuple[str, str]:
 
 
 def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answer]:
-    """Do tasks that share their features; those that a worker finished before it died are read."""
+    """Do tasks of the same images, in order; those that a worker finished before it died are read."""
     import torch._dynamo
 
     torch.set_num_threads(settings.threads)
@@ -115,15 +114,15 @@ def do(tasks: Sequence[Task], settings: Settings, display: Any) -> Iterator[Answ
         precision = choose_precision(settings.precision, device)
     with contextlib.redirect_stderr(Lines(display)), tempfile.TemporaryDirectory() as scratch:
         try:
-            source = _source(tasks[0], device)
+            sources = {task.backbone: _source(task, device) for task in {own.backbone: own for own in tasks}.values()}
             ready = [_with_readers(task, settings.jobs) for task in tasks]
             own = [_placed(task, settings.holder, Path(scratch) / str(i)) for i, task in enumerate(ready)]
         except (UsageError, DataError) as error:
             yield from [Answer(settings.naming_host(error), None) for _ in tasks]
             return
-        outcomes = work(own, {tasks[0].backbone: source}, device, precision)
+        outcomes = work(own, sources, device, precision)
         for task, placed in zip(ready, own, strict=True):
-            Bar.job = label_of(task.jobs), task.title
+            Bar.job = task.label, task.title
             _, outcome = next(outcomes)
             display.progress.remote(task.title, 1.0)
             if not isinstance(outcome, list):

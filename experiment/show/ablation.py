@@ -1,30 +1,52 @@
-"""The runs of a --grid side by side: ablation.csv, and a table of it."""
+"""The runs of a --grid, or of several detectors, side by side: ablation.csv or comparison.csv, and a table of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from errors import DataError
-from experiment.config import RunConfig
-from experiment.record.folders import ABLATION
-from experiment.record.read import RunRecord
+from experiment.record.folders import ABLATION, COMPARISON
+from experiment.record.read import RunRecord, read_run
 from experiment.record.sheets import write_csv
-from experiment.show.tables import BEST, LAST, Table, cell
+from experiment.show.tables import BEST, LAST, Table, cell, summary
 from files import unreadable
 from late import pandas as pd
 from metrics import LOCO_METRICS, METRICS
 
 
-def write_ablation(family: Path, runs: Sequence[tuple[RunConfig, pd.DataFrame]]) -> None:
-    """Write ablation.csv: the rows of every run's results.csv behind its folder and what --grid chose for it."""
+def write_side_by_side(path: Path, runs: Sequence[tuple[Mapping[str, str], pd.DataFrame]]) -> None:
+    """Write ablation.csv or comparison.csv: the rows of every run's results.csv behind what tells it from the others.
+
+    Args:
+        path: of the table.
+        runs: of each its folder below the table's, as "run", and its choices by name; then its results.
+    """
+    heads = list(dict.fromkeys(name for chosen, _ in runs for name in chosen))
     rows = []
-    for run, results in runs:
+    for chosen, results in runs:
         own = results.copy()
-        for i, (name, value) in enumerate({"run": run.point, **run.grid}.items()):
-            own.insert(i, name, value)
+        for i, name in enumerate(heads):
+            own.insert(i, name, chosen.get(name, ""))
         rows.append(own)
-    write_csv(family / ABLATION, pd.concat(rows, ignore_index=True))
+    write_csv(path, pd.concat(rows, ignore_index=True))
+
+
+def read_runs(directory: Path, without: Collection[str] = ()) -> list[RunRecord]:
+    """What the runs in a folder left: its own, or those of a grid or of several detectors, in order.
+
+    Args:
+        directory: of them.
+        without: detectors whose runs are left out.
+
+    Raises:
+        UsageError, DataError: as read_run; a table of runs that is damaged.
+    """
+    if not (directory / COMPARISON).is_file():
+        return [read_run(folder) for folder in point_folders(directory)]
+    runs = _listed(directory / COMPARISON, "the table of several detectors", depth=2)
+    named = ((Path(name).parts[0], directory / name) for name in runs)
+    return [read_run(folder, called) for called, folder in named if called not in without]
 
 
 def point_folders(directory: Path) -> list[Path]:
@@ -34,29 +56,40 @@ def point_folders(directory: Path) -> list[Path]:
         DataError: ablation.csv is damaged.
     """
     path = directory / ABLATION
-    if not path.is_file():
-        return [directory]
+    return [directory / name for name in _listed(path, "the table of a grid")] if path.is_file() else [directory]
+
+
+def _listed(path: Path, kind: str, depth: int = 1) -> Iterator[str]:
+    """The folders of runs that a table names, below its own by at most so many."""
     try:
         names = pd.read_csv(path, dtype=str)["run"].dropna().unique()
     except (OSError, ValueError, KeyError) as error:
-        raise unreadable(path, "the table of a grid", error) from error
+        raise unreadable(path, kind, error) from error
     for name in names:
-        if Path(name).name != name or name in (".", ".."):
+        parts = Path(name).parts
+        if "/".join(parts) != name or not 1 <= len(parts) <= depth or ".." in parts or Path(name).is_absolute():
             raise DataError(f"'{path}' names run '{name}', which is no folder's name")
-    return [directory / name for name in names]
+        yield name
 
 
-def is_grid(records: Sequence[RunRecord]) -> bool:
-    """Whether runs are those of grids over the same flags."""
-    flags = {tuple(record.grid) for record in records}
+def are_side_by_side(records: Sequence[RunRecord]) -> bool:
+    """Whether runs are those of grids over the same flags, or of several detectors, which all are told apart."""
+    if records and all(record.called for record in records):
+        return len({tuple(record.choices.items()) for record in records}) == len(records)
+    flags = {tuple(record.choices) for record in records}
     return len(flags) == 1 and flags != {()}
 
 
+def overview(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
+    """The table that suits some runs: ablation_table, or summary for those that are not told apart by choices."""
+    return (ablation_table if are_side_by_side(records) else summary)(records, best_epoch)
+
+
 def ablation_table(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
-    """Of every class, then of their mean: the grid's choices down, metrics in percent across, the best ones in bold.
+    """Of every class, then of their mean: the choices down, metrics in percent across, the best ones in bold.
 
     Args:
-        records: the runs of a grid.
+        records: the runs of a grid or of several detectors.
         best_epoch: of results_best_epoch.csv instead of results.csv.
     """
     own = (record.tables.best_epoch if best_epoch else record.tables.results for record in records)
@@ -64,7 +97,7 @@ def ablation_table(records: Sequence[RunRecord], best_epoch: bool = False) -> Ta
     names = [name for name in dict.fromkeys(name for table in tables for name in table.index) if name != "Mean"]
     known = METRICS | LOCO_METRICS
     metrics = [known[m] for m in known if any(m in table and table[m].notna().any() for table in tables)]
-    flags = list(records[0].grid)
+    flags = list(dict.fromkeys(flag for record in records for flag in record.choices))
     rows, bold = [], set()
     for name in [*names, "Mean"]:
         shown = [[cell(table, name, metric.name) for metric in metrics] for table in tables]
@@ -73,6 +106,7 @@ def ablation_table(records: Sequence[RunRecord], best_epoch: bool = False) -> Ta
             best = values.max() if metric.higher_is_better else values.min()
             for i in values.index[values == best]:
                 bold.add((len(rows) + i, 1 + len(flags) + j))
-        rows += [[name, *record.grid.values(), *cells] for record, cells in zip(records, shown, strict=True)]
+        chosen = ([record.choices.get(flag, "") for flag in flags] for record in records)
+        rows += [[name, *own, *cells] for own, cells in zip(chosen, shown, strict=True)]
     title = f"{BEST if best_epoch else LAST}, percent"
     return Table(title, ["class", *flags, *(metric.title for metric in metrics)], rows, frozenset(bold))

@@ -24,10 +24,10 @@ from detection.description import read_description
 from errors import UsageError
 from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten
-from experiment.record.read import RunRecord, read_run
-from experiment.show.ablation import ablation_table, is_grid, point_folders
+from experiment.record.read import RunRecord
+from experiment.show.ablation import overview, read_runs
 from experiment.show.pictures import picture_name, worst
-from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels, summary
+from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels
 from files import write_text
 from methods import DETECTORS
 
@@ -76,13 +76,12 @@ def report(config: ReportConfig) -> None:
             f"--out names the page, which --format {config.style} does not write: leave one of them out, or send the "
             "printed table to a file by >"
         )
-    records = [read_run(folder) for directory in config.directories for folder in point_folders(directory)]
-    table_of = ablation_table if is_grid(records) else summary
+    records = [record for directory in config.directories for record in read_runs(directory)]
     if config.style != "table":
-        click.echo(render(table_of(records, config.best_epoch), config.style))
+        click.echo(render(overview(records, config.best_epoch), config.style))
         return
     for best_epoch in (True,) if config.best_epoch else (False, True):
-        click.echo(render(table_of(records, best_epoch), "table") + "\n")
+        click.echo(render(overview(records, best_epoch), "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
         for note in light_notes(records):
@@ -105,8 +104,7 @@ def page(records: Sequence[RunRecord]) -> str:
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
             views.setdefault(job.title, []).append(_job_view(record, label, job))
-    table_of = ablation_table if is_grid(records) else summary
-    tables = [table_of(records), table_of(records, best_epoch=True), decisions(records)]
+    tables = [overview(records), overview(records, best_epoch=True), decisions(records)]
     papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backbones import FeatureBank, Features
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from backbones.features import Shape, joined, shape_of
-from datasets import BatchLoader, ClassSamples, ImageDataset, Seen, region_labels
+from datasets import BatchLoader, ClassSamples, ImageDataset, Kept, Seen, region_labels
 from detection import Detector
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
@@ -52,21 +52,27 @@ class ClassBanks:
     normal_brightness: NDArray[np.float64]
 
 
-def banks_of(task: Task, detector: Detector) -> list[ClassBanks]:
-    """The feature banks of all jobs of a task.
+def banks_of(task: Task, detector: Detector, kept: Kept | None = None) -> list[ClassBanks]:
+    """The feature banks of all jobs of a task; `kept` as of build_banks.
 
     Raises:
         DataError: as build_banks.
     """
     mode, test_only = task.run.feature_bank, task.run.test
     return [
-        build_banks(job.name.title, detector.for_part(i), job.samples, job.data, mode, test_only)
+        build_banks(job.name.title, detector.for_part(i), job.samples, job.data, mode, test_only, kept)
         for i, job in enumerate(task.jobs)
     ]
 
 
 def build_banks(
-    title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig, mode: str, test_only: bool = False
+    title: str,
+    detector: Detector,
+    samples: ClassSamples,
+    data: DatasetConfig,
+    mode: str,
+    test_only: bool = False,
+    kept: Kept | None = None,
 ) -> ClassBanks:
     """Read and embed a class's images once; says where the embeddings are kept.
 
@@ -76,22 +82,23 @@ def build_banks(
         samples, data: the images and how they are read.
         mode: device, host or disk, or auto for the first of them with room.
         test_only: leave all but the test images out.
+        kept: images that were read before, for other features; None keeps none.
 
     Raises:
         DataError: an image that cannot be used, or no room on the disk.
     """
     train = validation = None
     if data.random.is_identity and not test_only:
-        train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode)
+        train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode, kept=kept)
     if samples.validation and not test_only:
         held_out = ImageDataset(samples.validation, data.test_transform)
-        validation = embed_all(title, detector, held_out, data, mode)
+        validation = embed_all(title, detector, held_out, data, mode, kept=kept)
     masks = None
     if any(sample.mask_paths for sample in samples.test):
         masks = beside_bank((len(samples.test), data.imagesize, data.imagesize), torch.bool, mode == "disk").numpy()
-    test = embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks)
-    kept = [own and own.bank for own in (train, validation, test)]
-    banks = [bank for bank in kept if bank is not None]
+    test = embed_all(title, detector, ImageDataset(samples.test, data.test_transform), data, mode, masks, kept)
+    parts = [own and own.bank for own in (train, validation, test)]
+    banks = [bank for bank in parts if bank is not None]
     size = sum(bank.nbytes for bank in banks) / 2**30
     places = " and ".join(dict.fromkeys(bank.place for bank in banks))
     if sentence := test.seen.sentence(title, data.test_transform):
@@ -99,7 +106,7 @@ def build_banks(
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
     normal = validation if samples.validation else train
     regions = region_labels(samples.test, data.test_transform)
-    return ClassBanks(*kept, masks, regions, test.brightness, normal.brightness if normal else np.empty(0))
+    return ClassBanks(*parts, masks, regions, test.brightness, normal.brightness if normal else np.empty(0))
 
 
 def embed_all(
@@ -109,9 +116,10 @@ def embed_all(
     data: DatasetConfig,
     mode: str = "auto",
     masks: NDArray[np.bool_] | None = None,
+    kept: Kept | None = None,
 ) -> Embedded:
     """Read and embed images once; their masks are written into `masks` [N, H, W] if given."""
-    loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers)
+    loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers, kept=kept)
     embed = Halving(detector.embed_read, "embedding", joined)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What a detector knows of its classes' light before it embeds their images."""
 
-from datasets import BatchLoader, ClassSamples, ImageDataset, normalised
+from datasets import BatchLoader, ClassSamples, ImageDataset, Kept, normalised
 from detection import Detector
 from detection.checkpoint import restore
 from detection.description import read_description
@@ -12,8 +12,10 @@ from methods import DETECTORS
 MOST = 256  # images of a class that are looked at
 
 
-def learn_light(task: Task, detector: Detector) -> None:
+def learn_light(task: Task, detector: Detector, kept: Kept | None = None) -> None:
     """Let a task's detector learn the light of its classes; with --test it is that of its trained model.
+
+    `kept` holds images that were read before, for other features.
 
     Raises:
         DataError: an image that cannot be used, or a model.
@@ -26,16 +28,18 @@ def learn_light(task: Task, detector: Detector) -> None:
         return
     for i, job in enumerate(task.jobs):
         if job.samples.kind == "image":
-            learn_light_of(job.name.title, detector.for_part(i), job.samples, job.data)
+            learn_light_of(job.name.title, detector.for_part(i), job.samples, job.data, kept)
 
 
-def learn_light_of(title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig) -> None:
+def learn_light_of(
+    title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig, kept: Kept | None = None
+) -> None:
     """Let a detector that matches light learn that of a class, of at most MOST images spread over its training images.
 
     Raises:
         DataError: an image that cannot be used.
     """
     chosen = samples.train[:: -(-len(samples.train) // MOST)]
-    loader = BatchLoader(ImageDataset(chosen, data.test_transform), EMBED_BATCH, data.num_workers)
+    loader = BatchLoader(ImageDataset(chosen, data.test_transform), EMBED_BATCH, data.num_workers, kept=kept)
     images = (normalised(batch.images.to(detector.device)) for batch in progress(f"{title} light", loader))
     detector.light.learn(images, detector.part)

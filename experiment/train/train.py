@@ -13,7 +13,6 @@ from detection import Detector
 from errors import DataError
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
-from experiment.plan.job import label_of
 from experiment.plan.task import Task
 from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
@@ -69,7 +68,7 @@ def train(
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
             total = _batches(detector, classes, detector.meta_epochs, run.eval_every)
-            bar = stack.enter_context(progress(label_of(jobs), total=total))
+            bar = stack.enter_context(progress(task.label, total=total))
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]
             if state:
                 bar.update(_batches(detector, classes, done, run.eval_every))
@@ -123,7 +122,7 @@ def _cross_validated(
         return [None] * len(jobs)
     kept = [None] * len(jobs) if banks is None else [own.train for own in banks]
     sets = [TrainingSet(job.samples, job.data, bank) for job, bank in zip(jobs, kept, strict=True)]
-    return list(cross_validate(fresh, sets, jobs[0].seed, run.calibrate, run.threshold_quantile, label_of(jobs)))
+    return list(cross_validate(fresh, sets, jobs[0].seed, run.calibrate, run.threshold_quantile, task.label))
 
 
 @contextmanager
