@@ -16,6 +16,7 @@ from experiment.plan.notes import data_notes
 from experiment.plan.runs import Choice, Run, plan_runs
 from experiment.plan.task import Sources
 from experiment.plan.unused import refuse_unused
+from experiment.record.cost import COSTS, FORMAT
 from experiment.record.folders import (
     ABLATION,
     COMPARISON,
@@ -77,7 +78,9 @@ def run(config: RunConfig, detectors: Mapping[str, Sequence[Choice]]) -> None:
         else:
             name, precision = device_name(device), choose_precision(wanted, device)
         ledgers = {one.directory: Ledger(one, name, precision) for one in runs}
+        order = list(dict.fromkeys(task.images for one in runs for task in one.tasks))
         pending = [task for ledger in ledgers.values() for task in ledger.pending]
+        pending.sort(key=lambda task: order.index(task.images))  # a class that was begun is ended first
         outcomes = cluster.work(pending, precision) if cluster else work(pending, sources, device, precision)
         stack.enter_context(closing(outcomes))  # its bar ends before an error is shown
         try:
@@ -160,15 +163,14 @@ def _write_side_by_side(config: RunConfig, ledgers: Collection[Ledger], others: 
     done = [one for one in ledgers if one.results or one.failures]
     for family in dict.fromkeys(one.run.config.family for one in done if one.run.config.grid):
         own = [one for one in done if one.run.config.family == family]
-        rows = [({"run": one.run.config.point, **one.run.config.grid}, one.tables.results) for one in own]
-        write_side_by_side(family / ABLATION, rows)
+        chosen = [{"run": one.run.config.point, **one.run.config.grid} for one in own]
+        write_side_by_side(family / ABLATION, chosen, [one.tables.results for one in own])
     if done and done[0].run.called:
-        rows = [(one.directory, one.choices, one.tables.results) for one in others]
-        rows += [(one.run.directory, one.run.choices, one.tables.results) for one in done]
-        write_side_by_side(
-            config.family / COMPARISON,
-            [({"run": path.relative_to(config.family).as_posix(), **own}, table) for path, own, table in rows],
-        )
+        all_runs = [*others, *done]
+        where = [*((one.directory, one.choices) for one in others), *((o.run.directory, o.run.choices) for o in done)]
+        chosen = [{"run": path.relative_to(config.family).as_posix(), **own} for path, own in where]
+        write_side_by_side(config.family / COMPARISON, chosen, [one.tables.results for one in all_runs])
+        write_side_by_side(config.family / COSTS, chosen, [one.costs for one in all_runs], FORMAT)
 
 
 def _count(ledgers: Iterable[Ledger]) -> str:

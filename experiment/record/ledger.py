@@ -1,5 +1,7 @@
 """A run's results as they come: taken up where an earlier process left them, and written after every task."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from errors import DataError, UsageError
 from experiment.config import MODELS, JobName
 from experiment.plan.runs import Run
 from experiment.plan.task import Task
+from experiment.record.cost import cost_table, write_costs
 from experiment.record.folders import STATE
 from experiment.record.provenance import CONFIG, differences, read_config, run_config
 from experiment.record.read import recorded_jobs
@@ -28,6 +31,7 @@ from experiment.record.results import (
     write_tables,
 )
 from files import PARTIAL, free_name, partial, write_text
+from late import pandas as pd
 
 Outcome = list[JobResult] | DataError | OSError  # what a task's jobs gave, or what main.py shows the user
 
@@ -67,6 +71,11 @@ class Ledger:
             if self.run.config.test or any(job.name not in self.results for job in task.jobs)
         ]
 
+    @property
+    def costs(self) -> pd.DataFrame:
+        """What the models so far cost."""
+        return cost_table(self.run.directory, [name for name in self.names if name in self.results])
+
     @cached_property
     def tables(self) -> Tables:
         """Of the results so far."""
@@ -86,8 +95,9 @@ class Ledger:
         self.write()
 
     def write(self) -> None:
-        """Write failed.json and the tables."""
+        """Write failed.json, the tables and what the models cost."""
         write_failures(self.run.directory, list(self.failures.values()))
+        write_costs(self.run.directory, self.costs)
         write_tables(self.run.directory, self.tables)
 
 

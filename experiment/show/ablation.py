@@ -15,21 +15,25 @@ from late import pandas as pd
 from metrics import LOCO_METRICS, METRICS
 
 
-def write_side_by_side(path: Path, runs: Sequence[tuple[Mapping[str, str], pd.DataFrame]]) -> None:
-    """Write ablation.csv or comparison.csv: the rows of every run's results.csv behind what tells it from the others.
+def write_side_by_side(
+    path: Path, choices: Sequence[Mapping[str, str]], tables: Sequence[pd.DataFrame], float_format: str = "%.6f"
+) -> None:
+    """Write a table such as ablation.csv: the rows of every run's own table behind what tells it from the others.
 
     Args:
         path: of the table.
-        runs: of each its folder below the table's, as "run", and its choices by name; then its results.
+        choices: of every run its folder below the table's, as "run", and its choices by name.
+        tables: of the runs.
+        float_format: of numbers.
     """
-    heads = list(dict.fromkeys(name for chosen, _ in runs for name in chosen))
+    heads = list(dict.fromkeys(name for chosen in choices for name in chosen))
     rows = []
-    for chosen, results in runs:
-        own = results.copy()
+    for chosen, table in zip(choices, tables, strict=True):
+        own = table.copy()
         for i, name in enumerate(heads):
             own.insert(i, name, chosen.get(name, ""))
         rows.append(own)
-    write_csv(path, pd.concat(rows, ignore_index=True))
+    write_csv(path, pd.concat(rows, ignore_index=True), float_format)
 
 
 def read_runs(directory: Path, without: Collection[str] = ()) -> list[RunRecord]:

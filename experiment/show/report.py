@@ -26,6 +26,7 @@ from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord
 from experiment.show.ablation import overview, read_runs
+from experiment.show.costs import cost_table
 from experiment.show.pictures import picture_name, worst
 from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels
 from files import write_text
@@ -84,6 +85,8 @@ def report(config: ReportConfig) -> None:
         click.echo(render(overview(records, best_epoch), "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
+        if (costs := cost_table(records)).rows:
+            click.echo(render(costs, "table") + "\n")
         for note in light_notes(records):
             click.echo(note, err=True)
     out = config.out or config.directories[0] / "report.html"
@@ -105,6 +108,8 @@ def page(records: Sequence[RunRecord]) -> str:
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
             views.setdefault(job.title, []).append(_job_view(record, label, job))
     tables = [overview(records), overview(records, best_epoch=True), decisions(records)]
+    costs = cost_table(records)
+    tables += [costs] if costs.rows else []
     papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

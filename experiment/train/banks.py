@@ -18,15 +18,18 @@ from detection import Detector
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
+from experiment.machine.usage import Peak, PeakMemory, Stopwatch
 from experiment.plan.task import Task, embed_batch
 
 
 class Embedded(NamedTuple):
-    """Images that were read once: their embeddings, how much of them is seen, and their brightness [N]."""
+    """Images that were read once: their embeddings, how much of them is seen, their brightness [N], and the seconds
+    that embedding took, without reading them."""
 
     bank: FeatureBank
     seen: Seen
     brightness: NDArray[np.float64]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ClassBanks:
         regions: of all their defective pixels, see datasets.region_labels.
         brightness: of the test images, [N].
         normal_brightness: of the images that thresholds come from, [N]; empty where none of them is kept.
+        seconds: that embedding the images to train on took.
+        peak: of memory while images were embedded.
     """
 
     train: FeatureBank | None
@@ -50,6 +55,8 @@ class ClassBanks:
     regions: NDArray[np.integer]
     brightness: NDArray[np.float64]
     normal_brightness: NDArray[np.float64]
+    seconds: float
+    peak: Peak
 
 
 def banks_of(task: Task, detector: Detector, kept: Kept | None = None) -> list[ClassBanks]:
@@ -87,6 +94,7 @@ def build_banks(
     Raises:
         DataError: an image that cannot be used, or no room on the disk.
     """
+    memory = PeakMemory(detector.device)
     train = validation = None
     if data.random.is_identity and not test_only:
         train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode, kept=kept)
@@ -106,7 +114,8 @@ def build_banks(
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
     normal = validation if samples.validation else train
     regions = region_labels(samples.test, data.test_transform)
-    return ClassBanks(*parts, masks, regions, test.brightness, normal.brightness if normal else np.empty(0))
+    levels, seconds = normal.brightness if normal else np.empty(0), train.seconds if train else 0.0
+    return ClassBanks(*parts, masks, regions, test.brightness, levels, seconds, memory.so_far())
 
 
 def embed_all(
@@ -120,7 +129,7 @@ def embed_all(
 ) -> Embedded:
     """Read and embed images once; their masks are written into `masks` [N, H, W] if given."""
     loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers, kept=kept)
-    embed = Halving(detector.embed_read, "embedding", joined)
+    embed, watch = Halving(detector.embed_read, "embedding", joined), Stopwatch(detector.device)
 
     @torch.no_grad()
     def embeddings() -> Iterator[Features]:
@@ -129,13 +138,15 @@ def embed_all(
             if masks is not None:
                 masks[start : start + len(batch.masks)] = batch.masks.numpy()
                 start += len(batch.masks)
-            yield embed(batch.images)
+            with watch:
+                features = embed(batch.images)
+            yield features
 
     stream = embeddings()
     first = next(stream)
     bank = _allocate(shape_of(len(dataset), first), detector.feature_type, mode, detector.device)
     bank.fill(chain([first], stream))
-    return Embedded(bank, loader.seen, loader.brightness)
+    return Embedded(bank, loader.seen, loader.brightness, watch.seconds)
 
 
 def _allocate(shape: Shape, dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:

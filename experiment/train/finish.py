@@ -13,10 +13,12 @@ from detection.decision import SURE, Thresholds
 from detection.description import Description
 from experiment.config import RunConfig
 from experiment.plan.job import Job
+from experiment.record.cost import write_cost
 from experiment.record.inputs import Inputs
 from experiment.record.results import EPOCH, JobResult, without_nan, write_result
 from experiment.record.sheets import write_csv
 from experiment.train.calibration import Trials
+from experiment.train.costs import Spent, cost_of
 from experiment.train.drawings import write_segmentations, write_worst
 from experiment.train.embeddings import ClassFeatures, Predictions
 from experiment.train.evaluation import Evaluation, normal_thresholds
@@ -33,8 +35,9 @@ def finish(
     inputs: Inputs,
     run: RunConfig,
     trials: Trials | None,
+    spent: Spent,
 ) -> JobResult:
-    """Write the model of a job into a folder, with its predictions and pictures, and job.json."""
+    """Write the model of a job into a folder, with its predictions and pictures, what it cost, and job.json."""
     job, detector = features.job, features.detector
     description = Description(
         **job.identity,
@@ -47,6 +50,7 @@ def finish(
     )
     save(folder, detector, description)
     written = write_predictions(folder, job, features.test, evaluation, description, run.save_segmentation_images)
+    write_cost(folder, cost_of(features, description.thresholds.image, spent))
     best = max((row for row in history if "image_auroc" in row), key=_rank)
     values = {name: best.get(name, math.nan) for name in evaluation.metrics}  # an earlier version's may lack one
     best_row = {**job.key, **values, EPOCH: best["meta_epoch"]}

@@ -26,8 +26,10 @@ def write_state(
     classes: Sequence[ClassFeatures],
     histories: Sequence[Rows],
     inputs: Sequence[Inputs],
+    seconds: float = 0.0,
 ) -> None:
-    """Keep all that the next meta epoch depends on in a file, without a second copy of it in memory.
+    """Keep all that the next meta epoch depends on in a file, without a second copy of it in memory; and the seconds
+    that training took so far.
 
     Raises:
         DataError: as new_file.
@@ -37,6 +39,7 @@ def write_state(
         "orders": [own.train.order.state_dict() for own in classes],
         "history": list(histories),
         "inputs": [own.content for own in inputs],
+        "seconds": seconds,
     }
     with new_file(path, _size(state)) as file:
         try:
@@ -58,6 +61,7 @@ def read_state(path: Path, jobs: Sequence[Job], inputs: Sequence[Inputs]) -> dic
         if [len(rows) for rows in state["history"]] != [state["training"]["meta_epoch"]] * len(jobs):
             raise ValueError("its history does not fit")
         known = state.get("inputs")  # earlier versions did not know them
+        state["seconds"] = float(state.get("seconds", 0.0))
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError, pickle.UnpicklingError) as error:
         raise _damaged(path, error) from error
     if known is not None and known != [own.content for own in inputs]:

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,14 @@ from detection import Detector
 from errors import DataError
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
+from experiment.machine.usage import Peak, PeakMemory, Stopwatch
 from experiment.plan.task import Task
 from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
 from experiment.record.results import JobResult
 from experiment.train.banks import ClassBanks
 from experiment.train.calibration import TrainingSet, Trials, cross_validate
+from experiment.train.costs import Spent
 from experiment.train.embeddings import ClassFeatures
 from experiment.train.evaluation import Evaluation, evaluate
 from experiment.train.finish import finish
@@ -64,6 +68,7 @@ def train(
     evaluations: list[Evaluation | None] = [None] * len(jobs)
     done = kept = len(histories[0])
     written = -math.inf
+    watch, memory = Stopwatch(detector.device, state["seconds"] if state else 0.0), PeakMemory(detector.device)
     try:
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
@@ -72,9 +77,10 @@ def train(
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]
             if state:
                 bar.update(_batches(detector, classes, done, run.eval_every))
-            training = take_up(detector, classes, bar, path, state)
+            with watch:
+                training = take_up(detector, classes, bar, path, state)
             training.eval_every = run.eval_every
-            for stats in training:
+            for stats in watch.timed(training):
                 for i, (own, board) in enumerate(zip(classes, boards, strict=True)):
                     row = stats.row
                     if training.is_evaluated:
@@ -89,14 +95,16 @@ def train(
                     loss = {} if math.isnan(stats.loss) else {"loss": f"{stats.loss:.3f}"}
                     bar.set_postfix(**loss, image_auroc=aurocs)
                 if time.monotonic() - written >= STATE_SECONDS:
-                    write_state(path, training, classes, histories, inputs)
+                    write_state(path, training, classes, histories, inputs, watch.seconds)
                     written, kept = time.monotonic(), stats.meta_epoch
+            seconds = watch.seconds + sum(own.seconds for own in banks or ())
+            spent = Spent(seconds, reduce(or_, (own.peak for own in banks or ()), Peak()), memory)
             trials = _cross_validated(task, banks, fresh)
             results = []
             for i, own in enumerate(classes):
                 if evaluations[i] is None:  # interrupted after the last meta epoch
                     evaluations[i] = evaluate(**own.test_set, bar=bar)
-                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run, trials[i]))
+                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run, trials[i], spent))
     except (DataError, OSError) as error:
         reason = str(error) if isinstance(error, DataError) else f"'{path.parent}' cannot be written: {error.strerror}"
         where = f"; the state after meta epoch {kept} is in '{path}'" if kept else ""
