@@ -39,7 +39,7 @@ DROP_FROM_BOUNDING_SET, OVERRIDE_PERMISSIONS = 24, (1, 2)  # prctl; root reads e
 
 
 def tables(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run.glob("*.csv")}
+    return {path.name: path.read_bytes() for path in run.glob("*.csv") if path.name != "cost.csv"}
 
 
 def predictions(run: Path) -> list[bytes]:

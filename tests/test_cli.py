@@ -89,10 +89,10 @@ def test_papers_command_writes_every_file(run_process, tmp_path):
     models = {
         f"models/0/mvtec_{c}/{f}"
         for c in ("bottle", "cable")
-        for f in ("checkpoint.safetensors", "model.json", "predictions.csv", "job.json")
+        for f in ("checkpoint.safetensors", "model.json", "predictions.csv", "job.json", "cost.json")
     }
     pictures = {f"models/0/mvtec_{c}/examples/{i:05}.jpg" for c in ("bottle", "cable") for i in range(4)}
-    tables = {"results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv"}
+    tables = {"results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv", "cost.csv"}
     assert own == {*tables, "config.json", *models, *pictures}
 
     results = pd.read_csv(folder / "results.csv")

@@ -158,6 +158,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--on_error",
     "--overwrite",
     "--grid",
+    "--as",  # in test_chain
     "--jobs",
     "--jobs_per_gpu",
     "--ray",

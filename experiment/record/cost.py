@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -73,20 +73,24 @@ def read_cost(folder: Path) -> Cost | None:
 
 
 def _removable(error: DataError) -> DataError:
-    return DataError(f"{error}; nothing else needs it: remove it")
+    return DataError(f"{error}: nothing else needs it, remove it")
 
 
-def cost_table(directory: Path, names: Iterable[JobName]) -> pd.DataFrame:
-    """A row per class of a run's finished jobs, the mean over its seeds, then their mean; empty where none is known.
+def read_costs(directory: Path, names: Iterable[JobName]) -> dict[JobName, Cost]:
+    """What those of a run's finished jobs cost of which it is known.
 
     Raises:
         DataError: as read_cost.
     """
-    found = [(name.title, cost) for name in names if (cost := read_cost(directory / name.folder))]
+    return {name: cost for name in names if (cost := read_cost(directory / name.folder)) is not None}
+
+
+def cost_table(costs: Mapping[JobName, Cost]) -> pd.DataFrame:
+    """A row per class, the mean over its seeds, then the mean of these; empty where nothing is known."""
     columns = [own.name for own in fields(Cost)]
-    rows = pd.DataFrame([asdict(cost) for _, cost in found], columns=columns, dtype=float)
-    means = rows.groupby([title for title, _ in found], sort=False).mean() if found else rows
-    table = pd.concat([means, means.mean().to_frame("Mean").T]) if found else rows
+    rows = pd.DataFrame([asdict(cost) for cost in costs.values()], columns=columns, dtype=float)
+    means = rows.groupby([name.title for name in costs], sort=False).mean() if costs else rows
+    table = pd.concat([means, means.mean().to_frame("Mean").T]) if costs else rows
     return table.round(DIGITS).rename_axis("class").reset_index()
 
 

@@ -15,7 +15,7 @@ from errors import DataError, UsageError
 from experiment.config import MODELS, JobName
 from experiment.plan.runs import Run
 from experiment.plan.task import Task
-from experiment.record.cost import cost_table, write_costs
+from experiment.record.cost import cost_table, read_costs, write_costs
 from experiment.record.folders import STATE
 from experiment.record.provenance import CONFIG, differences, read_config, run_config
 from experiment.record.read import recorded_jobs
@@ -61,6 +61,7 @@ class Ledger:
             config = run_config(run.config, run.detector, run.datasets, run.classes, device, precision)
             _continue_or_start(run, config)
         self.results = _finished(run, self.names)
+        self._costs = read_costs(run.directory, self.results)
 
     @property
     def pending(self) -> list[Task]:
@@ -74,7 +75,7 @@ class Ledger:
     @property
     def costs(self) -> pd.DataFrame:
         """What the models so far cost."""
-        return cost_table(self.run.directory, [name for name in self.names if name in self.results])
+        return cost_table({name: self._costs[name] for name in self.names if name in self._costs})
 
     @cached_property
     def tables(self) -> Tables:
@@ -88,6 +89,7 @@ class Ledger:
             name = job.name
             if isinstance(outcome, list):
                 self.results[name] = outcome[i]
+                self._costs |= read_costs(self.run.directory, [name])
                 self.failures.pop((name.title, name.seed), None)
             else:
                 self.results.pop(name, None)  # what --test found before

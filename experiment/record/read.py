@@ -11,7 +11,7 @@ from typing import Any
 
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
-from experiment.record.cost import cost_table
+from experiment.record.cost import cost_table, read_costs
 from experiment.record.provenance import CONFIG, KIND, datasets_of, read_config
 from experiment.record.results import JobResult, Tables, make_tables, read_failures, read_results
 from experiment.record.sheets import unquoted
@@ -40,7 +40,7 @@ class RunRecord:
     @property
     def costs(self) -> pd.DataFrame:
         """What the models cost, as cost.csv; empty where that is not known."""
-        return cost_table(self.directory, self.jobs)
+        return cost_table(read_costs(self.directory, self.jobs))
 
     @property
     def grid(self) -> dict[str, str]:

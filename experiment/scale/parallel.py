@@ -10,7 +10,6 @@ import sys
 import tarfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,7 @@ class Cluster:
         jobs = -(-self.slots // sum(node["Alive"] for node in ray.nodes()))
         settings = Settings(precision_name(precision), self.threads, self.on_gpu, holder(), socket.gethostname(), jobs)
         waiting: dict[Any, Iterator[Task]] = {}
-        for shared in split([list(chain.from_iterable(same)) for same in group(tasks)], 2 * self.slots):
+        for shared in split([[task for own in same for task in own] for same in group(tasks)], 2 * self.slots):
             waiting[start.remote([_sent(task) for task in shared], settings, display)] = iter(shared)
         with progress("jobs", total=len(tasks), unit="job") as bar:
             bar.bar_format = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
