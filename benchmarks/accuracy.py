@@ -102,6 +102,7 @@ SETTINGS = {
     "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
     "RD": f"rd {TEACHER}",
     "RD, ReLU at the entrance": f"rd {TEACHER} --relu entrance",
+    "STPM": f"stpm {TEACHER}",
     "LogicRD": f"logicrd {TEACHER}",
     "LogicRD, ReLU at the entrance": f"logicrd {TEACHER} --relu entrance",
     "LogicRD, no GSE": f"logicrd {TEACHER} --no_gse",
