@@ -143,6 +143,11 @@ class Detector(nn.Module):
         return "it needs gradients to predict" if self.NEEDS_GRADIENTS else ""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of its options before it trains, a line each; here nothing."""
+        return ()
+
+    @property
     def cell_shift(self) -> float:
         """Of what is drawn against the layers' cells, in cells."""
         return 0.0

@@ -30,6 +30,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "cfa": {"whiten": 0.1, "gamma_c": 2, "align_maps": True},
     "patchcore": {"whiten": 0.1, "reweight": 3, "anomaly_scorer_num_nn": 2},
     "rd": {"align_maps": True},
+    "efficientad": {"size": "m", "penalty_images": "off"},
     "stpm": {"align_maps": True, "match_light": "gain"},
     "logicrd": {"no_gse": True},
     "reconpatch": {"whiten": 0.1, "sigma": 1.0},

@@ -189,6 +189,9 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--patience",
     "--texture_dir",  # these in test_cpr
     "--kind",
+    "--teacher",  # these in test_efficientad
+    "--penalty_images",
+    "--padding",
     "--ensemble",  # of net above, of several backbones in test_ensemble
 }
 
@@ -221,6 +224,7 @@ GAUSSIAN = {
 ONECLASS = {"--machine": ["--machine", "gaussian", "--landmarks", "500"]}
 CHOSEN = {
     "cfa": CFA,
+    "efficientad": {"--width": ["--width", "0.04"]},
     "rd": RD,
     "logicrd": LOGICRD,
     "patchcore": PATCHCORE,

@@ -108,15 +108,17 @@ def load_backbone(
 
 def check_detector(
     extractor: backbones.FeatureExtractor, backbone: BackboneConfig, config: DetectorConfig, imagesize: int
-) -> None:
-    """See that a detector can be built on a backbone.
+) -> list[str]:
+    """See that a detector can be built on a backbone; what is to be said of its options.
 
     Raises:
         UsageError: it cannot, with these options.
     """
     with backbones.shapes_only():
         kind = DETECTORS[config.command].variant(config.options)
-        kind(extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
+        detector = kind(extractor, backbone.layers, (imagesize, imagesize), **config.options)
+        detector.check()
+    return list(detector.notes)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -134,16 +134,17 @@ def plan_run(
         )
         problem = next((problems[key] for key in keys if key in problems), None)
         tasks.append(Task(tuple(jobs), config, detector, problem))
-    checked = set()
+    checked, said = set(), []
     for task in tasks:
         backbone = detector.backbones[task.name.backbone]
         if task.backbone not in sources:
             sources[task.backbone] = load_backbone(backbone, detector, task.name.seed, task.imagesize)
         if backbone not in checked:
             options = task.jobs[0].identity["options"]
-            check_detector(sources[task.backbone], backbone, replace(detector, options=options), task.imagesize)
+            own = replace(detector, options=options)
+            said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names)
+    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names) + said
     notes += [note for one in looked_at.values() for note in one.notes]
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes)
 
