@@ -30,9 +30,8 @@ from datasets import normalised
 from detection import Detector, EndOfPass, Normal, Passes, Prediction, autocast, gradient_scaler, learn
 from detection.kept_pixels import images_of, kept_pixels
 from detection.light import Matching, grey, match_light, normalisation_like, unit_pixels
-from detection.variance import known_deviation, require_finite
 from errors import UsageError
-from methods.efficientad_equations import Terms, combined, drawn, mean_square, quantiles, terms
+from methods.efficientad_equations import Terms, channel_statistics, combined, drawn, mean_square, quantiles, terms
 from methods.foreign import OFF, ForeignImages, said_of
 from methods.masked_network import seeded
 from methods.pdn import OUTPUTS, PDN, Size, grid_of, read_teacher, scaled
@@ -165,20 +164,13 @@ class EfficientAD(Detector):
         (own,) = classes
         if (state := self._read_teacher()) is not None:
             self.teacher.load_state_dict(state)
-        count, total, squares = 0, 0.0, 0.0
-        origin: Tensor | None = None
-        for batch in own.train:
-            with autocast(self.device, self.precision):
-                rows = self.teacher(self._images(batch)).float().transpose(0, 1).flatten(1)  # [C, N]
-            origin = rows.mean(dim=1, keepdim=True) if origin is None else origin  # sums of squares lose no digits
-            rows = (rows - origin).double()
-            count, total, squares = count + rows.shape[1], total + rows.sum(dim=1), squares + rows.square().sum(dim=1)
-        shift = total / count
-        variance = squares / count - shift.square()
-        require_finite(variance)
-        mean = origin[:, 0].double() + shift
+        mean, deviation = channel_statistics(map(self._outputs, own.train))
         self.mean.copy_(mean)
-        self.deviation.copy_(known_deviation(variance, mean))
+        self.deviation.copy_(deviation)
+
+    def _outputs(self, embeddings: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.teacher(self._images(embeddings))
 
     def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""

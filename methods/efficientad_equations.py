@@ -1,6 +1,6 @@
 """EfficientAD's equations on tensors, the terms of its loss and its maps; numbered as in methods/efficientad.py."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detection.anomaly_map import upsampled
+from detection.variance import known_deviation, require_finite
 
 HARD = 0.999  # of the values of D, those that do not count
 LEAST_SPREAD = 1e-3  # of q_b, what it is above q_a: maps that hardly move must not rule the score
@@ -31,6 +32,27 @@ def terms(plain: Tensor, first: Tensor, foreign: Tensor | None, other: Tensor, g
     """The terms of L (3): of T^(I), S(I), S(P) or None, T^(I'), A(I') and S'(I'), [B, C, h, w] each."""
     penalty = plain.new_tensor(torch.nan) if foreign is None else foreign.square().mean()
     return Terms(hard_mean((plain - first).square()), penalty, F.mse_loss(given, other), F.mse_loss(second, given))
+
+
+@torch.no_grad()
+def channel_statistics(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """mu and sigma (1) of every channel over all places of batches of maps [B, C, h, w], at least one: [C] each.
+
+    Raises:
+        DataError: maps that are not finite.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    origin: Tensor | None = None
+    for batch in maps:
+        rows = batch.float().transpose(0, 1).flatten(1)  # [C, N]
+        origin = rows.mean(dim=1, keepdim=True) if origin is None else origin  # sums of squares lose no digits
+        rows = (rows - origin).double()
+        count, total, squares = count + rows.shape[1], total + rows.sum(dim=1), squares + rows.square().sum(dim=1)
+    shift = total / count
+    variance = squares / count - shift.square()
+    require_finite(variance)
+    mean = origin[:, 0].double() + shift
+    return mean, known_deviation(variance, mean)
 
 
 def hard_mean(differences: Tensor) -> Tensor:

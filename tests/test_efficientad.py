@@ -250,7 +250,7 @@ def test_teachers_that_cannot_be_used_are_said_before_anything_is_read(tmp_path,
         (
             ["--teacher", "m.pth"],
             UsageError,
-            "m.pth: of --size m, with 3, 5, 5, 5, 4 and 4 channels, and --size s .* 6, 13,",
+            "m.pth: of --size m, with 3, 5, 5, 5, 4 and 4 channels, and --size s .* 8, 16,",
         ),
         (
             ["--teacher", "other.pth"],

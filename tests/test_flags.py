@@ -146,6 +146,9 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--input",
     "--opset",
     "--debug",  # in test_cli
+    "--images",  # these in test_distill
+    "--steps",
+    "--crops",
 }
 ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",
@@ -224,7 +227,7 @@ GAUSSIAN = {
 ONECLASS = {"--machine": ["--machine", "gaussian", "--landmarks", "500"]}
 CHOSEN = {
     "cfa": CFA,
-    "efficientad": {"--width": ["--width", "0.04"]},
+    "efficientad": {"--width": ["--width", "0.05"], "--lr": ["--lr", "0.001"]},
     "rd": RD,
     "logicrd": LOGICRD,
     "patchcore": PATCHCORE,

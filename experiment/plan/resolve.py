@@ -11,7 +11,7 @@ import backbones
 from datasets import DATASETS, find_root, folders_in, remarks_on_masks, split
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
-from experiment.detector_config import BackboneConfig, DetectorConfig
+from experiment.detector_config import BackboneConfig, BackboneOptions, DetectorConfig
 from experiment.plan.reading import ClassFound, look_at
 from methods import DETECTORS
 
@@ -76,7 +76,7 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, remarks: Rema
 
 
 def load_backbone(
-    backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
+    backbone: BackboneConfig, config: DetectorConfig | BackboneOptions, seed: int, imagesize: int
 ) -> backbones.FeatureExtractor:
     """A backbone whose layers are known to exist and to see all of the images; says what they are.
 
