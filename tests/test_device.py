@@ -31,7 +31,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "patchcore": {"whiten": 0.1, "reweight": 3, "anomaly_scorer_num_nn": 2},
     "rd": {"align_maps": True},
     "efficientad": {"size": "m", "penalty_images": "off"},
-    "stpm": {"align_maps": True, "match_light": "gain"},
+    "stpm": {"align_maps": True},
     "logicrd": {"no_gse": True},
     "reconpatch": {"whiten": 0.1, "sigma": 1.0},
     "cpr": {"kind": "object", "align_maps": True},
