@@ -25,6 +25,7 @@ class DistillConfig:
         None, "The teacher, .pth or .safetensors, which must not be there yet.", metavar="FILE", is_file=True
     )
     steps: int = option(60_000, "How many.", at_least=1)
+    lr: float = option(1e-4, "Learning rate of Adam: for fewer steps a higher one.", above=0)
     batch_size: int = option(16, "Images of a step.", at_least=1, at_most=100_000)
     size: Size = option("s", "Of the teacher: the paper's small or medium one.")
     width: float = option(1.0, "Its channels, as a share of the paper's: 0.25 is far faster.", above=0, at_most=4)

@@ -21,7 +21,7 @@ from methods.pdn import OUTPUTS, PDN, Size, grid_of, scaled
 
 SIDE = 256  # pixels that T sees; the backbone sees twice as many
 POOLED = 1024  # values of a patch and layer
-LR, WEIGHT_DECAY = 1e-4, 1e-5  # of Adam
+WEIGHT_DECAY = 1e-5  # of Adam
 
 
 class Distillation(nn.Module):
@@ -80,12 +80,12 @@ class Distillation(nn.Module):
 
 
 class Steps:
-    """Adam on T; state_dict of both is all that an interrupted distillation needs to go on."""
+    """Adam on T, with a learning rate."""
 
-    def __init__(self, distillation: Distillation) -> None:
+    def __init__(self, distillation: Distillation, lr: float) -> None:
         self.distillation = distillation
         learned = distillation.teacher.parameters()
-        self.optimizer = torch.optim.Adam(learned, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+        self.optimizer = torch.optim.Adam(learned, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.scaler = gradient_scaler(distillation.mean.device, distillation.precision)
 
     def step(self, large: Tensor, small: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class Options:
         "State dict of the teacher, .pth or .safetensors: published weights, or what distill wrote. random: an "
         "untrained one, to try the chain.",
         metavar="FILE",
+        is_file=True,
     )
     penalty_images: str | None = option(
         None,

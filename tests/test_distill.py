@@ -133,8 +133,7 @@ def test_it_learns(capsys):
     source = backbones.load("resnet18", "random")
     own = distillation.Distillation(source, ["layer2"], "m", 0.05, torch.float32, 0)
     own.learn_scale(pictures.of_all(5))
-    steps = distillation.Steps(own)
-    steps.optimizer.param_groups[0]["lr"] = 1e-2
+    steps = distillation.Steps(own, 1e-2)
     losses = [float(steps.step(*batch)) for batch in pictures.batches(0, 60)]
     assert losses[0] > 0.9 > losses[-1]
 

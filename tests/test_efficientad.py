@@ -264,6 +264,28 @@ def test_teachers_that_cannot_be_used_are_said_before_anything_is_read(tmp_path,
     assert not Path("results").exists()
 
 
+def test_a_run_goes_on_with_the_teacher_that_it_began_with_alone(tmp_path, mvtec, monkeypatch):
+    """Whatever its file is called."""
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in small("efficientad") if word not in ("--teacher", "random")]
+
+    def run(teacher):
+        main.main(
+            [*words, "--teacher", teacher, "dataset", *SMALL_DATA, "-d", "nut", "mvtec", str(mvtec)],
+            standalone_mode=False,
+        )
+
+    network = PDN("s", 0.0625, 24, True)
+    torch.save(network.state_dict(), "a.pth")
+    run("a.pth")
+    Path("a.pth").rename("b.pth")
+    run("b.pth")
+    network[0].bias.data += 1
+    torch.save(network.state_dict(), "b.pth")
+    with pytest.raises(UsageError, match=r"a run with other options \(net\.files_sha256\.teacher "):
+        run("b.pth")
+
+
 def test_what_the_penalty_is_of_is_said(caught_tasks, mvtec, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     for words, said in (

@@ -72,7 +72,7 @@ def distill(config: DistillConfig) -> int:
 def _run(config: DistillConfig, own: Distillation, pictures: "_Pictures", identity: str) -> None:
     """The steps that are left, and the teacher's file."""
     state_path = config.out.with_name(f".{config.out.name}.state")
-    steps, done = Steps(own), 0
+    steps, done = Steps(own, config.lr), 0
     if (state := _read_state(state_path, identity)) is None:
         own.learn_scale(progress("mean and deviation", pictures.of_all(SCALED), total=pictures.passes(SCALED)))
     else:
