@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backbones.devices import sent_ahead, takes_pinned
-from backbones.features import Features, Shape, each, parts
+from backbones.features import Features, Shape, Types, each, parts
 from backbones.host_memory import free_memory
 from errors import DataError
 
@@ -30,7 +30,7 @@ class FeatureBank:
 
     Args:
         shape: n, and the shape of an image's features, such as H1, W1, D of patch embeddings; of several in a list.
-        dtype: of the features.
+        dtype: of the features; of several in a list where they differ.
         place: where they are kept.
         device: where batches are wanted.
 
@@ -38,12 +38,11 @@ class FeatureBank:
         DataError: the disk has no room for the file.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> None:
+    def __init__(self, shape: Shape, dtype: Types, place: Place, device: torch.device) -> None:
         self.place = place
         self.device = device
-        several = isinstance(shape, list)
-        tensors = [allocate(own, dtype, place, device) for own in (shape if several else [shape])]
-        self.features: Features = tuple(tensors) if several else tensors[0]
+        tensors = [allocate(own, kind, place, device) for own, kind in _tensors(shape, dtype)]
+        self.features: Features = tuple(tensors) if isinstance(shape, list) else tensors[0]
 
     def __len__(self) -> int:
         return len(parts(self.features)[0])
@@ -85,9 +84,15 @@ def _pinned(indices: Tensor, features: Tensor) -> Tensor:
     return torch.index_select(features, 0, indices, out=torch.empty(shape, dtype=features.dtype, pin_memory=True))
 
 
-def bank_bytes(shape: Shape, dtype: torch.dtype) -> int:
+def bank_bytes(shape: Shape, dtype: Types) -> int:
     """Bytes that a bank of this shape takes."""
-    return sum(map(math.prod, shape if isinstance(shape, list) else [shape])) * dtype.itemsize
+    return sum(math.prod(own) * kind.itemsize for own, kind in _tensors(shape, dtype))
+
+
+def _tensors(shape: Shape, dtype: Types) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor of a bank."""
+    shapes = shape if isinstance(shape, list) else [shape]
+    return list(zip(shapes, dtype if isinstance(dtype, list) else [dtype] * len(shapes), strict=True))
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 Features = Tensor | tuple[Tensor, ...]  # of B images: [B, ...], or several of these
 
 Shape = tuple[int, ...] | list[tuple[int, ...]]  # of one tensor, or of several
+Types = torch.dtype | list[torch.dtype]  # of one tensor, or of several
 
 
 def each(function: Callable[[Tensor], Tensor], features: Features) -> Features:
@@ -18,6 +19,16 @@ def each(function: Callable[[Tensor], Tensor], features: Features) -> Features:
 def parts(features: Features) -> tuple[Tensor, ...]:
     """The tensors, be it one."""
     return (features,) if isinstance(features, Tensor) else features
+
+
+def in_type(features: Features, dtype: torch.dtype) -> Features:
+    """The tensors in a type, but for pixels, uint8, which stay what they are."""
+    return each(lambda own: own if own.dtype == torch.uint8 else own.to(dtype), features)
+
+
+def types_of(features: Features) -> Types:
+    """What the tensors are in."""
+    return features.dtype if isinstance(features, Tensor) else [own.dtype for own in features]
 
 
 def shape_of(count: int, features: Features) -> Shape:

@@ -1,11 +1,9 @@
 """State dicts of networks: from files, and from packages that carry weights."""
 
 import importlib
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,8 +43,12 @@ def packaged_state(name: str) -> dict[str, Tensor]:
     return read_state(Path(path))
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, kind: str = "backbone weights") -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or weights-only .pth file, out of the usual wrappings.
+
+    Args:
+        path: the file.
+        kind: what it should hold, for messages.
 
     Raises:
         DataError: it cannot be read, or holds something else.
@@ -55,11 +57,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DataError(f"backbone weights '{path}' cannot be read as a state dict: {first_line(error)}") from error
+    except Exception as error:  # what is no such file may raise anything
+        raise DataError(f"{kind} '{path}' cannot be read as a state dict: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise DataError(f"backbone weights '{path}': expected a state dict, found {type(state).__name__}")
+        raise DataError(f"{kind} '{path}': expected a state dict, found {type(state).__name__}")
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}

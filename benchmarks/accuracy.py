@@ -78,6 +78,7 @@ RECONPATCH = (
     "--target_embed_dimension 256 --modulated_dim 256 --lr 0.001 --epochs 10"
 )
 CPR = "cpr -b efficientnet_lite0 -le blocks.1 -le blocks.2 --stem 64 --local_dim 64 --references 5 --epochs 20"
+EFFICIENTAD = "efficientad --teacher teacher.pth --width 0.25 --lr 0.001 --epochs 20"  # see its page
 LITE0 = "-b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4"  # as cfa's and those of teachers
 SETTINGS = {
     "paper": f"{PAPER} --noise_std 0.015",
@@ -102,6 +103,9 @@ SETTINGS = {
     "CFA, whitened": f"{CFA} --whiten 0.1 --lr 0.0001 --epochs 1",
     "RD": f"rd {TEACHER}",
     "RD, ReLU at the entrance": f"rd {TEACHER} --relu entrance",
+    "STPM": f"stpm {TEACHER}",
+    "EfficientAD": EFFICIENTAD,
+    "EfficientAD, no penalty": f"{EFFICIENTAD} --penalty_images off",
     "LogicRD": f"logicrd {TEACHER}",
     "LogicRD, ReLU at the entrance": f"logicrd {TEACHER} --relu entrance",
     "LogicRD, no GSE": f"logicrd {TEACHER} --no_gse",

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backbones
-from backbones.features import shape_of
+from backbones.features import shape_of, types_of
 from datasets import Shuffled
 from detection import Detector, Normal
 from errors import UsageError, first_line
@@ -190,7 +190,7 @@ def trained(
     torch.manual_seed(0)
     detector = build(command, setting, device, precision)
     embeddings = [detector.embed(batch) for batch in images.split(EMBED_BATCH)]
-    bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), detector.feature_type, "device", device)
+    bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), types_of(embeddings[0]), "device", device)
     bank.fill(embeddings)
     times = []
     start = now(device)

@@ -5,7 +5,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -14,9 +14,9 @@ from cli.chain import Chain, Given, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import check_grid, named_grid, parse_grid
 from errors import UsageError
-from experiment.config import ReportConfig, RunConfig, check_names
-from experiment.model_config import ExportConfig, ExtendConfig, PredictConfig
+from experiment.config import RunConfig, check_names
 from methods import DETECTORS, ENTRIES
+from options import build
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 GRID = Flag(
@@ -43,13 +43,22 @@ ROOMS = {  # of experiment/
     "predict": "use.predict",
     "export": "use.export",
     "extend": "train.extend",
+    "distill": "train.distill",
 }
-ALONE = {  # of what a finished run left: options, and what it does
-    "report": (ReportConfig, "Tables and a page of finished runs."),
-    "predict": (PredictConfig, "Scores and anomaly maps of your own images."),
-    "export": (ExportConfig, "A trained model as one ONNX file."),
-    "extend": (ExtendConfig, "Further normal images for a model with a memory bank."),
+ALONE = {  # links of no chain: their options, in experiment/, imported when asked for, and what they do
+    "distill": ("distill_config.DistillConfig", "A teacher for efficientad, from any backbone."),
+    "report": ("config.ReportConfig", "Tables and a page of finished runs."),
+    "predict": ("model_config.PredictConfig", "Scores and anomaly maps of your own images."),
+    "export": ("model_config.ExportConfig", "A trained model as one ONNX file."),
+    "extend": ("model_config.ExtendConfig", "Further normal images for a model with a memory bank."),
 }
+
+
+class Alone(NamedTuple):
+    """A command that is no link of the chain, and what its options say."""
+
+    command: str
+    config: Any
 
 
 def detector(command: str) -> Link:
@@ -106,16 +115,26 @@ def dataset() -> Link:
 
 def alone(command: str) -> Standalone:
     """A command that is no link of the chain."""
-    kind, _ = ALONE[command]
-    return Standalone(command, callback=kind, params=parameters(kind), help=kind.__doc__, context_settings=SETTINGS)
+    module, _, name = ALONE[command][0].partition(".")
+    kind = getattr(importlib.import_module(f"experiment.{module}"), name)
+
+    def callback(**values: Any) -> Alone:
+        return Alone(command, build(kind, values))
+
+    return Standalone(command, callback=callback, params=parameters(kind), help=kind.__doc__, context_settings=SETTINGS)
 
 
 def sections() -> Sections:
     """All commands under the headings of --help."""
+
+    def listed(*names: str) -> dict[str, tuple[str, Callable[[], click.Command]]]:
+        return {name: (ALONE[name][1], partial(alone, name)) for name in names}
+
     return {
         "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
         "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
-        "Finished runs and models": {name: (text, partial(alone, name)) for name, (_, text) in ALONE.items()},
+        "Teachers": listed("distill"),
+        "Finished runs and models": listed("report", "predict", "export", "extend"),
     }
 
 
@@ -145,11 +164,10 @@ def execute(
     ctx: click.Context, configs: list[Any], debug: bool, grid: list[dict[str, str]], **values: Any
 ) -> int | None:
     """Hand the configurations of the chain over."""
-    commands = {kind: name for name, (kind, _) in ALONE.items()}
-    for config in configs:
-        if command := commands.get(type(config)):  # a link gives a list
-            refuse_others(command, ctx, configs)
-            return imported(command)(config)
+    for own in configs:
+        if isinstance(own, Alone):  # a link gives a list
+            refuse_others(own.command, ctx, configs)
+            return imported(own.command)(own.config)
     from experiment.dataset_config import DatasetConfig
     from experiment.detector_config import DetectorConfig
 

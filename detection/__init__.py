@@ -2,7 +2,8 @@
 
 from detection.checkpoint import TrainedModel, load
 from detection.decision import FalseAlarms, false_alarms, is_anomalous
-from detection.detector import Detector, autocast
+from detection.detector import Detector
+from detection.precision import autocast
 from detection.prediction import Prediction
 from detection.training import (
     EndOfPass,

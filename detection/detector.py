@@ -2,19 +2,19 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from backbones import INPUT, PIXELS, Alignment, FeatureExtractor, Features, each
+from backbones import INPUT, PIXELS, Alignment, FeatureExtractor, Features
 from backbones.devices import to_device
-from backbones.float32 import full_float32
+from backbones.features import in_type
 from datasets import normalised
 from detection.anomaly_map import anomaly_maps
 from detection.light import Light
+from detection.precision import autocast
 from detection.prediction import Prediction
 from detection.state import Sizes, backbone_alone, resize, without_backbone
 from detection.training import EpochStats, Mapped, Normal, Passes, Trainer, Training
@@ -143,6 +143,11 @@ class Detector(nn.Module):
         return "it needs gradients to predict" if self.NEEDS_GRADIENTS else ""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of its options before it trains, a line each; here nothing."""
+        return ()
+
+    @property
     def cell_shift(self) -> float:
         """Of what is drawn against the layers' cells, in cells."""
         return 0.0
@@ -221,7 +226,7 @@ class Detector(nn.Module):
 
     @property
     def feature_type(self) -> torch.dtype:
-        """What features are kept and computed in."""
+        """What features are kept and computed in; pixels of 8 bits, uint8, are kept as they are."""
         return self.precision
 
     def check(self) -> None:
@@ -281,7 +286,7 @@ class Detector(nn.Module):
             images = self.light(images, self.part)
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
-            return each(lambda own: own.to(self.feature_type), self.features(images))
+            return in_type(self.features(images), self.feature_type)
 
     def embed_read(self, read: Tensor) -> Features:
         """As embed, of what readers give: pixels uint8 [B, 3, H, W], normalised on the device; rows as they are."""
@@ -308,7 +313,7 @@ class Detector(nn.Module):
         """Scores and maps of what embed gave."""
         self.eval()
         with torch.set_grad_enabled(self.NEEDS_GRADIENTS), autocast(self.device, self.feature_type):
-            return self(each(lambda own: own.to(self.feature_type), embeddings)).detached()
+            return self(in_type(embeddings, self.feature_type)).detached()
 
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
@@ -340,8 +345,3 @@ class Detector(nn.Module):
         else:
             state_dict = {**state_dict, **backbone_alone(super().state_dict())}
         return super().load_state_dict(state_dict, strict, assign)
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Matrix products and convolutions in a precision; of float32 see full_float32."""
-    return full_float32(device) if precision == torch.float32 else torch.autocast(device.type, precision)

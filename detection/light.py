@@ -57,7 +57,7 @@ class Light(nn.Module):
     @torch.no_grad()
     def learn(self, batches: Iterable[Tensor], part: int = 0) -> None:
         """Take the reference of a part from its training images, normalised batches [B, 3, H, W]; read once."""
-        levels = torch.cat([self._levels(_brightness(_pixels(batch))).cpu() for batch in batches])
+        levels = torch.cat([self._levels(_brightness(unit_pixels(batch))).cpu() for batch in batches])
         self.reference[part] = levels.median(dim=0).values.to(self.reference)
 
     def forward(self, images: Tensor, part: int = 0) -> Tensor:
@@ -65,7 +65,7 @@ class Light(nn.Module):
 
         Values that become brighter than white, or darker than black, stay so.
         """
-        pixels = _pixels(images)
+        pixels = unit_pixels(images)
         levels, reference = self._levels(_brightness(pixels)), self.reference[part]  # [B, levels], [levels]
         middle, wanted = levels[:, -1, None, None, None], reference[-1]
         if not self.knots:
@@ -79,7 +79,7 @@ class Light(nn.Module):
                 high = knots[:, i + 1] if i < slopes.shape[1] - 1 else None
                 within = _between(pixels, low, high) - _between(middle, low, high)
                 matched = matched + slope[:, None, None, None] * within
-        mean, std = _normalisation(images)
+        mean, std = normalisation_like(images)
         return (matched - mean) / std
 
     def _levels(self, brightness: Tensor) -> Tensor:
@@ -94,20 +94,21 @@ class Light(nn.Module):
         return quantiles.gather(1, half)
 
 
-def _normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
+def normalisation_like(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that images are normalised by, on their device: [3, 1, 1] each."""
     mean, std = (torch.tensor(own, device=images.device).view(3, 1, 1) for own in (IMAGENET.mean, IMAGENET.std))
     return mean, std
 
 
-def _pixels(images: Tensor) -> Tensor:
+def unit_pixels(images: Tensor) -> Tensor:
     """Values from 0 to 1 of normalised images [B, 3, H, W]."""
-    mean, std = _normalisation(images)
+    mean, std = normalisation_like(images)
     return images * std + mean
 
 
 def grey(images: Tensor) -> Tensor:
     """Brightness, from 0 to 1, of images [B, 3, H, W] normalised as ImageNet: [B, H, W]."""
-    return _luma(_pixels(images))
+    return _luma(unit_pixels(images))
 
 
 def _luma(pixels: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """What the state of a detector is made of: the tensors that are no backbone's, and those whose size the data decide."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
 
-# In the names of its tensors, behind a dot; before it stands which detector's, if it has several.
-BACKBONE = ".backbone."
+# In the names of its tensors, behind a dot; before it stands which detector's, if it has several. What a network itself
+# calls a backbone, as hybrid transformers do, is none of a detector's.
+BACKBONE = re.compile(r"\.backbone\.(network|members\.\d+\.network)\.")
 Sizes = Sequence[int | range]  # of a tensor's dimensions: one size, or all that are allowed
 
 _Named = TypeVar("_Named")
@@ -14,12 +16,12 @@ _Named = TypeVar("_Named")
 
 def without_backbone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
     """What a detector has beside its backbone, by name."""
-    return {name: own for name, own in tensors.items() if BACKBONE not in f".{name}"}
+    return {name: own for name, own in tensors.items() if not BACKBONE.search(f".{name}")}
 
 
 def backbone_alone(tensors: Mapping[str, _Named]) -> dict[str, _Named]:
     """What else it has."""
-    return {name: own for name, own in tensors.items() if BACKBONE in f".{name}"}
+    return {name: own for name, own in tensors.items() if BACKBONE.search(f".{name}")}
 
 
 def fits(shape: Sequence[int], sizes: Sizes) -> bool:

@@ -63,6 +63,7 @@ class DetectorConfig:
         recipe: the name of the recipe, and `set_by_recipe` those of the options that come from it.
         backbone_weights_sha256: of the file that backbone_weights names; None where it names none.
         normalisation: by which rule backbones are given images; see backbones.normalisation_of.
+        files_sha256: of the files that options name, by option.
     """
 
     command: str
@@ -73,6 +74,7 @@ class DetectorConfig:
     set_by_recipe: dict[str, Any] = field(default_factory=dict)
     backbone_weights_sha256: str | None = None
     normalisation: Literal["imagenet", "model"] = "imagenet"
+    files_sha256: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(

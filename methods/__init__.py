@@ -28,6 +28,10 @@ ENTRIES = {
     "net": Entry("simplenet", "SimpleNet", "SimpleNet: a discriminator of patch features and their noisy copies."),
     "cfa": Entry("methods.cfa", "CFA", "CFA: distances to a memory bank, of adapted features."),
     "rd": Entry("methods.rd", "ReverseDistillation", "Reverse distillation: a student that decodes the backbone."),
+    "stpm": Entry("methods.stpm", "STPM", "STPM: a student of the backbone's architecture that gives its maps."),
+    "efficientad": Entry(
+        "methods.efficientad", "EfficientAD", "EfficientAD: a small student of a small teacher, and an autoencoder."
+    ),
     "logicrd": Entry("methods.logicrd", "LogicRD", "LogicRD: reverse distillation for logical anomalies too."),
     "patchcore": Entry("methods.patchcore", "PatchCore", "PatchCore: distances to a memory bank of normal patches."),
     "reconpatch": Entry("methods.reconpatch", "ReConPatch", "ReConPatch: a memory bank of patches drawn together."),

@@ -57,7 +57,7 @@ class Affine(NamedTuple):
     Attributes:
         gain, offset: g and o of the kept half, [n1].
         log_gain: log g of the changed half, [n2].
-        weight, bias: of the subnet's last convolution, which gives 2 a (1) of s, and t with g and o of the changed half.
+        weight, bias: of the last convolution, which gives 2 a (1) of s, and t with g and o of the changed half.
         order, back: of channels, that of (4), and where each of v is in it, [C].
     """
 

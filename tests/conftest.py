@@ -62,6 +62,8 @@ SMALL = {  # every detector's smallest setting
     "net": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --dsc_hidden 8 --pre_proj 1",
     "cfa": f"{RESNET} --gamma_d 12 --epochs 2",
     "rd": f"{RESNET} --blocks 1 --epochs 2",
+    "stpm": f"{RESNET} --epochs 2",
+    "efficientad": "--teacher random --padding --width 0.0625 --epochs 2",
     "logicrd": f"{RESNET} --blocks 1 --epochs 2",
     "patchcore": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --percentage 0.2",
     "reconpatch": f"{RESNET} --pretrain_embed_dimension 24 --target_embed_dimension 16 --lr 0.01 "

@@ -14,7 +14,7 @@ import backbones
 import main
 from backbones import Alignment, FeatureBank
 from backbones.centres import Centres
-from backbones.features import parts, shape_of
+from backbones.features import parts, shape_of, types_of
 from backbones.resizing import by_matrices, resized
 from detection import Normal
 from detection.anomaly_map import anomaly_maps
@@ -30,6 +30,8 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "cfa": {"whiten": 0.1, "gamma_c": 2, "align_maps": True},
     "patchcore": {"whiten": 0.1, "reweight": 3, "anomaly_scorer_num_nn": 2},
     "rd": {"align_maps": True},
+    "efficientad": {"size": "m", "penalty_images": "off"},
+    "stpm": {"align_maps": True},
     "logicrd": {"no_gse": True},
     "reconpatch": {"whiten": 0.1, "sigma": 1.0},
     "cpr": {"kind": "object", "align_maps": True},
@@ -78,7 +80,7 @@ def test_training_evaluation_and_export(command, kind):
     with fake_cuda():
         detector = build(command, **options).to(CUDA)
         embeddings = detector.embed(images)
-        bank = FeatureBank(shape_of(len(images), embeddings), torch.float32, "host", CUDA)
+        bank = FeatureBank(shape_of(len(images), embeddings), types_of(embeddings), "host", CUDA)
         bank.fill([embeddings])
         assert {own.device.type for own in parts(bank.features)} == {"cpu"}
         assert {own.device for own in parts(embeddings)} == {CUDA}

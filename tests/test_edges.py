@@ -31,6 +31,8 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("cfa", "--gamma_c 4", True),
     ("cfa", "--whiten 1e-7", True),
     ("rd", "", False),
+    ("stpm", "", False),
+    ("efficientad", "", False),
     ("logicrd", "", True),
     ("logicrd", "--no_gse --no_fcp", True),
     ("patchcore", "--reweight 9 --whiten 1e-7", True),

@@ -146,6 +146,9 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--input",
     "--opset",
     "--debug",  # in test_cli
+    "--images",  # these in test_distill
+    "--steps",
+    "--crops",
 }
 ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",
@@ -190,6 +193,9 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--patience",
     "--texture_dir",  # these in test_cpr
     "--kind",
+    "--teacher",  # these in test_efficientad
+    "--penalty_images",
+    "--padding",
     "--ensemble",  # of net above, of several backbones in test_ensemble
 }
 
@@ -237,6 +243,7 @@ MSFLOW = {
 }
 CHOSEN = {
     "cfa": CFA,
+    "efficientad": {"--width": ["--width", "0.05"], "--lr": ["--lr", "0.001"]},
     "rd": RD,
     "logicrd": LOGICRD,
     "patchcore": PATCHCORE,

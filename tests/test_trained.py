@@ -179,7 +179,9 @@ def test_held_out_images_set_the_threshold(mvtec, tmp_path):
 
 
 def test_decisions_follow_the_threshold(mvtec, tmp_path):
-    folder = run(tmp_path, ["mvtec", mvtec], "--threshold_quantile", "0", net=["--recipe", "stable", "--meta_epochs", "3"])
+    folder = run(
+        tmp_path, ["mvtec", mvtec], "--threshold_quantile", "0", net=["--recipe", "stable", "--meta_epochs", "3"]
+    )
     for model in (folder / "models" / "0").iterdir():
         threshold = json.loads((model / "model.json").read_text())["thresholds"]["image"]
         predictions = pd.read_csv(model / "predictions.csv")

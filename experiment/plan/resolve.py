@@ -11,7 +11,7 @@ import backbones
 from datasets import DATASETS, find_root, folders_in, remarks_on_masks, split
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
-from experiment.detector_config import BackboneConfig, DetectorConfig
+from experiment.detector_config import BackboneConfig, BackboneOptions, DetectorConfig
 from experiment.plan.reading import ClassFound, look_at
 from methods import DETECTORS
 
@@ -75,7 +75,7 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known)
 
 
 def load_backbone(
-    backbone: BackboneConfig, config: DetectorConfig, seed: int, imagesize: int
+    backbone: BackboneConfig, config: DetectorConfig | BackboneOptions, seed: int, imagesize: int
 ) -> backbones.FeatureExtractor:
     """A backbone whose layers are known to exist and to see all of the images; says what they are.
 
@@ -107,15 +107,17 @@ def load_backbone(
 
 def check_detector(
     extractor: backbones.FeatureExtractor, backbone: BackboneConfig, config: DetectorConfig, imagesize: int
-) -> None:
-    """See that a detector can be built on a backbone.
+) -> list[str]:
+    """See that a detector can be built on a backbone; what is to be said of its options.
 
     Raises:
         UsageError: it cannot, with these options.
     """
     with backbones.shapes_only():
         kind = DETECTORS[config.command].variant(config.options)
-        kind(extractor, backbone.layers, (imagesize, imagesize), **config.options).check()
+        detector = kind(extractor, backbone.layers, (imagesize, imagesize), **config.options)
+        detector.check()
+    return list(detector.notes)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -17,6 +17,7 @@ from experiment.plan.resolve import Known, check_detector, find_classes, load_ba
 from experiment.plan.task import Sources, Task
 from files import partial, readable, sha256_of
 from methods import DETECTORS
+from options import declared
 
 TABLE = "table"  # the dataset whose samples are no images
 LONGEST_NAME = 255  # bytes, of nearly all file systems
@@ -87,7 +88,7 @@ def plan_runs(
             weights = detector.backbone_weights
             if weights not in digests:
                 digests[weights] = sha256_of(Path(weights)) if Path(weights).is_file() else None
-            detector = replace(detector, backbone_weights_sha256=digests[weights])
+            detector = replace(detector, backbone_weights_sha256=digests[weights], files_sha256=_digests(detector))
             own = replace(config.of_detector(called), grid=dict(grid), point=point)
             try:
                 runs.append(plan_run(own, detector, datasets, sources, known, called))
@@ -153,18 +154,26 @@ def plan_run(
         )
         problem = next((problems[key] for key in keys if key in problems), None)
         tasks.append(Task(tuple(jobs), config, detector, problem, called))
-    checked = set()
+    checked, said = set(), []
     for task in tasks:
         backbone = detector.backbones[task.name.backbone]
         if task.backbone not in sources:
             sources[task.backbone] = load_backbone(backbone, detector, task.name.seed, task.imagesize)
         if backbone not in checked:
             options = task.jobs[0].identity["options"]
-            check_detector(sources[task.backbone], backbone, replace(detector, options=options), task.imagesize)
+            own = replace(detector, options=options)
+            said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names)
+    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names) + said
     notes += [note for one in looked_at.values() for note in one.notes]
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
+
+
+def _digests(detector: DetectorConfig) -> dict[str, str]:
+    """The SHA-256 of every file that an option names and that is there."""
+    named = [own.name for own in declared(DETECTORS[detector.command].Options) if own.option.is_file]
+    paths = {name: Path(detector.options[name]) for name in named if detector.options[name]}
+    return {name: sha256_of(path) for name, path in paths.items() if path.is_file()}
 
 
 def _check_sizes(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]) -> None:

@@ -30,6 +30,7 @@ INDIFFERENT = {
     "net.recipe",  # the options that it sets are compared
 }
 WEIGHTS_DIGEST = "net.backbone_weights_sha256"
+FILE_DIGESTS = "net.files_sha256."
 DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets
 CHOICES = ("net.set_by_recipe.", "run.grid.")  # where options come from; the options are compared
 
@@ -93,6 +94,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
         ours.pop(WEIGHTS_DIGEST, None)
     elif "null" not in (theirs[WEIGHTS_DIGEST], ours.get(WEIGHTS_DIGEST)):  # files, whose content decides
         ours["net.backbone_weights"] = theirs.get("net.backbone_weights", "unset")
+    for name in ours.keys() & theirs.keys():
+        if name.startswith(FILE_DIGESTS):
+            option = f"net.options.{name.removeprefix(FILE_DIGESTS)}"
+            ours[option] = theirs[option]
     asked, around = [], []
     for name in {**ours, **theirs}:
         kind = DATASET.sub("dataset", name)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backbones import FeatureBank, Features
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
-from backbones.features import Shape, joined, shape_of
+from backbones.features import Shape, Types, joined, shape_of, types_of
 from datasets import BatchLoader, ClassSamples, ImageDataset, Kept, Seen, region_labels
 from detection import Detector
 from experiment.dataset_config import DatasetConfig
@@ -144,12 +144,12 @@ def embed_all(
 
     stream = embeddings()
     first = next(stream)
-    bank = _allocate(shape_of(len(dataset), first), detector.feature_type, mode, detector.device)
+    bank = _allocate(shape_of(len(dataset), first), types_of(first), mode, detector.device)
     bank.fill(chain([first], stream))
     return Embedded(bank, loader.seen, loader.brightness, watch.seconds)
 
 
-def _allocate(shape: Shape, dtype: torch.dtype, mode: str, device: torch.device) -> FeatureBank:
+def _allocate(shape: Shape, dtype: Types, mode: str, device: torch.device) -> FeatureBank:
     """A bank where it was asked for; by auto in the first place that has room, by its own account and then in fact."""
     if mode != "auto":
         with one_line_when_full():
