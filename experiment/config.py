@@ -162,6 +162,11 @@ class ReportConfig:
         "--format",
     )
     best_epoch: bool = option(False, "Print the epoch picked on the test set, not the last. The page shows both.")
+    compare: bool = option(
+        False,
+        "Say which run is better, by how much, and whether that is more than chance: 95 % intervals of all metrics, "
+        "DeLong's test of every two runs and, over several classes, Wilcoxon's and mean ranks.",
+    )
     out: Path | None = option(None, "The page.", shown="RUN_DIR/report.html", is_file=True)
 
 

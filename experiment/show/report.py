@@ -26,8 +26,10 @@ from experiment.config import JobName, ReportConfig
 from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord, read_run
 from experiment.show.ablation import ablation_table, is_grid, point_folders
+from experiment.show.comparison import Comparison, compare
 from experiment.show.pictures import picture_name, worst
 from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels, summary
+from experiment.show.verdict import comparison_tables, notes, verdicts
 from files import write_text
 from methods import DETECTORS
 
@@ -68,18 +70,25 @@ def report(config: ReportConfig) -> None:
     """Print the table of some runs; unless it is for another program, write the page too.
 
     Raises:
-        UsageError: a folder that is no run's, or a place for a page that is not written.
+        UsageError: a folder that is no run's, a place for a page that is not written, or --compare of runs that cannot
+            be compared, or of the best epoch.
         DataError: a damaged file of a run.
     """
+    if config.compare and config.best_epoch:
+        raise UsageError("--compare is of the scores in predictions.csv, the last epoch's: leave --best_epoch out")
     if config.out is not None and config.style != "table":
         raise UsageError(
             f"--out names the page, which --format {config.style} does not write: leave one of them out, or send the "
             "printed table to a file by >"
         )
     records = [read_run(folder) for directory in config.directories for folder in point_folders(directory)]
+    comparison = compare(records) if config.compare else None
+    for note in notes(comparison):
+        click.echo(note, err=True)
     table_of = ablation_table if is_grid(records) else summary
     if config.style != "table":
-        click.echo(render(table_of(records, config.best_epoch), config.style))
+        table = comparison_tables(comparison)[0] if comparison else table_of(records, config.best_epoch)
+        click.echo(render(table, config.style))
         return
     for best_epoch in (True,) if config.best_epoch else (False, True):
         click.echo(render(table_of(records, best_epoch), "table") + "\n")
@@ -87,13 +96,17 @@ def report(config: ReportConfig) -> None:
         click.echo(render(decisions(records), "table") + "\n")
         for note in light_notes(records):
             click.echo(note, err=True)
+    if comparison:
+        for table in comparison_tables(comparison, is_short=True):
+            click.echo(render(table, "table") + "\n")
+        click.echo("\n".join(verdicts(comparison)))
     out = config.out or config.directories[0] / "report.html"
-    write_text(out, page(records))
+    write_text(out, page(records, comparison))
     click.echo(f"The report is {out}", err=True)
 
 
-def page(records: Sequence[RunRecord]) -> str:
-    """The HTML page of some runs.
+def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> str:
+    """The HTML page of some runs, with how they compare where that is given.
 
     Raises:
         DataError: a damaged file of a run.
@@ -118,6 +131,8 @@ def page(records: Sequence[RunRecord]) -> str:
     return environment.get_template("report.html.j2").render(
         labels=labels,
         tables=tables,
+        compared=comparison_tables(comparison) if comparison else [],
+        verdicts=verdicts(comparison) if comparison else [],
         several_seeds=any(len(record.seeds) > 1 for record in records),
         papers=[paper for paper in papers if any(head.startswith(paper["paper"]) for head in tables[0].heads)],
         views=views,

@@ -75,7 +75,7 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
 
 
 def decisions(records: Sequence[RunRecord]) -> Table:
-    """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
+    """What the thresholds of every model make of its test images: precision, recall, F1, accuracy, SegF1, false alarms.
 
     The false-alarm rate is the share of the normal test images that are called anomalous; beside it stand the
     share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
@@ -90,7 +90,9 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             folder = record.directory / job.folder
             table, thresholds = record.predictions(job), read_description(folder, DETECTORS).thresholds
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
-            shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
+            own = decision_metrics(anomalous, decided.to_numpy())
+            shares = [own.get(name, record.results_of[job].row.get(name)) for name in DECISION_METRICS]
+            shares.append(decided[~anomalous].mean())
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
             shares += thresholds.false_alarms or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
