@@ -28,7 +28,16 @@ from experiment.record.read import RunRecord, read_run
 from experiment.show.ablation import ablation_table, is_grid, point_folders
 from experiment.show.comparison import Comparison, compare
 from experiment.show.pictures import picture_name, worst
-from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels, summary
+from experiment.show.published import published
+from experiment.show.tables import (
+    beside_papers,
+    decisions,
+    light_note,
+    light_notes,
+    render,
+    run_labels,
+    summary,
+)
 from experiment.show.verdict import comparison_tables, notes, verdicts
 from files import write_text
 from methods import DETECTORS
@@ -90,8 +99,10 @@ def report(config: ReportConfig) -> None:
         table = comparison_tables(comparison)[0] if comparison else table_of(records, config.best_epoch)
         click.echo(render(table, config.style))
         return
-    for best_epoch in (True,) if config.best_epoch else (False, True):
-        click.echo(render(table_of(records, best_epoch), "table") + "\n")
+    tables = [table_of(records, best_epoch) for best_epoch in ((True,) if config.best_epoch else (False, True))]
+    papers = None if is_grid(records) else beside_papers(records)
+    for table in [*tables, *([papers] if papers else [])]:
+        click.echo(render(table, "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
         for note in light_notes(records):
@@ -120,7 +131,9 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
             views.setdefault(job.title, []).append(_job_view(record, label, job))
     table_of = ablation_table if is_grid(records) else summary
     tables = [table_of(records), table_of(records, best_epoch=True), decisions(records)]
-    papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
+    beside = None if is_grid(records) else beside_papers(records)
+    shown = {row[1] for row in beside.rows} if beside else set()
+    sources = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -134,7 +147,8 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
         compared=comparison_tables(comparison) if comparison else [],
         verdicts=verdicts(comparison) if comparison else [],
         several_seeds=any(len(record.seeds) > 1 for record in records),
-        papers=[paper for paper in papers if any(head.startswith(paper["paper"]) for head in tables[0].heads)],
+        beside=beside,
+        papers=[paper for paper in sources if paper["paper"] in shown],
         views=views,
         options=_options(records),
     )
