@@ -14,7 +14,7 @@ from cli.chain import Chain, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import named_grid, parse_grid
 from errors import UsageError
-from experiment.config import ReportConfig, RunConfig
+from experiment.config import FigureConfig, ReportConfig, RunConfig
 from experiment.model_config import ExportConfig, ExtendConfig, PredictConfig
 from methods import DETECTORS, ENTRIES
 
@@ -35,12 +35,14 @@ DEBUG = Flag(
 ROOMS = {  # of experiment/
     "run": "run",
     "report": "show.report",
+    "figure": "show.figure",
     "predict": "use.predict",
     "export": "use.export",
     "extend": "train.extend",
 }
 ALONE = {  # of what a finished run left: options, and what it does
     "report": (ReportConfig, "Tables and a page of finished runs."),
+    "figure": (FigureConfig, "A figure of finished runs for a paper."),
     "predict": (PredictConfig, "Scores and anomaly maps of your own images."),
     "export": (ExportConfig, "A trained model as one ONNX file."),
     "extend": (ExtendConfig, "Further normal images for a model with a memory bank."),

@@ -106,7 +106,8 @@ def test_published_numbers_say_how_they_came_about():
     assert set(table["protocol"]) <= set(PROTOCOLS) and table["source"].notna().all()
     methods = {"SimpleNet", "PatchCore", "CFA", "RD", "STPM", "EfficientAD-M", "FastFlow"}
     assert methods <= set(table["paper"])
-    assert table[list(COMPARED)].stack().between(50, 100).all() and table[list(COMPARED)].notna().any(axis=1).all()
+    numbers = table[list(COMPARED)]
+    assert ((numbers > 50) & (numbers <= 100) | numbers.isna()).all(axis=None) and numbers.notna().any(axis=1).all()
     detectors = table.dropna(subset="detector").drop_duplicates("paper").set_index("paper")["detector"]
     assert set(detectors.index) == methods and detectors.is_unique
 
@@ -122,14 +123,14 @@ def test_a_mvtec_run_stands_beside_the_paper(mvtec_run):
         assert table.heads[1:8] == [
             *["image AUROC", "pixel AUROC", "PRO", "image AP", "image max-F1", "pixel AP", "pixel max-F1"]
         ]
-        assert (rows["mvtec_carpet"][column], rows["Mean"][column]) == ("99.7", "99.6")
-        assert rows["Mean"][column.replace("image", "pixel")] == "98.1"
-    assert not any("minus" in head for head in last.heads)
+        (paper, *gap), (mean, *_) = rows["mvtec_carpet"][column].split(), rows["Mean"][column].split()
+        assert (paper, mean) == ("99.7", "99.6")
+        assert rows["Mean"][column.replace("image", "pixel")].split()[0] == "98.1"
+        assert bool(gap) == (table is best)
     assert rows["mvtec_carpet"]["image AUROC"] == f"{100 * own.loc['mvtec_carpet', 'image_auroc']:.1f}"
-    gap = 100 * own.loc["mvtec_carpet", "image_auroc"] - 99.7
-    assert rows["mvtec_carpet"]["image AUROC minus SimpleNet"] == f"{gap:+.1f}"
+    assert gap == [f"({100 * own.loc['mvtec_carpet', 'image_auroc'] - 99.7:+.1f})"]
     gap = 100 * own.loc["Mean", "pixel_auroc"] - 98.12
-    assert rows["Mean"]["pixel AUROC minus SimpleNet"] == f"{gap:+.1f}"
+    assert rows["Mean"]["SimpleNet pixel AUROC"] == f"98.1 ({gap:+.1f})"
 
 
 def test_papers_stand_with_runs_of_their_protocol(mvtec_run, tmp_path):
@@ -367,7 +368,7 @@ def test_page_in_a_browser(pages, tmp_path, runs, width):
     classes, jobs = (15, 15) if runs == "mvtec_run" else (2, 4)
     assert seen["console"] == []
     assert seen["broken"] == 0
-    pictures = 8 if runs == "mvtec_run" else 4  # four misses and false alarms each, where there are as many
+    pictures = 10 if runs == "mvtec_run" else 4  # five misses and false alarms each, where there are as many
     assert seen["images"] == jobs * (4 + pictures)  # four charts
     assert seen["overflow"] <= 0
     for words in (
@@ -384,5 +385,5 @@ def test_page_in_a_browser(pages, tmp_path, runs, width):
 
 def test_page_is_one_file_and_the_same_bytes_twice(small_run, pages):
     html = page([read_run(small_run)])
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert not re.findall(r'src="(?!data:)|href="(?!data:|#|file:///)', html)
     assert html == pages["small_run"]

@@ -28,10 +28,11 @@ NAMED = 3  # images that a message names
 
 @dataclass(frozen=True)
 class Contender:
-    """A run, or one backbone of several, with the jobs of every class, one of every seed."""
+    """A run, or one backbone of several (None: the only one), with the jobs of every class, one of every seed."""
 
     label: str
     record: RunRecord
+    backbone: str | None
     jobs: dict[str, list[JobName]]
 
 
@@ -64,16 +65,20 @@ class Comparison:
     """Contenders on the classes that all of them have.
 
     Attributes:
-        labels: of the contenders.
+        contenders: in order.
         classes: in order, such as "mvtec_bottle".
         measured: by contender and class.
         left_out: classes that not all have.
     """
 
-    labels: list[str]
+    contenders: list[Contender]
     classes: list[str]
     measured: list[list[Measured]]
     left_out: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return [one.label for one in self.contenders]
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -129,7 +134,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         UsageError: no class is in all of them, or a class was tested on different images.
         DataError: a damaged file of a run.
     """
-    contenders = _contenders(records)
+    contenders = contenders_of(records)
     names = list(dict.fromkeys(name for one in contenders for name in one.jobs))
     shared = [name for name in names if all(name in one.jobs for one in contenders)]
     if not shared:
@@ -143,15 +148,14 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
                 tables = [contender.record.predictions(job) for job in contender.jobs[name]]
                 for table in tables:
                     first = (contender.label, table) if first is None else first
-                    _check_images(name, first, (contender.label, table))
+                    check_images(name, first, (contender.label, table))
                 own.append(_measure(contender, contender.jobs[name], tables, name, first[1]))
                 bar.update()
-    return Comparison(
-        [one.label for one in contenders], shared, measured, [name for name in names if name not in shared]
-    )
+    return Comparison(contenders, shared, measured, [name for name in names if name not in shared])
 
 
-def _contenders(records: Sequence[RunRecord]) -> list[Contender]:
+def contenders_of(records: Sequence[RunRecord]) -> list[Contender]:
+    """All runs, those of several backbones as one of each."""
     found = []
     for record, label in zip(records, run_labels(records), strict=True):
         names, backbones = datasets_of(record.config), record.config["net"]["backbones"]
@@ -160,11 +164,12 @@ def _contenders(records: Sequence[RunRecord]) -> list[Contender]:
             for job in record.jobs:
                 if job.backbone == index:
                     jobs.setdefault(f"{names[job.dataset]['name']}_{job.class_name}", []).append(job)
-            found.append(Contender(f"{label} {backbone['label']}" if len(backbones) > 1 else label, record, jobs))
+            own = str(backbone["label"]) if len(backbones) > 1 else None
+            found.append(Contender(f"{label} {own}" if own else label, record, own, jobs))
     return [one for one in found if one.jobs]
 
 
-def _check_images(name: str, first: tuple[str, pd.DataFrame], other: tuple[str, pd.DataFrame]) -> None:
+def check_images(name: str, first: tuple[str, pd.DataFrame], other: tuple[str, pd.DataFrame]) -> None:
     """See that two tables of predictions are of the same images, with the same labels.
 
     Raises:

@@ -21,15 +21,18 @@ from tqdm import tqdm
 
 import metrics
 from detection.description import read_description
-from errors import UsageError
+from errors import DataError, UsageError
 from experiment.config import JobName, ReportConfig
+from experiment.record.data import root_of
 from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord, read_run
 from experiment.show.ablation import ablation_table, is_grid, point_folders
 from experiment.show.comparison import Comparison, compare
-from experiment.show.pictures import picture_name, worst
+from experiment.show.failures import failures
+from experiment.show.pictures import WORST, picture_name, worst
 from experiment.show.published import published
 from experiment.show.tables import (
+    Table,
     beside_papers,
     decisions,
     light_note,
@@ -43,6 +46,7 @@ from files import write_text
 from methods import DETECTORS
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
+PICTURES = 300  # about so many of test images on a page: of many models each shows fewer
 LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
@@ -56,10 +60,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn test image and what is said of it."""
+    """A drawn test image or a chart, what is said of it, and where the image's file is, as far as that is known."""
 
     caption: str
     uri: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class JobView:
     run: str
     image_auroc: str
     charts: list[Picture]
+    failures: Table | None
     light: str
     misses: list[Picture]
     alarms: list[Picture]
@@ -126,13 +132,14 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
     labels = run_labels(records)
     jobs = [(record, label, job) for record, label in zip(records, labels, strict=True) for job in record.jobs]
     views: dict[str, list[JobView]] = {}
+    shown = min(WORST, max(1, PICTURES // (2 * len(jobs)))) if jobs else 0
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
-            views.setdefault(job.title, []).append(_job_view(record, label, job))
+            views.setdefault(job.title, []).append(_job_view(record, label, job, shown))
     table_of = ablation_table if is_grid(records) else summary
     tables = [table_of(records), table_of(records, best_epoch=True), decisions(records)]
     beside = None if is_grid(records) else beside_papers(records)
-    shown = {row[1] for row in beside.rows} if beside else set()
+    named = {row[1] for row in beside.rows} if beside else set()
     sources = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -148,13 +155,14 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
         verdicts=verdicts(comparison) if comparison else [],
         several_seeds=any(len(record.seeds) > 1 for record in records),
         beside=beside,
-        papers=[paper for paper in sources if paper["paper"] in shown],
+        papers=[paper for paper in sources if paper["paper"] in named],
         views=views,
         options=_options(records),
     )
 
 
-def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
+def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobView:
+    """A job with so many misses and false alarms at most."""
     folder = record.directory / job.folder
     predictions, description = record.predictions(job), read_description(folder, DETECTORS)
     threshold = description.thresholds.image
@@ -168,13 +176,14 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     decided = predictions["decision"].to_numpy().astype(bool)
     charts.append(Picture("Decisions at the threshold", _chart(_draw_confusion, anomalous, decided)))
     charts.append(Picture("Training", _chart(_draw_training, history)))
-    misses, alarms = ([], []) if description.table else worst(anomalous, scores)
+    misses, alarms = ([], []) if description.table else worst(anomalous, scores, shown)
     auroc = metrics.auroc(anomalous, scores)
     return JobView(
         title=job.title,
         run=f"{label}, seed {job.seed}",
         image_auroc="" if np.isnan(auroc) else f"{metrics.METRICS['image_auroc'].title} {100 * auroc:.1f}",
         charts=charts,
+        failures=failures(record, job),
         light=light_note(record, job),
         misses=_pictures(record, job, predictions, misses),
         alarms=_pictures(record, job, predictions, alarms),
@@ -182,12 +191,19 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
 
 
 def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+    try:
+        root = root_of(record, job)
+    except (DataError, OSError):  # a run outlives its data
+        root = None
     pictures = []
     for index in indices:
+        if picture_name(index) not in record.results_of[job].sha256:  # earlier versions drew fewer
+            continue
         row = predictions.loc[index]
         kind = row["defect_type"] if row["label"] else "normal"
         caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
-        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg")))
+        file = "" if root is None else (root / row["image"]).absolute().as_uri()
+        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg"), file))
     return pictures
 
 

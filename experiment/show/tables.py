@@ -153,7 +153,7 @@ def _beside_published(
 ) -> dict[str, list[str]]:
     """Columns of the papers of the runs' detectors that have numbers for these classes.
 
-    Of a single run with the difference to those of the same protocol; another protocol stands in the column's head.
+    Of a single run with its difference to those of the same protocol; another protocol stands in the column's head.
     """
     columns: dict[str, list[str]] = {}
     detectors = [str(record.config["net"].get("command", "net")) for record in records]
@@ -161,19 +161,22 @@ def _beside_published(
         own = {name: theirs.loc[key] for name in names if (key := class_of(name)) in theirs.index}
         is_like = protocol == (BEST_EPOCH if best_epoch else LAST_EPOCH)
         for metric in theirs.columns if own else ():
-            title, values = METRICS[metric].title, {name: row[metric] for name, row in own.items()}
+            values = {name: row[metric] for name, row in own.items()}
             if any(map(pd.isna, values.values())):
                 continue
-            cells = [f"{values[name]:.1f}" if name in values else NONE for name in names]
-            mean, said = sum(values.values()) / len(values), "" if is_like else f", {PROTOCOLS[protocol]}"
-            columns[f"{paper} {title}{said}"] = [*cells, f"{mean:.1f}"]
+            gaps: dict[str, float] = {}
             if is_like and len(tables) == 1 and tables[0][metric].notna().any():
                 ours = 100 * tables[0][metric]
                 gaps = {name: ours[name] - value for name, value in values.items() if pd.notna(ours[name])}
-                cells = [f"{gaps[name]:+.1f}" if name in gaps else NONE for name in names]
-                overall = f"{sum(gaps.values()) / len(gaps):+.1f}" if gaps else NONE
-                columns[f"{title} minus {paper}"] = [*cells, overall]
+            cells = [_with_gap(values[name], gaps.get(name)) if name in values else NONE for name in names]
+            means = sum(values.values()) / len(values), sum(gaps.values()) / len(gaps) if gaps else None
+            said = "" if is_like else f", {PROTOCOLS[protocol]}"
+            columns[f"{paper} {METRICS[metric].title}{said}"] = [*cells, _with_gap(*means)]
     return columns
+
+
+def _with_gap(value: float, gap: float | None) -> str:
+    return f"{value:.1f}" if gap is None else f"{value:.1f} ({gap:+.1f})"
 
 
 def beside_papers(records: Sequence[RunRecord]) -> Table | None:

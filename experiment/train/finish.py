@@ -1,7 +1,6 @@
 """What a trained model is kept as: its folder with model.json, predictions.csv, pictures and job.json."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from detection.decision import SURE, Thresholds
 from detection.description import Description
 from experiment.config import RunConfig
 from experiment.plan.job import Job
+from experiment.record.data import image_name
 from experiment.record.inputs import Inputs
 from experiment.record.pixels import PIXELS, write_pixels
 from experiment.record.results import EPOCH, JobResult, without_nan, write_result
@@ -124,12 +124,6 @@ def write_predictions(
     if counts is not None:
         write_pixels(folder / PIXELS, counts)
     return [folder / "predictions.csv", *([] if counts is None else [folder / PIXELS]), *examples]
-
-
-def image_name(path: Path, root: Path) -> str:
-    """How predictions.csv names an image: by its path below the dataset's root, one that lies elsewhere in full."""
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100 - resolve follows links
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:
