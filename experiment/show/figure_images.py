@@ -35,7 +35,7 @@ CHOICES = ("worst", "best", "random")
 LONGEST = 480  # pixels of a drawn image: as many as print shows
 COLOURS = "viridis"
 SCALE = "from the lowest to the highest pixel score of a detector on the class's test images; line: the mask"
-MARGIN, GAP, LINE, BAR = 0.17, 0.025, 0.115, 0.42  # inches
+MARGIN, GAP, LINE, BAR = 0.17, 0.025, 0.115, 0.3  # inches
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,10 @@ def _fill(axes: Axes, row: Row, column: int, has_masks: bool) -> None:
 
 def _add_scale(drawn: Figure, width: float, height: float) -> None:
     """The colours of the maps, and what they mean."""
-    bar = drawn.add_axes(((MARGIN + 0.02) / width, 0.24 / height, min(1.1, 0.4 * width) / width, 0.07 / height))
+    bar = drawn.add_axes(((MARGIN + 0.02) / width, 0.115 / height, min(1.1, 0.3 * width) / width, 0.07 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=COLOURS, extent=(0, 1, 0, 1))
     bar.set(xticks=[], yticks=[])
-    text = textwrap.fill(SCALE, max(20, int((width - 1.5) / 0.052)))
-    drawn.text((MARGIN + 0.1 + min(1.1, 0.4 * width)) / width, 0.275 / height, text, va="center", fontsize=6)
+    bar.spines[:].set_visible(False)
+    left = MARGIN + 0.1 + min(1.1, 0.3 * width)
+    text = textwrap.fill(SCALE, max(20, int((width - left) / 0.045)))
+    drawn.text(left / width, 0.15 / height, text, va="center", fontsize=6, linespacing=1.0)
