@@ -15,7 +15,7 @@ import main
 import metrics
 from datasets.regions import region_labels
 from errors import DataError
-from experiment.record.data import data_of, root_of, tested_samples
+from experiment.record.data import data_of, root_of, samples_of
 from experiment.record.read import read_run
 from experiment.show.failures import failures
 from methods import load
@@ -43,7 +43,7 @@ def test_columns_are_plain_computations_of_maps_and_masks(run):
     record = read_run(run)
     (job,) = record.jobs
     row, model = record.results_of[job].row, load(run / job.folder)
-    samples = list(tested_samples(record, job).values())
+    samples = list(samples_of(record, job).values())
     maps = model.predict([str(sample.image_path) for sample in samples]).maps.numpy()
     masks = [np.array(Image.open(s.mask_paths[0])) > 0 if s.mask_paths else np.zeros((32, 32), bool) for s in samples]
     masks, called = np.stack(masks), maps > model.thresholds.pixel

@@ -50,7 +50,7 @@ def root_of(record: RunRecord, job: JobName) -> Path:
     return find_root(data.reader, path)[0]
 
 
-def tested_samples(record: RunRecord, job: JobName) -> dict[str, Sample]:
+def samples_of(record: RunRecord, job: JobName) -> dict[str, Sample]:
     """The test images of a job's class by the names that predictions.csv has for them.
 
     Raises:

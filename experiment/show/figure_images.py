@@ -20,7 +20,7 @@ from detection.precision import precision_name
 from errors import DataError, UsageError
 from experiment.config import FigureConfig
 from experiment.machine.device import choose_device, choose_precision
-from experiment.record.data import data_of, tested_samples
+from experiment.record.data import data_of, samples_of
 from experiment.record.read import RunRecord
 from experiment.show.comparison import Contender, check_images, contenders_of
 from experiment.show.figure_charts import INCHES
@@ -142,7 +142,7 @@ def _rows(contenders: Sequence[Contender], chosen: Sequence[tuple[str, str]], gp
     device, first, computing = choose_device((gpu,)), contenders[0], None
     samples: dict[tuple[str, str], Sample] = {}
     for name in dict.fromkeys(name for name, _ in chosen):
-        own = tested_samples(first.record, first.jobs[name][0])
+        own = samples_of(first.record, first.jobs[name][0])
         for image in (image for owner, image in chosen if owner == name):
             if image not in own:
                 raise DataError(f"the data of '{first.record.directory}' have no test image '{image}' any more")
