@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often DeLong's test sees a difference that is not there.
 
-    python benchmarks/intervals.py [--sets 1000] [--draws 300]
+    python benchmarks/intervals.py [--sets 1000] [--draws 100]
 
 Test sets are simulated, so that the truth is known. Scores of images are normal around 0, or further off where an image
 is anomalous and by a spread of its own. Maps are noise with an image's own shift and a square that is brighter by an
@@ -24,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from metrics import METRICS, bootstrap, count_pixels, map_metrics
 from metrics.significance import (
     CHANCE,
+    Interval,
     auroc_interval,
     estimate,
     p_value,
     placements,
     symmetric_interval,
+    unit_interval,
 )
 
 SETTINGS = (  # normal and anomalous images, how far apart their scores are, and the spread of the anomalous ones
@@ -101,7 +103,7 @@ def of_bootstrap(sets: int, draws: int, rng: np.random.Generator) -> Iterator[Ro
             labels, scores = image_scores(*shape, rng)
             drawn = bootstrap.draw(labels, int(rng.integers(2**32)), draws)
             found = bootstrap.deviations(labels, scores, scores > 1, None, drawn)
-            return {name: bootstrap.interval(METRICS[name].function(labels, scores), found[name]) for name in names}
+            return {name: _interval(METRICS[name].function(labels, scores), found[name]) for name in names}
 
         yield from _rows(one, sets, truths, f"{normal} + {anomalous}")
 
@@ -117,9 +119,13 @@ def of_maps(sets: int, draws: int, rng: np.random.Generator) -> Iterator[Row]:
             labels = masks.any((1, 2))
             drawn = bootstrap.draw(labels, int(rng.integers(2**32)), draws)
             found = bootstrap.deviations(labels, maps.max((1, 2)), labels, count_pixels(masks, maps), drawn)
-            return {name: bootstrap.interval(value, found[name]) for name, value in map_metrics(masks, maps).items()}
+            return {name: _interval(value, found[name]) for name, value in map_metrics(masks, maps).items()}
 
         yield from _rows(one, sets, truths, f"{normal} + {anomalous}")
+
+
+def _interval(value: float, deviation: NDArray[np.float64]) -> Interval:
+    return unit_interval(bootstrap.estimate(value, deviation))
 
 
 def _rows(one: Callable[[], dict], sets: int, truths: dict[str, float], images: str) -> Iterator[Row]:
@@ -135,7 +141,7 @@ def _covered(intervals: Iterator, truth: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000, help="simulated test sets of each row")
-    parser.add_argument("--draws", type=int, default=300, help="test sets that the bootstrap draws of each")
+    parser.add_argument("--draws", type=int, default=100, help="test sets that the bootstrap draws of each")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     print(f"{given.sets} simulated test sets a row, {given.draws} bootstrap draws each\n")

@@ -98,22 +98,24 @@ class Comparison:
         """Where the mean over classes may well lie on other test images like these."""
         own = [self.measured[i][j] for j in classes]
         if name != OF_IMAGES:
-            return bootstrap.interval(self.value(i, name, classes), self._deviation(i, name, classes))
+            found = bootstrap.estimate(self.value(i, name, classes), self._deviation(i, name, classes))
+            return significance.unit_interval(found)
         if len(own) == 1:
             return significance.auroc_interval(own[0].placements)
         return significance.unit_interval(_mean_estimate([one.placements for one in own]))
 
     def difference(self, i: int, k: int, name: str, classes: Sequence[int]) -> Difference:
         """By how much contender i is better than contender k in the mean over classes."""
-        sign = 1 if KNOWN[name].higher_is_better else -1
         if name == OF_IMAGES:
-            pairs = zip(self.measured[i], self.measured[k], strict=True)
-            both = [pair for j, pair in enumerate(pairs) if j in classes]
-            found = _mean_estimate([one.placements.minus(other.placements) for one, other in both])
-            return Difference(found.value, significance.symmetric_interval(found), significance.p_value(found))
-        value = sign * (self.value(i, name, classes) - self.value(k, name, classes))
-        deviation = sign * (self._deviation(i, name, classes) - self._deviation(k, name, classes))
-        return Difference(value, bootstrap.interval(value, deviation), bootstrap.p_value(value, deviation))
+            pairs = [(self.measured[i][j], self.measured[k][j]) for j in classes]
+            found = _mean_estimate([one.placements.minus(other.placements) for one, other in pairs])
+            value = found.value
+        else:
+            sign = 1 if KNOWN[name].higher_is_better else -1
+            value = sign * (self.value(i, name, classes) - self.value(k, name, classes))
+            deviation = sign * (self._deviation(i, name, classes) - self._deviation(k, name, classes))
+            found = bootstrap.estimate(value, deviation)
+        return Difference(value, significance.symmetric_interval(found), significance.p_value(found))
 
     def best(self, name: str, classes: Sequence[int]) -> list[int]:
         """The best contender and all that do not differ from it by more than chance."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INCHES = {"one": 3.35, "two": 6.9}  # of a column, and of both: 85 and 175 mm
 COST = "cost.csv"  # of a run: what each model took
-INK = "#1d2129"
+INK, LETTER = "#1d2129", 0.054  # a letter's width in inches
 
 
 def draw_ranks(records: Sequence[RunRecord], width: str) -> Figure:
@@ -53,7 +53,8 @@ def _ranks_figure(labels: Sequence[str], mean: NDArray[np.float64], least: float
     lines = (count + 1) // 2
     drawn = Figure(figsize=(INCHES[width], 0.75 + 0.17 * (lines + 2 * below)))
     axes = drawn.add_axes((0, 0, 1, 1))
-    margin = 0.30 * (count - 1)
+    beside = LETTER * (max(map(len, labels)) + 8)  # inches on either side, for a name and its rank
+    margin = (count - 1) * beside / max(INCHES[width] - 2 * beside, 0.8)
     axes.set(xlim=(count + margin, 1 - margin), ylim=(-below - lines - 0.4, 3.4))
     axes.axis("off")
     axes.plot([1, count], [0, 0], color=INK, linewidth=0.8)
@@ -134,9 +135,7 @@ def milliseconds(contender: Contender, classes: Collection[str]) -> float:
     """
     path = contender.record.directory / COST
     if not path.is_file():
-        raise UsageError(
-            f"--cost: '{contender.record.directory}' has no {COST}: it is of an earlier version, run it anew"
-        )
+        raise UsageError(f"--cost: '{contender.record.directory}' has no {COST}, as of earlier versions: run it anew")
     try:
         table = pd.read_csv(path, dtype={"class": str, "backbone": str})
         chosen = table["class"].map(class_of).isin(list(classes))
