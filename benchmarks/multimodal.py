@@ -42,8 +42,8 @@ PEERS = {
     "LocalOutlierFactor": lambda _: LocalOutlierFactor(novelty=True),
 }
 KEPT, QUANTILE = 0.9, 0.995  # multimodal's --train_val_split and --threshold_quantile
-IMAGE_METRICS = [name for name, metric in metrics.METRICS.items() if not metric.of_pixels]
-COLUMNS = [*IMAGE_METRICS, *metrics.DECISION_METRICS]
+IMAGE_METRICS = [name for name, metric in metrics.METRICS.items() if metric.is_of_images]
+COLUMNS = [*IMAGE_METRICS, *(name for name, metric in metrics.DECISION_METRICS.items() if metric.is_of_images)]
 
 
 def run(name: str, words: list[str], seeds: list[int], results: Path) -> Iterator[dict]:

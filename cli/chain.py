@@ -155,7 +155,7 @@ class Link(Grouped):
     ) -> list[Any]:
         """A configuration for every choice, in order; one object for those that choose the same here."""
         words, extra = ctx.obj
-        ctx.parent.default_map = defaults
+        extra = {**extra, "default_map": defaults.get(ctx.info_name)}
         configs: dict[tuple[tuple[str, str], ...], Any] = {}
         chosen = []
         for choice in ctx.find_root().params.get("grid", [{}]):

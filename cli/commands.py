@@ -31,6 +31,7 @@ GRID = Flag(
 )
 NAME = click.Option(  # which --grid cannot vary
     ["--as", "called"],
+    default=None,
     metavar="NAME",
     help="What this detector's folder in RUN_NAME is called, among several on a command line; else its command.",
 )
@@ -40,6 +41,7 @@ DEBUG = Flag(
 ROOMS = {  # of experiment/
     "run": "run",
     "report": "show.report",
+    "figure": "show.figure",
     "predict": "use.predict",
     "export": "use.export",
     "extend": "train.extend",
@@ -48,6 +50,7 @@ ROOMS = {  # of experiment/
 ALONE = {  # links of no chain: their options, in experiment/, imported when asked for, and what they do
     "distill": ("distill_config.DistillConfig", "A teacher for efficientad, from any backbone."),
     "report": ("config.ReportConfig", "Tables and a page of finished runs."),
+    "figure": ("config.FigureConfig", "A figure of finished runs for a paper."),
     "predict": ("model_config.PredictConfig", "Scores and anomaly maps of your own images."),
     "export": ("model_config.ExportConfig", "A trained model as one ONNX file."),
     "extend": ("model_config.ExtendConfig", "Further normal images for a model with a memory bank."),
@@ -134,7 +137,7 @@ def sections() -> Sections:
         "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
         "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
         "Teachers": listed("distill"),
-        "Finished runs and models": listed("report", "predict", "export", "extend"),
+        "Finished runs and models": listed("report", "figure", "predict", "export", "extend"),
     }
 
 

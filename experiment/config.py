@@ -186,7 +186,38 @@ class ReportConfig:
         "--format",
     )
     best_epoch: bool = option(False, "Print the epoch picked on the test set, not the last. The page shows both.")
+    compare: bool = option(
+        False,
+        "Say which run is better, by how much, and whether that is more than chance: 95 % intervals of all metrics, "
+        "DeLong's test of every two runs and, over several classes, Wilcoxon's and mean ranks.",
+    )
     out: Path | None = option(None, "The page.", shown="RUN_DIR/report.html", is_file=True)
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    """Draw a figure for a paper of finished runs, RUN_DIR as of report.
+
+    \b
+    Rows are test images, columns the image, its mask and the anomaly map of every run; or, with --ranks or --cost, a
+    diagram of numbers. Text stays text, and widths are those of one or two columns of a page.
+    """
+
+    directories: tuple[Path, ...] = option(MISSING, "Of runs.", metavar="RUN_DIR...", argument=True)
+    out: Path = option(Path("figure.pdf"), "The file, a .pdf, .svg or .png.", is_file=True)
+    width: Literal["one", "two"] = option("two", "Columns of a page that it is as wide as: 85 or 175 mm.")
+    images: str = option(
+        "worst",
+        "Anomalous images that all runs together score lowest, best: highest, random, or a file of names as in "
+        "predictions.csv, one a line.",
+        metavar="worst|best|random|FILE",
+    )
+    rows: int = option(4, "Images, of every class in turn.", at_least=1, at_most=100)
+    subdatasets: tuple[str, ...] = option((), "Class, such as mvtec_bottle, repeatable; none: all.", "--class", "-d")
+    seed: int = option(0, "Of --images random.", at_least=0, at_most=LARGEST_SEED)
+    ranks: bool = option(False, "Mean ranks over the classes, with the critical difference of Nemenyi's test.")
+    cost: bool = option(False, "Image AUROC against milliseconds per image, by cost.csv of the runs.")
+    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
 
 
 @dataclass(frozen=True)

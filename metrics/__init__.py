@@ -4,6 +4,7 @@ The pixels that are counted are those of the maps, which masks are brought to be
 has.
 """
 
+from metrics.by_image import PixelCounts, count_pixels
 from metrics.entries import (
     DECISION_METRICS,
     KINDS,
@@ -11,10 +12,12 @@ from metrics.entries import (
     METRICS,
     Kind,
     Metric,
+    combined_metrics,
     decision_metrics,
     image_metrics,
     loco_metrics,
     map_metrics,
+    pixel_decision_metrics,
 )
 from metrics.pixels import RankedPixels, pixel_metrics, pro, rank_defects, rank_pixels, spro, spro_at
 from metrics.ranking import auroc, average_precision, f1_max
@@ -26,14 +29,18 @@ __all__ = [
     "METRICS",
     "Kind",
     "Metric",
+    "PixelCounts",
     "RankedPixels",
     "auroc",
     "average_precision",
+    "combined_metrics",
+    "count_pixels",
     "decision_metrics",
     "f1_max",
     "image_metrics",
     "loco_metrics",
     "map_metrics",
+    "pixel_decision_metrics",
     "pixel_metrics",
     "pro",
     "rank_defects",

@@ -25,7 +25,8 @@ class Metric:
         name: of its column in CSV and JSON files, and in TensorBoard.
         title: of its column in tables to read, which show it in percent.
         function: of what its table below says; a finite number, or NaN where the metric does not exist.
-        of_pixels: whether it needs masks; such a function is given RankedPixels.
+        of_pixels: whether it needs masks; such a function is given RankedPixels or, of decisions, those of all pixels.
+        of_values: whether it is made of the metrics before it; such a function is given their values by name.
         higher_is_better: which value of several is the best one.
         main: whether it is shown where several runs stand side by side.
     """
@@ -34,8 +35,14 @@ class Metric:
     title: str
     function: Callable[..., float]
     of_pixels: bool = False
+    of_values: bool = False
     higher_is_better: bool = True
     main: bool = False
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether it is of images' labels and what is said of the images, and of nothing else."""
+        return not self.of_pixels and not self.of_values
 
 
 class Kind(NamedTuple):
@@ -53,6 +60,7 @@ class Kind(NamedTuple):
 
 
 KINDS = ("logical", "structural")
+AVERAGED = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pro")  # in mAD
 
 
 def _by_name(*metrics: Metric) -> dict[str, Metric]:
@@ -70,7 +78,7 @@ def _auspro(kind: Kind, max_fpr: float) -> float:
     return math.nan if kind.pixels is None else kind.pixels.overlap_area(max_fpr)
 
 
-# Of labels (bool [N], both occur) and finite scores [N], or of RankedPixels.
+# Of labels (bool [N], both occur) and finite scores [N], of RankedPixels, or of the values of those before.
 METRICS = _by_name(
     Metric("image_auroc", "image AUROC", auroc, main=True),
     Metric("pixel_auroc", "pixel AUROC", lambda pixels: roc_area(pixels.ranked), of_pixels=True, main=True),
@@ -79,6 +87,8 @@ METRICS = _by_name(
     Metric("image_f1_max", "image max-F1", f1_max),
     Metric("pixel_ap", "pixel AP", lambda pixels: precision_sum(pixels.ranked), of_pixels=True),
     Metric("pixel_f1_max", "pixel max-F1", lambda pixels: best_f1(pixels.ranked), of_pixels=True),
+    Metric("pro_0.05", "PRO 0.05", lambda pixels: pixels.overlap_area(0.05), of_pixels=True),
+    Metric("mad", "mAD", lambda values: sum(values[name] for name in AVERAGED) / len(AVERAGED), of_values=True),
 )
 
 # Of a Kind for every one of KINDS: of MVTec LOCO and `assembly` only.
@@ -88,12 +98,14 @@ LOCO_METRICS = _by_name(
     *_of_kinds("auspro_0.3", "AUsPRO 0.3", lambda kind: _auspro(kind, 0.3)),
 )
 
-# Of labels (bool [N], both occur) and decisions (bool [N]) at the stored threshold, known once training is over.
+# Of labels (bool [N], both occur) and decisions (bool [N]) at the stored threshold, known once training is over; or of
+# masks and decisions of pixels, both bool [N, H, W].
 DECISION_METRICS = _by_name(
     Metric("precision", "precision", precision),
     Metric("recall", "recall", recall),
     Metric("f1", "F1", f1),
     Metric("accuracy", "accuracy", accuracy),
+    Metric("seg_f1", "SegF1", f1, of_pixels=True),
 )
 
 
@@ -102,7 +114,7 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
 
     NaN where all labels are the same.
     """
-    chosen = {name: metric for name, metric in METRICS.items() if not metric.of_pixels}
+    chosen = {name: metric for name, metric in METRICS.items() if metric.is_of_images}
     return _of_both_labels(chosen, labels, np.asarray(scores))
 
 
@@ -113,21 +125,37 @@ def map_metrics(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = N
     return dict.fromkeys(chosen, math.nan) if pixels is None else _values(chosen, pixels)
 
 
+def combined_metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of METRICS that are made of others, whose values are given by name; NaN where one of those is."""
+    return _values({name: metric for name, metric in METRICS.items() if metric.of_values}, values)
+
+
 def loco_metrics(kinds: Mapping[str, Kind]) -> dict[str, float]:
     """LOCO_METRICS of all KINDS."""
     return _values(LOCO_METRICS, kinds)
 
 
 def decision_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str, float]:
-    """DECISION_METRICS of labels [N], non-zero for anomalous, and decisions [N], non-zero for called so.
+    """The metrics of DECISION_METRICS that are of images: of labels [N], non-zero for anomalous, and decisions [N],
+    non-zero for called so.
 
     NaN where all labels are the same, as of AUROC, or a share is of nothing.
     """
-    return _of_both_labels(DECISION_METRICS, labels, np.asarray(decisions, dtype=bool))
+    chosen = {name: metric for name, metric in DECISION_METRICS.items() if metric.is_of_images}
+    return _of_both_labels(chosen, labels, np.asarray(decisions, dtype=bool))
+
+
+def pixel_decision_metrics(masks: ArrayLike, decisions: ArrayLike) -> dict[str, float]:
+    """The metrics of DECISION_METRICS that are of pixels: of masks and decisions [N, H, W], non-zero for defective.
+
+    NaN where no pixel or every pixel is defective.
+    """
+    chosen = {name: metric for name, metric in DECISION_METRICS.items() if metric.of_pixels}
+    return _of_both_labels(chosen, masks, np.asarray(decisions, dtype=bool))
 
 
 def _of_both_labels(table: Mapping[str, Metric], labels: ArrayLike, values: NDArray) -> dict[str, float]:
-    anomalous = np.asarray(labels, dtype=bool)
+    anomalous = np.asarray(labels).astype(bool, copy=False)
     if anomalous.all() or not anomalous.any():
         return dict.fromkeys(table, math.nan)
     return _values(table, anomalous, values)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metrics.ranking import Crossings, best_f1, crossings, precision_sum, roc_area
+from metrics.ranking import Crossings, best_f1, crossings, precision_sum, reached, roc_area
 
 
 class RankedPixels(NamedTuple):
@@ -107,11 +107,11 @@ def rank_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = N
     defective, scores = np.asarray(masks).astype(bool, copy=False), _checked_maps(maps)
     if defective.shape != scores.shape:
         raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
-    weights = _region_weights(defective, regions)
+    shares, count = region_shares(defective, regions)
     if defective.all() or not defective.any():
         return None
-    ranked = crossings(scores, defective, scores[defective])
-    return RankedPixels(ranked, ranked.hits(weights))
+    ranked, group = crossings(scores, defective, scores[defective])
+    return RankedPixels(ranked, reached(group, shares / count))
 
 
 def rank_defects(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike) -> RankedPixels | None:
@@ -139,12 +139,15 @@ def rank_defects(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLik
         weights.append(np.diff(found, prepend=0.0))
     if not positives or covered.all():
         return None
-    ranked = crossings(scores, covered, np.concatenate(positives))
-    return RankedPixels(ranked, ranked.hits(np.concatenate(weights) / len(positives)))
+    ranked, group = crossings(scores, covered, np.concatenate(positives))
+    return RankedPixels(ranked, reached(group, np.concatenate(weights) / len(positives)))
 
 
-def _region_weights(defective: NDArray[np.bool_], given: ArrayLike | None) -> NDArray[np.float64]:
-    """1 / (area x number of regions) for every defective pixel, in the order of boolean indexing."""
+def region_shares(defective: NDArray[np.bool_], given: ArrayLike | None) -> tuple[NDArray[np.float64], int]:
+    """What share of its region every defective pixel is, in the order of boolean indexing [P]; the number of regions.
+
+    Arguments and errors as of rank_pixels.
+    """
     if given is not None:
         labels = np.asarray(given)
         if labels.shape != (np.count_nonzero(defective),) or labels.dtype.kind not in "iu":
@@ -153,17 +156,17 @@ def _region_weights(defective: NDArray[np.bool_], given: ArrayLike | None) -> ND
                 f"not {labels.dtype} {list(labels.shape)}"
             )
         areas = np.bincount(labels)
-        return 1.0 / areas[labels] / max(np.count_nonzero(areas), 1)
-    weights: list[NDArray[np.float64]] = []
+        return 1.0 / areas[labels], int(np.count_nonzero(areas))
+    shares: list[NDArray[np.float64]] = [np.empty(0)]
     regions = 0
     for mask in defective:
         if not mask.any():
             continue
         count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
         inside = labels[mask]
-        weights.append(1.0 / np.bincount(inside)[inside])
+        shares.append(1.0 / np.bincount(inside)[inside])
         regions += count - 1
-    return np.concatenate(weights) / regions if weights else np.empty(0)
+    return np.concatenate(shares), regions
 
 
 def _checked_maps(maps: ArrayLike) -> NDArray[np.floating]:

@@ -20,34 +20,32 @@ class Crossings(NamedTuple):
     Attributes:
         above: negatives above each score [T].
         at_or_above: negatives at or above it [T]; more than `above` where they tie with positives.
-        group: index into the distinct scores of every positive [P].
+        hits: positives at or above it [T].
         negatives: number of negatives N.
     """
 
-    above: NDArray[np.int64]
-    at_or_above: NDArray[np.int64]
-    group: NDArray[np.int64]
-    negatives: int
+    above: NDArray[np.number]
+    at_or_above: NDArray[np.number]
+    hits: NDArray[np.float64]
+    negatives: float
 
-    def hits(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Sum of the positives' weights (1 each if None) at or above each distinct score [T]."""
-        return np.cumsum(np.bincount(self.group, weights, minlength=len(self.above)), dtype=np.float64)
-
-    def area(self, hits: NDArray[np.float64], max_fpr: float = 1.0) -> float:
-        """Area under the curve of hits over the false-positive rate up to max_fpr, divided by max_fpr.
+    def area(self, curve: NDArray[np.float64], max_fpr: float = 1.0) -> float:
+        """Area under a curve [T] over the false-positive rate up to max_fpr, divided by max_fpr.
 
         Tied positives and negatives cross together, which draws a straight segment; the last one is interpolated.
         """
         x = np.stack([self.above, self.at_or_above], axis=1).ravel() / self.negatives
-        y = np.stack([np.concatenate([[0.0], hits[:-1]]), hits], axis=1).ravel()
-        x, y = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [hits[-1]]])
+        y = np.stack([np.concatenate([[0.0], curve[:-1]]), curve], axis=1).ravel()
+        x, y = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [curve[-1]]])
         inside = int(np.searchsorted(x, max_fpr, side="right"))
         last = np.interp(max_fpr, x[inside - 1 : inside + 1], y[inside - 1 : inside + 1])
         return float(np.trapezoid(np.append(y[:inside], last), np.append(x[:inside], max_fpr)) / max_fpr)
 
 
-def crossings(scores: NDArray[np.floating], positive: NDArray[np.bool_], positives: NDArray[np.floating]) -> Crossings:
-    """Rank positives among negatives.
+def crossings(
+    scores: NDArray[np.floating], positive: NDArray[np.bool_], positives: NDArray[np.floating]
+) -> tuple[Crossings, NDArray[np.int64]]:
+    """Rank positives among negatives; with it the index of every positive's score among the distinct ones [P].
 
     Parts of bounded size are sorted side by side and their counts added: beyond what is given, the memory taken grows
     with the positives only.
@@ -74,10 +72,19 @@ def crossings(scores: NDArray[np.floating], positive: NDArray[np.bool_], positiv
             total[1] -= np.searchsorted(negatives, ascending, side="left")
         return total
 
-    with ThreadPoolExecutor(workers) as threads:
-        above, at_or_above = sum(threads.map(counts, range(workers)))
+    if workers == 1:
+        above, at_or_above = counts(0)
+    else:
+        with ThreadPoolExecutor(workers) as threads:
+            above, at_or_above = sum(threads.map(counts, range(workers)))
+    group = len(ascending) - 1 - group
     negatives = scores.size - int(np.count_nonzero(positive))
-    return Crossings(above[::-1], at_or_above[::-1], len(ascending) - 1 - group, negatives)
+    return Crossings(above[::-1], at_or_above[::-1], reached(group), negatives), group
+
+
+def reached(group: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Sum of the positives' weights (1 each if None) at or above each distinct score [T], which group [P] names."""
+    return np.cumsum(np.bincount(group, weights), dtype=np.float64)
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -116,18 +123,17 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def roc_area(ranked: Crossings) -> float:
-    hits = ranked.hits()
-    return ranked.area(hits / hits[-1])
+    return ranked.area(ranked.hits / ranked.hits[-1])
 
 
 def precision_sum(ranked: Crossings) -> float:
-    hits = ranked.hits()
+    hits = ranked.hits
     gained = np.diff(hits, prepend=0.0) / hits[-1]
     return float(np.sum(gained * hits / (hits + ranked.at_or_above)))
 
 
 def best_f1(ranked: Crossings) -> float:
-    hits = ranked.hits()
+    hits = ranked.hits
     return float(np.max(2 * hits / (hits + ranked.at_or_above + hits[-1])))
 
 
@@ -140,4 +146,4 @@ def _ranked(labels: ArrayLike, scores: ArrayLike) -> Crossings | None:
         raise ValueError("scores must be finite")
     if anomalous.all() or not anomalous.any():
         return None
-    return crossings(values, anomalous, values[anomalous])
+    return crossings(values, anomalous, values[anomalous])[0]

@@ -89,7 +89,7 @@ def test_papers_command_writes_every_file(run_process, tmp_path):
     models = {
         f"models/0/mvtec_{c}/{f}"
         for c in ("bottle", "cable")
-        for f in ("checkpoint.safetensors", "model.json", "predictions.csv", "job.json", "cost.json")
+        for f in ("checkpoint.safetensors", "model.json", "predictions.csv", "pixels.npz", "job.json", "cost.json")
     }
     pictures = {f"models/0/mvtec_{c}/examples/{i:05}.jpg" for c in ("bottle", "cable") for i in range(4)}
     tables = {"results.csv", "results_best_epoch.csv", "results_per_seed.csv", "history.csv", "cost.csv"}
@@ -211,7 +211,8 @@ def test_no_masks_is_an_empty_cell(run_main, tmp_path):
     )
     assert row[0] == "elpv_mono"
     for i, name in enumerate(names):
-        assert (row[i] == "") == (mean[i] == "") == (name.startswith("pixel_") or name == "pro"), name
+        is_of_masks = name.startswith(("pixel_", "pro")) or name in ("mad", "seg_f1")
+        assert (row[i] == "") == (mean[i] == "") == is_of_masks, name
     assert mean[1] == row[1]
     assert "nan" not in done.stdout.lower()
 

@@ -13,10 +13,10 @@ from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 
 import main
 from errors import DataError
+from experiment.record.data import image_name
 from experiment.record.read import read_run
 from experiment.record.sheets import write_csv
 from experiment.show.report import page
-from experiment.train.finish import image_name
 
 NAME = "<img src=x onerror=document.title='hit'>"
 

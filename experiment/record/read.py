@@ -12,11 +12,13 @@ from typing import Any
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
 from experiment.record.cost import cost_table, read_costs
+from experiment.record.pixels import PIXELS, parse_pixels
 from experiment.record.provenance import CONFIG, KIND, datasets_of, read_config
 from experiment.record.results import JobResult, Tables, make_tables, read_failures, read_results
 from experiment.record.sheets import unquoted
 from files import unreadable
 from late import pandas as pd
+from metrics import PixelCounts
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class RunRecord:
         for name in ("image", "defect_type"):
             table[name] = table[name].map(unquoted, na_action="ignore")
         return table
+
+    def pixels(self, job: JobName, images: int) -> PixelCounts | None:
+        """pixels.npz of a finished job, of so many test images; None without masks or maps, and of an earlier version.
+
+        Raises:
+            DataError: it is missing or was changed.
+        """
+        if PIXELS not in self.results_of[job].sha256:
+            return None
+        return parse_pixels(self.directory / job.folder / PIXELS, self.read(job, PIXELS), images)
 
 
 def read_run(directory: Path, called: str = "") -> RunRecord:

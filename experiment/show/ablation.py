@@ -84,6 +84,11 @@ def are_side_by_side(records: Sequence[RunRecord]) -> bool:
     return len(flags) == 1 and flags != {()}
 
 
+def is_grid(records: Sequence[RunRecord]) -> bool:
+    """Whether options tell some of the runs apart, which no paper's numbers are of."""
+    return any(set(record.choices) - {"detector"} for record in records)
+
+
 def overview(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
     """The table that suits some runs: ablation_table, or summary for those that are not told apart by choices."""
     return (ablation_table if are_side_by_side(records) else summary)(records, best_epoch)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detection import is_anomalous
 
-WORST = 4  # misses, and as many false alarms
+WORST = 5  # misses, and as many false alarms
 OVERLAY = 0.45  # the map's share
 MASK_COLOUR = (0, 255, 0)  # of the mask's outline on the overlay
 CAPTION, FONT = 22, 13  # pixels

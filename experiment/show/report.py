@@ -21,18 +21,24 @@ from tqdm import tqdm
 
 import metrics
 from detection.description import read_description
-from errors import UsageError
+from errors import DataError, UsageError
 from experiment.config import JobName, ReportConfig
+from experiment.record.data import root_of
 from experiment.record.provenance import flatten
 from experiment.record.read import RunRecord
-from experiment.show.ablation import overview, read_runs
+from experiment.show.ablation import is_grid, overview, read_runs
+from experiment.show.comparison import Comparison, compare
 from experiment.show.costs import cost_table
-from experiment.show.pictures import picture_name, worst
-from experiment.show.tables import decisions, light_note, light_notes, published, render, run_labels
+from experiment.show.failures import failures
+from experiment.show.pictures import WORST, picture_name, worst
+from experiment.show.published import published
+from experiment.show.tables import Table, beside_papers, decisions, light_note, light_notes, render, run_labels
+from experiment.show.verdict import comparison_tables, notes, verdicts
 from files import write_text
 from methods import DETECTORS
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
+PICTURES = 300  # about so many of test images on a page: of many models each shows fewer
 LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
@@ -46,10 +52,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn test image and what is said of it."""
+    """A drawn test image or a chart, what is said of it, and where the image's file is, as far as that is known."""
 
     caption: str
     uri: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class JobView:
     run: str
     image_auroc: str
     charts: list[Picture]
+    failures: Table | None
     light: str
     misses: list[Picture]
     alarms: list[Picture]
@@ -69,33 +77,46 @@ def report(config: ReportConfig) -> None:
     """Print the table of some runs; unless it is for another program, write the page too.
 
     Raises:
-        UsageError: a folder that is no run's, or a place for a page that is not written.
+        UsageError: a folder that is no run's, a place for a page that is not written, or --compare of runs that cannot
+            be compared, or of the best epoch.
         DataError: a damaged file of a run.
     """
+    if config.compare and config.best_epoch:
+        raise UsageError("--compare is of the scores in predictions.csv, the last epoch's: leave --best_epoch out")
     if config.out is not None and config.style != "table":
         raise UsageError(
             f"--out names the page, which --format {config.style} does not write: leave one of them out, or send the "
             "printed table to a file by >"
         )
     records = [record for directory in config.directories for record in read_runs(directory)]
+    comparison = compare(records) if config.compare else None
+    for note in notes(comparison):
+        click.echo(note, err=True)
     if config.style != "table":
-        click.echo(render(overview(records, config.best_epoch), config.style))
+        table = comparison_tables(comparison)[0] if comparison else overview(records, config.best_epoch)
+        click.echo(render(table, config.style))
         return
-    for best_epoch in (True,) if config.best_epoch else (False, True):
-        click.echo(render(overview(records, best_epoch), "table") + "\n")
+    tables = [overview(records, best_epoch) for best_epoch in ((True,) if config.best_epoch else (False, True))]
+    papers = None if is_grid(records) else beside_papers(records)
+    for table in [*tables, *([papers] if papers else [])]:
+        click.echo(render(table, "table") + "\n")
     if not config.best_epoch:
         click.echo(render(decisions(records), "table") + "\n")
         if (costs := cost_table(records)).rows:
             click.echo(render(costs, "table") + "\n")
         for note in light_notes(records):
             click.echo(note, err=True)
+    if comparison:
+        for table in comparison_tables(comparison, is_short=True):
+            click.echo(render(table, "table") + "\n")
+        click.echo("\n".join(verdicts(comparison)))
     out = config.out or config.directories[0] / "report.html"
-    write_text(out, page(records))
+    write_text(out, page(records, comparison))
     click.echo(f"The report is {out}", err=True)
 
 
-def page(records: Sequence[RunRecord]) -> str:
-    """The HTML page of some runs.
+def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> str:
+    """The HTML page of some runs, with how they compare where that is given.
 
     Raises:
         DataError: a damaged file of a run.
@@ -104,13 +125,16 @@ def page(records: Sequence[RunRecord]) -> str:
     labels = run_labels(records)
     jobs = [(record, label, job) for record, label in zip(records, labels, strict=True) for job in record.jobs]
     views: dict[str, list[JobView]] = {}
+    shown = min(WORST, max(1, PICTURES // (2 * len(jobs)))) if jobs else 0
     with rc_context(STYLE):
         for record, label, job in tqdm(jobs, desc="report", unit="model", leave=False, dynamic_ncols=True):
-            views.setdefault(job.title, []).append(_job_view(record, label, job))
+            views.setdefault(job.title, []).append(_job_view(record, label, job, shown))
     tables = [overview(records), overview(records, best_epoch=True), decisions(records)]
     costs = cost_table(records)
     tables += [costs] if costs.rows else []
-    papers = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
+    beside = None if is_grid(records) else beside_papers(records)
+    named = {row[1] for row in beside.rows} if beside else set()
+    sources = published().drop_duplicates("paper")[["paper", "source"]].to_dict("records")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -121,14 +145,18 @@ def page(records: Sequence[RunRecord]) -> str:
     return environment.get_template("report.html.j2").render(
         labels=labels,
         tables=tables,
+        compared=comparison_tables(comparison) if comparison else [],
+        verdicts=verdicts(comparison) if comparison else [],
         several_seeds=any(len(record.seeds) > 1 for record in records),
-        papers=[paper for paper in papers if any(head.startswith(paper["paper"]) for head in tables[0].heads)],
+        beside=beside,
+        papers=[paper for paper in sources if paper["paper"] in named],
         views=views,
         options=_options(records),
     )
 
 
-def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
+def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobView:
+    """A job with so many misses and false alarms at most."""
     folder = record.directory / job.folder
     predictions, description = record.predictions(job), read_description(folder, DETECTORS)
     threshold = description.thresholds.image
@@ -142,13 +170,14 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
     decided = predictions["decision"].to_numpy().astype(bool)
     charts.append(Picture("Decisions at the threshold", _chart(_draw_confusion, anomalous, decided)))
     charts.append(Picture("Training", _chart(_draw_training, history)))
-    misses, alarms = ([], []) if description.table else worst(anomalous, scores)
+    misses, alarms = ([], []) if description.table else worst(anomalous, scores, shown)
     auroc = metrics.auroc(anomalous, scores)
     return JobView(
         title=job.title,
         run=f"{label}, seed {job.seed}",
         image_auroc="" if np.isnan(auroc) else f"{metrics.METRICS['image_auroc'].title} {100 * auroc:.1f}",
         charts=charts,
+        failures=failures(record, job),
         light=light_note(record, job),
         misses=_pictures(record, job, predictions, misses),
         alarms=_pictures(record, job, predictions, alarms),
@@ -156,12 +185,19 @@ def _job_view(record: RunRecord, label: str, job: JobName) -> JobView:
 
 
 def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+    try:
+        root = root_of(record, job)
+    except (DataError, OSError):  # a run outlives its data
+        root = None
     pictures = []
     for index in indices:
+        if picture_name(index) not in record.results_of[job].sha256:  # earlier versions drew fewer
+            continue
         row = predictions.loc[index]
         kind = row["defect_type"] if row["label"] else "normal"
         caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
-        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg")))
+        file = "" if root is None else (root / row["image"]).absolute().as_uri()
+        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg"), file))
     return pictures
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from detection.description import read_description
 from experiment.config import JobName
 from experiment.record.read import RunRecord
 from experiment.record.results import EPOCH
+from experiment.show.published import (
+    BEST_EPOCH,
+    COMPARED,
+    LAST_EPOCH,
+    PROTOCOLS,
+    by_class,
+    class_of,
+    means,
+    published,
+)
 from late import pandas as pd
 from methods import DETECTORS
 from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, decision_metrics
@@ -32,12 +40,6 @@ class Table:
     bold: frozenset[tuple[int, int]] = frozenset()
 
 
-@cache
-def published() -> pd.DataFrame:
-    """Numbers from papers in percent: paper, source, dataset, class, image_auroc, pixel_auroc; published.csv."""
-    return pd.read_csv(Path(__file__).with_name("published.csv"), dtype={"class": str})
-
-
 def run_labels(records: Sequence[RunRecord]) -> list[str]:
     """The shortest ends of the runs' paths that tell them apart."""
     parts = [record.directory.resolve().parts for record in records]
@@ -50,7 +52,7 @@ def run_labels(records: Sequence[RunRecord]) -> list[str]:
 
 
 def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
-    """Classes down; metrics in percent across, of several runs the main ones each; then published numbers.
+    """Classes down; metrics in percent across, of several runs the main ones each; then numbers of their papers.
 
     Args:
         records: what the runs left; at least one.
@@ -69,13 +71,13 @@ def summary(records: Sequence[RunRecord], best_epoch: bool = False) -> Table:
                 columns[f"{label} {metric.title}".strip()] = cells
         if best_epoch and len(records) == 1:
             columns["epoch"] = [table[EPOCH].get(name, "") for name in names] + [""]
-    columns |= _beside_published(tables, names)
+    columns |= _beside_published(records, tables, names, best_epoch)
     title = f"{BEST if best_epoch else LAST}, percent"
     return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
 def decisions(records: Sequence[RunRecord]) -> Table:
-    """What the threshold of every model makes of its test images: precision, recall, F1, accuracy, and false alarms.
+    """What the thresholds of every model make of its test images: precision, recall, F1, accuracy, SegF1, false alarms.
 
     The false-alarm rate is the share of the normal test images that are called anomalous; beside it stand the
     share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
@@ -90,7 +92,9 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             folder = record.directory / job.folder
             table, thresholds = record.predictions(job), read_description(folder, DETECTORS).thresholds
             anomalous, decided = table["label"].astype(bool), table["decision"].astype(bool)
-            shares = [*decision_metrics(anomalous, decided.to_numpy()).values(), decided[~anomalous].mean()]
+            own = decision_metrics(anomalous, decided.to_numpy())
+            shares = [own.get(name, record.results_of[job].row.get(name)) for name in DECISION_METRICS]
+            shares.append(decided[~anomalous].mean())
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
             shares += thresholds.false_alarms or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
@@ -144,24 +148,63 @@ def cell(table: pd.DataFrame, name: str, metric: str) -> str:
     return text
 
 
-def _beside_published(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of every paper that has numbers for these classes; of a single run with the difference to them."""
+def _beside_published(
+    records: Sequence[RunRecord], tables: Sequence[pd.DataFrame], names: Sequence[str], best_epoch: bool
+) -> dict[str, list[str]]:
+    """Columns of the papers of the runs' detectors that have numbers for these classes.
+
+    Of a single run with its difference to those of the same protocol; another protocol stands in the column's head.
+    """
     columns: dict[str, list[str]] = {}
-    known = published()
-    for paper, rows in known.groupby("paper", sort=False):
-        theirs = rows.set_index(rows["dataset"] + "_" + rows["class"])
-        own = {name: theirs.loc[key] for name in names if (key := name.partition(" (")[0]) in theirs.index}
-        if not own:
-            continue
-        for metric in ("image_auroc", "pixel_auroc"):
-            title, values = METRICS[metric].title, {name: row[metric] for name, row in own.items()}
-            cells = [f"{values[name]:.1f}" if name in values else NONE for name in names]
-            mean = sum(values.values()) / len(values)
-            columns[f"{paper} {title}"] = [*cells, f"{mean:.1f}"]
-            if len(tables) == 1 and tables[0][metric].notna().any():
+    detectors = [str(record.config["net"].get("command", "net")) for record in records]
+    for paper, protocol, theirs in by_class(detectors):
+        own = {name: theirs.loc[key] for name in names if (key := class_of(name)) in theirs.index}
+        is_like = protocol == (BEST_EPOCH if best_epoch else LAST_EPOCH)
+        for metric in theirs.columns if own else ():
+            values = {name: row[metric] for name, row in own.items()}
+            if any(map(pd.isna, values.values())):
+                continue
+            gaps: dict[str, float] = {}
+            if is_like and len(tables) == 1 and tables[0][metric].notna().any():
                 ours = 100 * tables[0][metric]
                 gaps = {name: ours[name] - value for name, value in values.items() if pd.notna(ours[name])}
-                cells = [f"{gaps[name]:+.1f}" if name in gaps else NONE for name in names]
-                overall = f"{sum(gaps.values()) / len(gaps):+.1f}" if gaps else NONE
-                columns[f"{title} minus {paper}"] = [*cells, overall]
+            cells = [_with_gap(values[name], gaps.get(name)) if name in values else NONE for name in names]
+            means = sum(values.values()) / len(values), sum(gaps.values()) / len(gaps) if gaps else None
+            said = "" if is_like else f", {PROTOCOLS[protocol]}"
+            columns[f"{paper} {METRICS[metric].title}{said}"] = [*cells, _with_gap(*means)]
     return columns
+
+
+def _with_gap(value: float, gap: float | None) -> str:
+    return f"{value:.1f}" if gap is None else f"{value:.1f} ({gap:+.1f})"
+
+
+def beside_papers(records: Sequence[RunRecord]) -> Table | None:
+    """Means over the runs' classes beside those of papers, of one protocol together; None where no paper has them."""
+    names = [name for record in records for name in record.tables.results["class"]]
+    found = means(names)
+    rows = []
+    for dataset in dict.fromkeys(one.dataset for one in found):
+        for protocol in PROTOCOLS:
+            own = _own_means(records, dataset, protocol)
+            theirs = [(one.paper, one.values) for one in found if (one.dataset, one.protocol) == (dataset, protocol)]
+            for method, values in [*own, *theirs]:
+                cells = [NONE if pd.isna(values[name]) else f"{values[name]:.1f}" for name in COMPARED]
+                rows.append([dataset, method, protocol, *cells])
+    heads = ["dataset", "method", "protocol", *(METRICS[name].title for name in COMPARED)]
+    return Table("means beside published ones of the same classes, percent", heads, rows) if found else None
+
+
+def _own_means(records: Sequence[RunRecord], dataset: str, protocol: str) -> list[tuple[str, dict[str, float]]]:
+    """Of every run, and of every backbone of several, its means over the classes of a dataset that papers have."""
+    if protocol not in (LAST_EPOCH, BEST_EPOCH):
+        return []
+    known = {f"{dataset}_{name}" for name in published().query("dataset == @dataset")["class"]}
+    found = []
+    for record, label in zip(records, run_labels(records), strict=True):
+        table = record.tables.results if protocol == LAST_EPOCH else record.tables.best_epoch
+        table = table[table["class"].map(class_of).isin(known)]
+        for backbone, rows in table.groupby(table["class"].map(lambda title: title.partition(" (")[2]), sort=False):
+            values = {name: 100 * rows[name].mean() if name in rows else math.nan for name in COMPARED}
+            found.append((f"{label} ({backbone}" if backbone else label, values))
+    return found

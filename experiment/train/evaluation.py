@@ -25,12 +25,17 @@ class Evaluation:
         terms: what the scores are made of, [N] each, by name.
         map_range: the lowest and the highest pixel score of all maps; None without maps.
         metrics: the value of every one of metrics.METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
+        maps, masks: of all images [N, H, W]; None without maps or masks.
+        regions: of all defective pixels, as evaluate was given them.
     """
 
     scores: NDArray[np.float32]
     terms: dict[str, NDArray[np.float32]]
     map_range: tuple[float, float] | None
     metrics: dict[str, float]
+    maps: NDArray[np.float32] | None = None
+    masks: NDArray[np.bool_] | None = None
+    regions: NDArray[np.integer] | None = None
 
 
 def evaluate(
@@ -58,6 +63,7 @@ def evaluate(
     scores: list[NDArray[np.float32]] = []
     terms: dict[str, list[NDArray[np.float32]]] = {}
     maps: NDArray[np.float32] | None = None
+    masks: NDArray[np.bool_] | None = None
     map_range: tuple[float, float] | None = None
     done = 0
     for prediction, batch_masks in predictions:
@@ -88,7 +94,9 @@ def evaluate(
         values |= metrics.map_metrics(masks, maps, regions)
     if defects:
         values |= metrics.loco_metrics(_by_kind(samples, all_scores, maps, defects))
-    return Evaluation(all_scores, {name: np.concatenate(own) for name, own in terms.items()}, map_range, values)
+    values |= metrics.combined_metrics(values)
+    joined = {name: np.concatenate(own) for name, own in terms.items()}
+    return Evaluation(all_scores, joined, map_range, values, maps, masks, regions)
 
 
 def image_scores(predictions: Predictions) -> NDArray[np.float32]:

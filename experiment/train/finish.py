@@ -1,7 +1,6 @@
 """What a trained model is kept as: its folder with model.json, predictions.csv, pictures and job.json."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from detection.description import Description
 from experiment.config import RunConfig
 from experiment.plan.job import Job
 from experiment.record.cost import write_cost
+from experiment.record.data import image_name
 from experiment.record.inputs import Inputs
+from experiment.record.pixels import PIXELS, write_pixels
 from experiment.record.results import EPOCH, JobResult, without_nan, write_result
 from experiment.record.sheets import write_csv
 from experiment.train.calibration import Trials
@@ -24,7 +25,7 @@ from experiment.train.embeddings import ClassFeatures, Predictions
 from experiment.train.evaluation import Evaluation, normal_thresholds
 from experiment.train.state import Rows
 from late import pandas as pd
-from metrics import decision_metrics
+from metrics import DECISION_METRICS, count_pixels, decision_metrics, pixel_decision_metrics
 
 
 def finish(
@@ -61,9 +62,12 @@ def finish(
 
 def row_of(job: Job, evaluation: Evaluation, description: Description) -> dict[str, Any]:
     """A job's row of results.csv."""
+    thresholds, values = description.thresholds, dict.fromkeys(DECISION_METRICS, math.nan)
     anomalous = [sample.anomalous for sample in job.samples.test]
-    decisions = is_anomalous(evaluation.scores, description.thresholds.image)
-    return {**job.key, **evaluation.metrics, **decision_metrics(anomalous, decisions)}
+    values |= decision_metrics(anomalous, is_anomalous(evaluation.scores, thresholds.image))
+    if evaluation.masks is not None:
+        values |= pixel_decision_metrics(evaluation.masks, is_anomalous(evaluation.maps, thresholds.pixel))
+    return {**job.key, **evaluation.metrics, **values}
 
 
 def thresholds_of(samples: ClassSamples, normal: Predictions, quantile: float, trials: Trials | None) -> Thresholds:
@@ -99,7 +103,8 @@ def write_predictions(
     description: Description,
     save_segmentation_images: bool,
 ) -> list[Path]:
-    """predictions.csv and, of images, the pictures; colours and threshold are those of the model's description.
+    """predictions.csv, pixels.npz and, of images, the pictures; colours and threshold are those of the model's
+    description.
 
     Returns:
         What reports read of it.
@@ -119,13 +124,10 @@ def write_predictions(
         **evaluation.terms,
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
-    return [folder / "predictions.csv", *examples]
-
-
-def image_name(path: Path, root: Path) -> str:
-    """How predictions.csv names an image: by its path below the dataset's root, one that lies elsewhere in full."""
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100 - resolve follows links
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    counts = None if evaluation.masks is None else count_pixels(evaluation.masks, evaluation.maps, evaluation.regions)
+    if counts is not None:
+        write_pixels(folder / PIXELS, counts)
+    return [folder / "predictions.csv", *([] if counts is None else [folder / PIXELS]), *examples]
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:

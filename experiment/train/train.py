@@ -84,6 +84,7 @@ def train(
                 for i, (own, board) in enumerate(zip(classes, boards, strict=True)):
                     row = stats.row
                     if training.is_evaluated:
+                        evaluations[i] = None  # its maps are let go before there are new ones
                         evaluations[i] = evaluate(**own.test_set, bar=bar)
                         row = {**row, **evaluations[i].metrics}
                     histories[i].append({**jobs[i].key, **row})

@@ -1,0 +1,101 @@
+"""Pixels counted image by image, from which the metrics of pixels of some of the images, or of some twice, are read."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metrics.pixels import RankedPixels, region_shares
+from metrics.ranking import Crossings
+
+SCORES = 1000  # about so many, at which pixels are counted
+SAMPLE = 2**20  # normal pixels that these scores are chosen by
+
+
+class PixelCounts(NamedTuple):
+    """Of every image the pixels at or above each of K scores, highest first, the last of which all pixels reach.
+
+    Attributes:
+        normal, defective: pixels outside and inside of defects [N, K].
+        overlap: the shares of an image's regions that are found, added up [N, K].
+        regions: how many an image has [N].
+    """
+
+    normal: NDArray[np.integer]
+    defective: NDArray[np.integer]
+    overlap: NDArray[np.floating]
+    regions: NDArray[np.integer]
+
+    @property
+    def defective_share(self) -> NDArray[np.float64]:
+        """Of every image the share of its pixels that is defective [N]."""
+        return self.defective[:, -1] / (self.defective[:, -1] + self.normal[:, -1])
+
+    def ranked(self, weights: ArrayLike) -> Iterator[RankedPixels | None]:
+        """The pixels of the images together, each image as often as its weight says.
+
+        Between two of the K scores curves are straight lines, where those of rank_pixels have a corner at every score
+        of a defective pixel.
+
+        Args:
+            weights: [B, N], of B choices of images.
+
+        Yields:
+            Of every choice its pixels, or None without defective or without normal ones.
+        """
+        chosen = np.asarray(weights, dtype=float)
+        normal, defective, overlap = (chosen @ own for own in (self.normal, self.defective, self.overlap))
+        for false, true, found, regions in zip(normal, defective, overlap, chosen @ self.regions, strict=True):
+            if not false[-1] or not true[-1]:
+                yield None
+                continue
+            first = int(np.argmax(false + true > 0))
+            above = np.concatenate([[0.0], false[first:-1]])
+            yield RankedPixels(Crossings(above, false[first:], true[first:], false[-1]), found[first:] / regions)
+
+
+def count_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None) -> PixelCounts | None:
+    """Count the pixels of every image at scores that are close together where metrics are decided.
+
+    Half of these are scores of defective pixels, in even steps of their rank, and half of normal ones, in steps that
+    grow with the rank: rates of false positives of all sizes. Of few pixels they are all scores, and nothing is lost.
+
+    Args:
+        masks, maps, regions: as of metrics.pixel_metrics.
+
+    Returns:
+        None where no pixel or every pixel is defective.
+    """
+    defective, scores = np.asarray(masks).astype(bool, copy=False), np.asarray(maps)
+    if defective.all() or not defective.any():
+        return None
+    rising = _chosen_scores(defective, scores)
+    counts = np.zeros((2, len(scores), len(rising)), np.int64)
+    overlap, numbers = np.zeros(counts.shape[1:]), np.zeros(len(scores), np.int64)
+    (shares, _), done = region_shares(defective, regions), 0
+    for i, (mask, own) in enumerate(zip(defective, scores, strict=True)):
+        place = np.searchsorted(rising, own, side="right") - 1
+        counts[0, i] = np.bincount(place[~mask], minlength=len(rising))
+        if mask.any():
+            inside = place[mask]
+            shares_here = shares[done : done + len(inside)]
+            done += len(inside)
+            counts[1, i] = np.bincount(inside, minlength=len(rising))
+            overlap[i] = np.bincount(inside, shares_here, minlength=len(rising))
+            numbers[i] = round(shares_here.sum())
+    counts, overlap = (np.cumsum(own[..., ::-1], axis=-1) for own in (counts, overlap))
+    return PixelCounts(counts[0], counts[1], overlap, numbers)
+
+
+def _chosen_scores(defective: NDArray[np.bool_], scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The scores to count at, lowest first, which is the lowest of all."""
+    step = max(1, scores.size // SAMPLE)
+    while step > 1 and math.gcd(step, scores.shape[-1]) > 1:  # or the same columns of all rows are looked at
+        step += 1
+    is_normal, sample = ~defective.reshape(-1)[::step], scores.reshape(-1)[::step]
+    found, normal = (np.sort(own)[::-1] for own in (scores[defective], sample[is_normal]))
+    even = np.linspace(0, len(found) - 1, SCORES // 2).astype(int)
+    doubling = np.geomspace(1, max(len(normal), 1), SCORES // 2).astype(int) - 1
+    return np.unique(np.concatenate([[scores.min()], found[even], normal[doubling] if len(normal) else []]))
