@@ -137,6 +137,10 @@ WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts 
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
     "--format",
     "--best_epoch",
+    "--compare",
+    "--ranks",
+    "--cost",
+    "--class",
     "--out",
     "--map",
     "--raw_format",
@@ -146,7 +150,7 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--input",
     "--opset",
     "--debug",  # in test_cli
-    "--images",  # these in test_distill
+    "--images",  # these in test_distill; of figures in test_figure
     "--steps",
     "--crops",
 }
@@ -312,7 +316,7 @@ def scores_by(mvtec):
     @cache
     def score(command, words):
         own = main.main.get_command(None, command)
-        config = own.invoke(own.make_context(command, list(words)))[0]
+        config = own.invoke(own.make_context(command, list(words)))[0].configs[0]
         (backbone,), kind = config.backbones, DETECTORS[command].variant(config.options)
         joint = {"columns": [[]]} if kind.JOINT else {}
         source = backbones.load(backbone.name, config.backbone_weights)
