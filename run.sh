@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash run.sh                          demo: SimpleNet on real solar cells, on this machine's CPU or GPU
 # bash run.sh /path/to/mvtec [option]  the paper's recipe on all MVTec AD classes; --help says more
+# bash run.sh all [/path/to/mvtec]     every detector in one comparison; without a path small ones on the solar cells
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt

@@ -9,7 +9,8 @@ from cli.flags import Flag
 from errors import UsageError
 
 CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
-DETECTORS = f"{__name__}.detectors"  # of each of the command line, in order, what it sets of later links' defaults
+DETECTORS = f"{__name__}.detectors"  # of each of the command line, in order, what it sets of other links' defaults
+LINKS = f"{__name__}.links"  # of each link of it, in order, what it is called
 
 Sections = Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]]
 
@@ -69,19 +70,17 @@ class Grouped(click.Command):
 
 
 class Given(NamedTuple):
-    """What a link of the chain stands for.
+    """What a link of a command line is called.
 
     Attributes:
-        names: by every word that names an option of it, the option's name.
-        configs: its configuration for every choice of --grid.
         command: the link's.
-        called: what the user calls it; None where it has no name of its own.
+        called: by the user; None where it has no name of its own.
+        names: by every word that names an option of it, the option's name.
     """
 
-    names: dict[str, str]
-    configs: list[Any]
     command: str
     called: str | None
+    names: dict[str, str]
 
 
 class Link(Grouped):
@@ -134,26 +133,26 @@ class Link(Grouped):
         parser.parse_args = parse_and_choose
         return parser
 
-    def invoke(self, ctx: click.Context) -> list[Given]:
-        """What a detector stands for, alone in a list; a link that all share stands for something behind each."""
+    def invoke(self, ctx: click.Context) -> list[Any]:
+        """A configuration for every choice, in order; of a link that detectors share those behind each of them."""
         names = {
             flag.lstrip("-"): option.name for option in self.params if isinstance(option, Flag) for flag in option.opts
         }
-        detectors = ctx.meta.get(DETECTORS, [])
+        given, detectors = Given(self.name, ctx.params.get("called"), names), ctx.meta.get(DETECTORS, [])
+        ctx.meta.setdefault(LINKS, []).append(given)
         if self.defaults is None:
-            return [Given(names, self._configs(ctx, names, own), self.name, None) for own in detectors or [{}]]
-        called = ctx.params.get("called")
+            return [config for own in detectors or [{}] for config in self._configs(ctx, names, own)]
         try:
-            return [Given(names, self._configs(ctx, names, {}), self.name, called)]
+            return self._configs(ctx, names, {})
         except UsageError as error:
             if len(detectors) > 1:
-                raise UsageError(f"{called or self.name}: {error}") from error
+                raise UsageError(f"{given.called or given.command}: {error}") from error
             raise
 
     def _configs(
         self, ctx: click.Context, names: Mapping[str, str], defaults: Mapping[str, Mapping[str, Any]]
     ) -> list[Any]:
-        """A configuration for every choice, in order; one object for those that choose the same here."""
+        """A configuration for every choice, where others set defaults; one object for those that choose the same."""
         words, extra = ctx.obj
         extra = {**extra, "default_map": defaults.get(ctx.info_name)}
         configs: dict[tuple[tuple[str, str], ...], Any] = {}

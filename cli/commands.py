@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from cli.chain import Chain, Given, Link, Sections, Standalone
+from cli.chain import LINKS, Chain, Given, Link, Sections, Standalone
 from cli.flags import Flag, parameters, recipe
 from cli.grid import check_grid, named_grid, parse_grid
 from errors import UsageError
@@ -174,21 +174,23 @@ def execute(
     from experiment.dataset_config import DatasetConfig
     from experiment.detector_config import DetectorConfig
 
-    detectors: list[Given] = [given for given, *_ in configs if isinstance(given.configs[0], DetectorConfig)]
-    data: list[list[Given]] = [given for given in configs if isinstance(given[0].configs[0], DatasetConfig)]
+    links: list[tuple[Given, list[Any]]] = list(zip(ctx.meta[LINKS], configs, strict=True))
+    detectors = [(given, own) for given, own in links if isinstance(own[0], DetectorConfig)]
+    data = [(given, own) for given, own in links if isinstance(own[0], DatasetConfig)]
     if not detectors or not data:
         raise UsageError(
             f"a run needs a detector and a dataset, not {len(detectors)} and {len(data)}: "
             "main.py [run options] net [options] dataset [options] NAME [DATA_PATH]"
         )
-    check_grid(ctx, grid, [given.names for given in [*detectors, *(own for own, *_ in data)]])
+    check_grid(ctx, grid, [given.names for given, _ in links])
+    of_data = {word: name for given, _ in data for word, name in given.names.items()}
+    datasets = list(zip(*(own for _, own in data), strict=True))  # by detector and choice
     runs = []
-    for i, given in enumerate(detectors):
-        behind = [own[i] for own in data]
-        datasets = list(zip(*(own.configs for own in behind), strict=True))
-        names = given.names | {word: name for own in behind for word, name in own.names.items()}
-        runs.append([(own, given.configs[j], datasets[j]) for j, own in named_grid(ctx, grid, names).items()])
-    imported("run")(RunConfig(**values), dict(zip(_folders(detectors), runs, strict=True)))
+    for i, (given, chosen) in enumerate(detectors):
+        behind = datasets[i * len(grid) : (i + 1) * len(grid)]
+        own = named_grid(ctx, grid, given.names | of_data)
+        runs.append([(flags, chosen[j], behind[j]) for j, flags in own.items()])
+    imported("run")(RunConfig(**values), dict(zip(_folders([given for given, _ in detectors]), runs, strict=True)))
     return 0
 
 

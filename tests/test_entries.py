@@ -119,7 +119,7 @@ def test_a_result_without_a_metric_is_read_continued_and_tested(chain, capsys):
     chain()
     run = GROUP / "test"
     path = run / "models/0/mvtec_nut/job.json"
-    before = {path.name: path.read_bytes() for path in run.glob("*.csv")}
+    before = {path.name: path.read_bytes() for path in run.glob("*.csv") if path.name != "cost.csv"}  # of no metrics
     content = json.loads(path.read_text())
     for row in (content["row"], content["best_row"], *content["history"]):
         del row["pro"], row["pixel_ap"]

@@ -651,7 +651,7 @@ def test_tables_that_cannot_be_learned_from_are_one_line(run_main, tmp_path):
 
 def test_a_dataset_without_path_may_stand_before_another(monkeypatch, table):
     caught = []
-    monkeypatch.setattr("experiment.run.run", lambda run, choices: caught.extend(choices))
+    monkeypatch.setattr("experiment.run.run", lambda run, detectors: caught.extend(detectors[""]))
     call(*SMALL_MULTIMODAL, "dataset", "-d", "mono", "elpv", "dataset", "--label", "sick", "table", table)
     (_, _, datasets) = caught[0]
     assert [(data.name, data.data_path) for data in datasets] == [("elpv", None), ("table", table)]

@@ -13,7 +13,9 @@ from conftest import ROOT
 from test_docs import parse
 
 import main
-from cli.script import words
+from cli.everything import ELPV, MVTEC
+from cli.script import run_all, words, words_of_all
+from errors import UsageError
 from simplenet.recipes import RECIPES
 
 
@@ -22,7 +24,7 @@ def run_sh(*options):
     return words("/path/to/mvtec", options)
 
 
-@pytest.mark.parametrize("given", [["/path/to/mvtec"], ["/a b", "--grid", "dsc_hidden=1,2"], ["--help"]])
+@pytest.mark.parametrize("given", [["/path/to/mvtec"], ["/a b", "--grid", "dsc_hidden=1,2"], ["--help"], ["all"]])
 def test_run_sh_asks_python(tmp_path, given):
     shutil.copy(ROOT / "run.sh", tmp_path)
     (tmp_path / "setup.sh").write_text(f"here={tmp_path} python=shown\nsetup() {{ :; }}\n")
@@ -89,6 +91,33 @@ def test_a_recipe_sets_its_own_options(recipe):
     line = run_sh(*recipe, "--ema", "0.9")
     assert not {f"--{name}" for name in RECIPES["stable"] if name != "ema"} & set(line)
     assert "wideresnet50" in line and "--noise_std" in run_sh("--recipe", "paper")
+
+
+@pytest.mark.parametrize(("path", "table"), [("/path/to/mvtec", MVTEC), (None, ELPV)])
+def test_run_sh_all_has_every_detector_once(path, table):
+    """With options for all, in command lines that main.py takes; those that read the same data share one."""
+    given = ["-d", "one", "--gpu", "0", "--num_workers=0", "--seed", "3"]
+    lines = [parse(line) for line in words_of_all(path, given)]
+    configs = [config for line in lines for config, *_ in line]
+    assert sorted(one.command for one in configs if hasattr(one, "command")) == sorted(table)
+    data = [one for one in configs if not hasattr(one, "command")]
+    assert all((one.subdatasets, one.num_workers) == (("one",), 0) for one in data)
+    assert len(lines) == (1 if path is None else 2)
+    assert all("--seed" in line and line[-1] == (path or "elpv") for line in words_of_all(path, given))
+    with pytest.raises(UsageError, match=r"'--blocks' is no option of main\.py or dataset"):
+        words_of_all(path, ["--blocks", "2"])
+
+
+def test_run_sh_all_ends_with_what_went_wrong(monkeypatch):
+    codes, called = iter([1, 0, 0, 130]), []
+
+    def call(words):
+        called.append(words[-1])
+        return subprocess.CompletedProcess(words, next(codes))
+
+    monkeypatch.setattr("cli.script.subprocess.run", call)
+    assert run_all(["/data"]) == 1 and run_all(["/data", "--seed", "1"]) == 130
+    assert called == ["/data"] * 4
 
 
 def test_run_sh_makes_command_lines_that_main_takes():
