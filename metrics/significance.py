@@ -121,10 +121,13 @@ def symmetric_interval(found: Estimate) -> Interval:
 
 
 def p_value(difference: Estimate) -> float:
-    """Of a difference that would be 0 but for chance (DeLong's test); 1 where nothing differs at all."""
+    """Of a difference that would be 0 but for chance (DeLong's test).
+
+    Without any variance it is 1 where nothing differs and 0 where all images say the same, as of a constant score.
+    """
     if difference.variance > 0:
         return float(2 * ndtr(-abs(difference.value) / math.sqrt(difference.variance)))
-    return 1.0 if difference.value == 0 and difference.variance == 0 else math.nan
+    return math.nan if math.isnan(difference.variance) else float(difference.value == 0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
