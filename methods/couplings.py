@@ -57,7 +57,7 @@ class Affine(NamedTuple):
     Attributes:
         gain, offset: g and o of the kept half, [n1].
         log_gain: log g of the changed half, [n2].
-        weight, bias: of the last convolution, which gives 2 a (1) of s, and t with g and o of the changed half.
+        weight, bias: of the subnet's last convolution, which gives 2 a (1) of s, and t with the changed half's g and o.
         order, back: of channels, that of (4), and where each of v is in it, [C].
     """
 
@@ -85,21 +85,21 @@ class Flow(nn.Module):
         """z, float32 [B, C, H, W], and log|det dz/dx|, float32 [B], of maps x, float32 [B, C, H, W]."""
         couple = _Coupling.apply if torch.is_grad_enabled() else _couple
         kept, changed = _halves(x)
-        affines, logdet = self._affines()
-        logdets = [x[0, 0].numel() * logdet.expand(len(x))]
+        affines, of_gains = self._affines()
+        logdets = []
         for step, own in zip(self.steps, affines, strict=True):
             a = _subnet(step, own, kept)
             kept, changed, logdet, *_ = couple(
                 kept, changed, a, own.gain, own.offset, own.log_gain, own.order, own.back, step.clamp
             )
             logdets.append(logdet)
-        return torch.cat([kept, changed], dim=1), torch.stack(logdets).sum(dim=0)
+        return torch.cat([kept, changed], dim=1), torch.stack(logdets).sum(dim=0) + x[0, 0].numel() * of_gains
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x of z, and log|det dx/dz|; shapes as of forward."""
         x = z
-        affines, logdet = self._affines()
-        logdet = z[0, 0].numel() * logdet.expand(len(z))
+        affines, of_gains = self._affines()
+        logdet = z[0, 0].numel() * of_gains
         for step, own in reversed(list(zip(self.steps, affines, strict=True))):
             kept, changed = _halves(x.index_select(1, own.back))
             kept = (kept - _column(own.offset)) / _column(own.gain)
