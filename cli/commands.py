@@ -15,7 +15,7 @@ from cli.flags import Flag, parameters, recipe
 from cli.grid import named_grid, parse_grid
 from errors import UsageError
 from experiment.config import ReportConfig, RunConfig
-from experiment.model_config import ExportConfig, ExtendConfig, PredictConfig
+from experiment.model_config import CalibrateConfig, ExportConfig, ExtendConfig, PredictConfig
 from methods import DETECTORS, ENTRIES
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
@@ -38,12 +38,14 @@ ROOMS = {  # of experiment/
     "predict": "use.predict",
     "export": "use.export",
     "extend": "train.extend",
+    "calibrate": "use.calibrate",
 }
 ALONE = {  # of what a finished run left: options, and what it does
     "report": (ReportConfig, "Tables and a page of finished runs."),
     "predict": (PredictConfig, "Scores and anomaly maps of your own images."),
     "export": (ExportConfig, "A trained model as one ONNX file."),
     "extend": (ExtendConfig, "Further normal images for a model with a memory bank."),
+    "calibrate": (CalibrateConfig, "A model's thresholds by fresh good images."),
 }
 
 

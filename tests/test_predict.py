@@ -33,7 +33,17 @@ def test_predict_gives_the_scores_of_the_training_run(run_main, mvtec, model, tm
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     table, expected = rows(tmp_path / "found"), pd.read_csv(model / "predictions.csv")
-    assert list(table.columns) == ["path", "score", "decision", "seconds", "error", "picture", "map"]
+    assert list(table.columns) == [
+        "path",
+        "score",
+        "decision",
+        "percentile",
+        "p_value",
+        "seconds",
+        "error",
+        "picture",
+        "map",
+    ]
     assert table["path"].tolist() == [str(mvtec / name) for name in expected["image"]]
     np.testing.assert_allclose(table["score"], expected["score"], atol=1e-6)
     assert table["decision"].tolist() == expected["decision"].tolist()

@@ -31,7 +31,8 @@ from experiment.model_config import OF_IMAGES, PredictConfig
 from experiment.record.sheets import BOM, quote_formula
 from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
-from experiment.use.inputs import Inputs, Item, read_ahead
+from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.normal import among_normal, normal_said
 from experiment.use.rows import predict_tables
 from experiment.use.unused import refuse_of_images, refuse_of_maps, refuse_unused, refuse_unused_weights
 from files import cannot_write, move, partial, readable, write_bytes
@@ -76,13 +77,10 @@ def predict(config: PredictConfig) -> int:
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
     counts: Counter[str] = Counter()
-    outside = model.thresholds.outside
+    outside, normal = model.thresholds.outside, model.thresholds.normal
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
-    reading = model.transform.reading
-    if config.max_pixels is not None:
-        reading = replace(reading, max_pixels=config.max_pixels)
-    transform = replace(model.transform, reading=reading)
+    transform = allowing(model.transform, config.max_pixels)
     stream = read_ahead(
         iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
     )
@@ -96,6 +94,7 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             start = time.perf_counter()
             prediction = score(torch.stack(read)) if read else NOTHING
             scores = prediction.scores.tolist()
+            counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
             seconds = (time.perf_counter() - start) / max(len(read), 1)
             results = zip(scores, maps, strict=True)
@@ -117,6 +116,7 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
     _say_false_alarms(config, model)
+    click.echo(normal_said(model.thresholds, counts["beyond"]), err=True)
     if outside and (note := outside.sentence("images")):
         click.echo(note, err=True)
     if inputs.said:
@@ -142,6 +142,8 @@ def _predict_one(
 ) -> str:
     """Fill an image's row and write its pictures; what is wrong with those, or nothing."""
     row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold))), "seconds": f"{seconds:.4f}"}
+    if model.thresholds.normal:
+        row["percentile"], row["p_value"] = among_normal(model.thresholds.normal.p_values(score).item())
     try:
         drawn = _pictures(config, model, item, score, threshold, anomaly_map)
     except DataError as error:
