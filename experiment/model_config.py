@@ -9,6 +9,8 @@ from options import option
 # Of predict's options that are of images, what stands where they are not given.
 OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": None, "map": "overlay", "raw_format": "npy"}
 
+REGIONS = "Regions"
+
 
 def _moved_weights() -> Any:
     return option(None, "A file with the backbone's weights, where those of training have moved.")
@@ -30,9 +32,9 @@ class PredictConfig:
     \b
     PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
     standard input, one a line. Writes predictions.csv (path, score, decision, percentile, p_value, seconds, error,
-    picture, map) and the pictures. An image that cannot be read is reported in its row, the others go on, and the exit
-    code is 1. Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the
-    new ones say the same.
+    picture, map) and the pictures, with --regions also where in them what lies. An image that cannot be read is
+    reported in its row, the others go on, and the exit code is 1. Nothing that predict did not write is replaced, and
+    earlier predictions are kept beside --out unless the new ones say the same.
     """
 
     model_dir: Path = option(MISSING, "Of the model.", argument=True)
@@ -57,6 +59,24 @@ class PredictConfig:
     )
     max_pixels: int | None = _max_pixels()
     backbone_weights: str | None = _moved_weights()
+    regions: bool = option(
+        False,
+        "Write regions.csv, a row per region of pixels above the pixel threshold, and outline them.",
+        group=REGIONS,
+    )
+    min_area: int | None = option(
+        None, "Of the smallest region, in pixels of the image.", at_least=1, shown="1", group=REGIONS
+    )
+    pixel_threshold: float | None = option(
+        None, "Pixel score above which a region is.", shown="the model's", group=REGIONS
+    )
+    region_masks: bool = option(False, "A PNG per image, 255 where a region is, else 0.", group=REGIONS)
+    contours: Literal["geojson", "coco"] | None = option(
+        None,
+        "Outlines for labelling tools: geojson, a file per image, or coco, one of all.",
+        shown="none",
+        group=REGIONS,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 import main
 import simplenet
 from datasets import DATASETS, ImageTransform
-from experiment.use.predict import _full_size
+from experiment.use.maps import full_size
 
 
 def rows(folder):
@@ -113,10 +113,10 @@ def test_every_kind_of_image(model, zoo, tmp_path, capsys, size):
 
 def test_full_size_puts_the_map_where_the_network_looked():
     map_ = np.arange(32 * 32, dtype=np.float32).reshape(32, 32)
-    square = _full_size(map_, ImageTransform(40, 32, resize_mode="square"), (64, 48))
+    square = full_size(map_, ImageTransform(40, 32, resize_mode="square"), (64, 48))
     assert square.shape == (48, 64)
     assert np.isfinite(square).all()
-    cropped = _full_size(map_, ImageTransform(40, 32), (128, 64))
+    cropped = full_size(map_, ImageTransform(40, 32), (128, 64))
     assert cropped.shape == (64, 128)
     assert np.isfinite(cropped[6:58, 38:90]).all()
     assert np.isfinite(cropped).sum() == 52 * 52

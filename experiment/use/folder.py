@@ -22,14 +22,29 @@ from experiment.record.lock import LOCK, WHO, holder_of, only_writer, refuse_whe
 from files import PARTIAL, free_name, partial
 
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
-FILES = ("picture", "map")  # the columns that name files
+REGIONS, MASKS, CONTOURS, COCO = "regions.csv", "masks", "contours", "coco.json"
+FILES = ("picture", "map", "mask", "contours")  # the columns that name files
 TIMED = "seconds"  # the column that differs between two predictions of the same
-COLUMNS = ("path", "score", "decision", "percentile", "p_value", TIMED, "error", *FILES)
+COLUMNS = ("path", "score", "decision", "percentile", "p_value", TIMED, "error", "picture", "map")
+WITH_REGIONS = (*COLUMNS, "regions", "mask", "contours")
 EVER = ("path", "score", "decision", TIMED, "error")  # of predictions.csv, also before it had the others
 OF_TABLES = ("score", "decision", "percentile", "p_value")  # what is added behind a table's own columns
 BEFORE = ("score", "decision")  # what was
+OF_REGIONS = ("image", "region", "left", "top", "width", "height", "area", "area_percent", "centre_x", "centre_y")
+OF_REGIONS += ("mean_score", "highest_score", "touches_border")
+COCO_START = (
+    '{"info": {"description": "Regions that predict found"}, "categories": [{"id": 1, "name": "anomaly"}], '
+    '"annotations": ['
+)
+FIRST_LINES = {REGIONS: ",".join(OF_REGIONS), COCO: COCO_START}  # by which predict's own are known
 ENDS_OF_TABLES = tuple(sign.join(own) for sign in SEPARATORS for own in (OF_TABLES, BEFORE))
-DRAWN = {OVERLAYS: TABLE, MAPS: TABLE, "examples": WEIGHTS, "segmentations": WEIGHTS}  # folders, and what lies beside
+DRAWN = {
+    OVERLAYS: TABLE,
+    MAPS: TABLE,
+    MASKS: TABLE,
+    "examples": WEIGHTS,
+    "segmentations": WEIGHTS,
+}  # folders, and what lies beside
 FLAG = "--out"
 
 
@@ -118,7 +133,9 @@ def _foreign(out: Path) -> str | None:
             continue
         if str(name) == TABLE and _is_predictions(path):
             continue
-        if _composed(name) in named or (was_killed and name.parts[0] in (OVERLAYS, MAPS)):
+        if _composed(name) in named or (was_killed and name.parts[0] in (OVERLAYS, MAPS, MASKS, CONTOURS)):
+            continue
+        if str(name) in FIRST_LINES and _first_line(path) == FIRST_LINES[str(name)]:
             continue
         if path.suffix == ".csv" and _first_line(path).endswith(ENDS_OF_TABLES):
             continue
