@@ -75,7 +75,7 @@ def test_what_is_said_of_a_region():
     ],
 )
 def test_coordinates_are_those_of_the_original_image(transform, size):
-    """A bright square of an image is found where it is, to a pixel of the network's, through all that it went through."""
+    """A bright square is found where the image has it, to a pixel of the network's, through resizing and cropping."""
     width, height = size
     left, top, side = int(0.45 * width), int(0.4 * height), min(size) // 4
     pixels = np.zeros((height, width, 3), np.uint8)
