@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,25 @@ def new_file(path: Path, size: int, flush: bool = True) -> Iterator[IO[bytes]]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise cannot_write(path, error, size) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill: it is there when the block has ended well, with all that is in it, or not at all.
+
+    Raises:
+        DataError: no room or no right to.
+    """
+    temporary = partial(path)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that died
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        move(temporary, path)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:

@@ -46,6 +46,7 @@ ROOMS = {  # of experiment/
     "export": "use.export",
     "extend": "train.extend",
     "distill": "train.distill",
+    "calibrate": "use.calibrate",
 }
 ALONE = {  # links of no chain: their options, in experiment/, imported when asked for, and what they do
     "distill": ("distill_config.DistillConfig", "A teacher for efficientad, from any backbone."),
@@ -54,6 +55,7 @@ ALONE = {  # links of no chain: their options, in experiment/, imported when ask
     "predict": ("model_config.PredictConfig", "Scores and anomaly maps of your own images."),
     "export": ("model_config.ExportConfig", "A trained model as one ONNX file."),
     "extend": ("model_config.ExtendConfig", "Further normal images for a model with a memory bank."),
+    "calibrate": ("model_config.CalibrateConfig", "A model's thresholds by fresh good images."),
 }
 
 
@@ -137,7 +139,7 @@ def sections() -> Sections:
         "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
         "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
         "Teachers": listed("distill"),
-        "Finished runs and models": listed("report", "figure", "predict", "export", "extend"),
+        "Finished runs and models": listed("report", "figure", "predict", "export", "extend", "calibrate"),
     }
 
 

@@ -10,8 +10,10 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from detection.brightness import Outside
+from detection.normal_scores import NormalScores
 
 SURE = 0.95
+FRESH = "fresh normal images"  # what thresholds come from that calibrate has set
 
 
 class FalseAlarms(NamedTuple):
@@ -28,12 +30,13 @@ class Thresholds:
     Attributes:
         image, pixel: the scores; pixel None without maps.
         quantile: the share of normal images, and of their pixels, that stays at or below them.
-        source: "held-out normal images" or "training images"; of a table rows.
+        source: "held-out normal images", "training images" or FRESH; of a table rows.
         images: how many of them.
-        above, unseen: by cross-validation of the training images, how many lay above the threshold of a detector that
-            had not seen them, and of how many; None without.
+        above, unseen: how many images lay above the threshold that the detector had not seen, and of how many: those
+            that it is of, where they are FRESH; by cross-validation of the training images; None without.
         brightness: the lowest, low, high and highest of images like them, see brightness.like; None where light is
             matched, there are no images, or a model is older than this.
+        scores, tail: kept of their scores, see NormalScores; None of a model that is older than this.
     """
 
     image: float
@@ -44,23 +47,32 @@ class Thresholds:
     above: int | None = None
     unseen: int | None = None
     brightness: tuple[float, float, float, float] | None = None
+    scores: tuple[float, ...] | None = None
+    tail: tuple[float, float, float] | None = None
 
     @property
     def is_held_out(self) -> bool:
         """Whether the detector was not trained on the images that they come from."""
-        return self.source.startswith("held-out")
+        return self.source == FRESH or self.source.startswith("held-out")
 
     @property
     def false_alarms(self) -> FalseAlarms | None:
         """The share of new normal images above the image threshold; None where it is not known."""
-        if self.is_held_out:
-            return false_alarms(self.images - 1 - math.ceil(self.quantile * (self.images - 1)), self.images)
-        return false_alarms(self.above, self.unseen) if self.unseen else None
+        if self.unseen:
+            return false_alarms(self.above, self.unseen)
+        if not self.is_held_out:
+            return None
+        return false_alarms(self.images - 1 - math.ceil(self.quantile * (self.images - 1)), self.images)
 
     @property
     def outside(self) -> Outside | None:
         """Of no image yet, whether it is too dark or too bright for what is said; None where that is not known."""
         return self.brightness and Outside(*self.brightness, self.images)
+
+    @property
+    def normal(self) -> NormalScores | None:
+        """The scores of the images that they come from; None where the model does not say them."""
+        return self.scores and NormalScores(self.scores, self.images, self.tail)
 
     @property
     def said(self) -> str:
@@ -105,3 +117,37 @@ def false_alarms(above: int, unseen: int) -> FalseAlarms:
     """
     at_most = 1.0 if above == unseen else float(betaincinv(above + 1, unseen - above, SURE))
     return FalseAlarms((above + 1) / (unseen + 1), at_most)
+
+
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """Of how many of all the share lies with 95 % that `count` of `total` have: Clopper and Pearson (1934).
+
+    Of the share of new normal samples above a threshold that is one of the scores of `total` others, `count` above it,
+    it holds as well: that share is distributed as in false_alarms, so the upper end is exact, and the lower end below
+    the exact one, which is of Beta(count + 1, total - count) too.
+
+    Args:
+        count: from 0 to total.
+        total: at least one.
+    """
+    low = float(betaincinv(count, total - count + 1, (1 - SURE) / 2)) if count else 0.0
+    high = float(betaincinv(count + 1, total - count, (1 + SURE) / 2)) if count < total else 1.0
+    return low, high
+
+
+def allowed_above(share: float, images: int) -> int:
+    """How many of the scores of normal images may lie above one of them that is to be a threshold.
+
+    As many as leave at most this share of new ones above it, as expected: (above + 1) / (images + 1). None where that
+    is more even above the highest.
+    """
+    return min(max(math.floor(share * (images + 1) + 1e-9) - 1, 0), images - 1)
+
+
+def images_needed(share: float) -> tuple[int, int]:
+    """Of how many normal images the highest score is a threshold with at most this share of new ones above it.
+
+    Returns:
+        How many where that is to be expected, and how many where it is to be so with 95 %.
+    """
+    return math.ceil(1 / share - 1 - 1e-9), math.ceil(math.log(1 - SURE) / math.log1p(-share) - 1e-9)

@@ -110,7 +110,8 @@ def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> D
             raise DataError(f"'{path}' is of format {version}, and this version reads {FORMAT}: train the model again")
         content["backbone"].setdefault("normalisation", asdict(backbones.IMAGENET))  # of models older than it
         thresholds = Thresholds(**content["thresholds"])
-        content["thresholds"] = replace(thresholds, brightness=thresholds.brightness and tuple(thresholds.brightness))
+        lists = {name: getattr(thresholds, name) for name in ("brightness", "scores", "tail")}
+        content["thresholds"] = replace(thresholds, **{name: own and tuple(own) for name, own in lists.items()})
         content["map_range"] = content["map_range"] and tuple(content["map_range"])
         if (sizes := content.get("image_sizes")) is not None:
             content["image_sizes"] = ImageSizes.from_dict(sizes)
@@ -136,6 +137,7 @@ def _check(description: Description, kind: type[Detector]) -> None:
         *(("counts", value, int) for value in (thresholds.images, thresholds.above or 0, thresholds.unseen or 0)),
         *(("a score of pixels", value, float) for value in of_maps),
         *(("brightness", value, float) for value in thresholds.brightness or ()),
+        *(("a normal score", value, float) for value in (*(thresholds.scores or ()), *(thresholds.tail or ()))),
         *(("layers", value, str) for value in backbone["layers"]),
         *((name, backbone[name], str) for name in ("name", "weights")),
         *(("seed", value, int) for value in (description.seed, backbone["seed"])),
@@ -156,6 +158,11 @@ def _check(description: Description, kind: type[Detector]) -> None:
         raise ValueError(f"reading is {reading}")
     if thresholds.brightness is not None and len(thresholds.brightness) != 4:
         raise ValueError(f"brightness is {thresholds.brightness}")
+    above, unseen = thresholds.above, thresholds.unseen
+    if (above is None) != (unseen is None) or (above or 0) > (unseen or 0):
+        raise ValueError(f"{above} above, of {unseen} unseen")
+    if not _are_scores(thresholds):
+        raise ValueError("scores and tail are not those of normal images")
     if not of_maps and thresholds.pixel is not None:
         raise ValueError(f"map_range is None, and a pixel's threshold {thresholds.pixel}")
     if description.table is not None:
@@ -163,6 +170,17 @@ def _check(description: Description, kind: type[Detector]) -> None:
         if widths != description.options["columns"][part]:
             raise ValueError(f"its table has columns of widths {widths}, its model of others")
     description.dtype  # noqa: B018 - KeyError where there is no such precision
+
+
+def _are_scores(thresholds: Thresholds) -> bool:
+    """Whether what is kept of normal scores, finite numbers, is ascending and a tail of theirs, or not kept at all."""
+    scores, tail = thresholds.scores, thresholds.tail
+    if scores is None:
+        return tail is None
+    is_kept = 0 < len(scores) <= min(thresholds.images, LARGEST) and list(scores) == sorted(scores)
+    if tail is None or not is_kept:
+        return is_kept
+    return len(tail) == 3 and tail[0] <= scores[-1] and tail[1] > 0 and 0 <= tail[2] < 1
 
 
 def _check_options(options: Mapping[str, Any], kind: type) -> None:

@@ -1,4 +1,4 @@
-"""What the command line says of a trained model that is used: predict, extend and export."""
+"""What the command line says of a trained model that is used: predict, extend, calibrate and export."""
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -9,9 +9,20 @@ from options import option
 # Of predict's options that are of images, what stands where they are not given.
 OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": None, "map": "overlay", "raw_format": "npy"}
 
+REGIONS = "Regions"
+
 
 def _moved_weights() -> Any:
     return option(None, "A file with the backbone's weights, where those of training have moved.")
+
+
+def _max_pixels() -> Any:
+    return option(
+        None,
+        "Of the largest image that is read; reading takes about 4 bytes a pixel.",
+        at_least=1,
+        shown="that of dataset's --max_pixels",
+    )
 
 
 @dataclass(frozen=True)
@@ -20,10 +31,10 @@ class PredictConfig:
 
     \b
     PATH is an image or a folder, searched with all folders below it; without any PATH, or with -, paths are read from
-    standard input, one a line. Writes predictions.csv (path, score, decision, seconds, error, picture, map) and the
-    pictures. An image that cannot be read is reported in its row, the others go on, and the exit code is 1.
-    Nothing that predict did not write is replaced, and earlier predictions are kept beside --out unless the new ones
-    say the same.
+    standard input, one a line. Writes predictions.csv (path, score, decision, percentile, p_value, seconds, error,
+    picture, map) and the pictures, with --regions also where in them what lies. An image that cannot be read is
+    reported in its row, the others go on, and the exit code is 1. Nothing that predict did not write is replaced, and
+    earlier predictions are kept beside --out unless the new ones say the same.
     """
 
     model_dir: Path = option(MISSING, "Of the model.", argument=True)
@@ -46,13 +57,26 @@ class PredictConfig:
     full_size: bool = option(
         False, "Maps of each image's own size; NaN where the model does not look, beyond the crop."
     )
-    max_pixels: int | None = option(
-        None,
-        "Of the largest image that is read; reading takes about 4 bytes a pixel.",
-        at_least=1,
-        shown="that of dataset's --max_pixels",
-    )
+    max_pixels: int | None = _max_pixels()
     backbone_weights: str | None = _moved_weights()
+    regions: bool = option(
+        False,
+        "Write regions.csv, a row per region of pixels above the pixel threshold, and outline them.",
+        group=REGIONS,
+    )
+    min_area: int | None = option(
+        None, "Of the smallest region, in pixels of the image.", at_least=1, shown="1", group=REGIONS
+    )
+    pixel_threshold: float | None = option(
+        None, "Pixel score above which a region is.", shown="the model's", group=REGIONS
+    )
+    region_masks: bool = option(False, "A PNG per image, 255 where a region is, else 0.", group=REGIONS)
+    contours: Literal["geojson", "coco"] | None = option(
+        None,
+        "Outlines for labelling tools: geojson, a file per image, or coco, one of all.",
+        shown="none",
+        group=REGIONS,
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,35 @@ class ExtendConfig:
         empty_word="auto",
     )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
+    backbone_weights: str | None = _moved_weights()
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Set the thresholds of the model in MODEL_DIR by fresh good images: those in FOLDER and in all folders below it.
+
+    The model must not have seen them. One of its own is written; the one in MODEL_DIR stays as it is. Says what share
+    of good parts the threshold will reject, with its 95 % interval, and which images score far above the others: these
+    count all the same.
+    """
+
+    model_dir: Path = option(MISSING, "Of the model.", argument=True)
+    folder: Path = option(MISSING, "With fresh good images.", argument=True)
+    bad: Path | None = option(None, "Folder with bad images, of which it is said how many are found.")
+    false_alarms: float = option(
+        0.01,
+        "Share of good images that is to be expected above the image threshold, at most; of their pixels, the share "
+        "above the pixel threshold.",
+        above=0,
+        below=1,
+    )
+    out: Path = option(Path("calibrated"), "Folder for the new model, which must not be there yet.")
+    batch_size: int = option(OF_IMAGES["batch_size"], "Images scored at once.", at_least=1, at_most=100_000)
+    num_workers: int | None = option(
+        None, "Threads that read images.", at_least=1, at_most=1000, shown="one per core, 16 at most"
+    )
+    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
+    max_pixels: int | None = _max_pixels()
     backbone_weights: str | None = _moved_weights()
 
 

@@ -12,6 +12,7 @@ from fake_cuda import CUDA, fake_cuda
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy
+import calibration
 import gpu
 import robust
 import synthetic
@@ -97,6 +98,19 @@ def test_robusts_table(mvtec, monkeypatch):
     value = rows.set_index(["setting", "change"])["image_auroc"]
     drops = lines.set_index("setting")
     assert drops.loc["off", "noise"] == pytest.approx(100 * (value["off", "as they are"] - value["off", "noise"]))
+
+
+def test_calibrations_table():
+    """Of scores that any draw is a sample of, an interval of 95 % holds in about as many draws; of few it is wide."""
+    scores = np.random.default_rng(0).permutation(2000).astype(np.float32)
+    for share, stated in ((0.01, "0.00 to 8.8 %"), (0.05, "0.06 to 13.2 %")):
+        found = calibration.row(scores, 40, 200, share)
+        assert found["interval"] == stated
+        held, _, count = found["holds"].split()
+        assert 0.9 * int(count) <= int(held) <= int(count) == 200
+        assert float(found["of the others"].split()[0]) == pytest.approx(float(found["expected"].split()[0]), abs=0.6)
+    (above, others), *_ = calibration.draws(np.arange(50, dtype=np.float32), 40, 1, 0.01)
+    assert others == 10 and 0 <= above <= 10
 
 
 def test_scales_table():

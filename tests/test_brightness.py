@@ -185,4 +185,4 @@ def test_predict_says_it_unless_the_model_does_not_know(darkened, tmp_path, caps
         (folder / "model.json").write_text(kept)
     assert "mean grey value" not in capsys.readouterr().err
     tables = [(tmp_path / name / "predictions.csv").read_text().splitlines()[0] for name in ("new", "old")]
-    assert tables == ["path,score,decision,seconds,error,picture,map"] * 2
+    assert tables == ["path,score,decision,percentile,p_value,seconds,error,picture,map"] * 2

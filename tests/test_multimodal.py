@@ -520,7 +520,7 @@ def test_predict_gives_a_table_back_as_it_was(run, tmp_path, table):
         before = path.read_text().splitlines()
         after = (tmp_path / "p" / f"{name}.csv").read_text("utf-8-sig").splitlines()
         inner = separator if separator == ";" else ","
-        assert [line.rsplit(inner, 2)[0].replace(inner, separator) for line in after] == before
+        assert [line.rsplit(inner, 4)[0].replace(inner, separator) for line in after] == before
     first, last = (pd.read_csv(tmp_path / "p" / name, sep=s, decimal=d) for name, s, d in READ)
     np.testing.assert_array_equal(first["score"], last["score"])
     for place in (tmp_path, tmp_path / "mine"):
@@ -554,10 +554,10 @@ def test_tables_come_back_as_csv_files(run, tmp_path, table):
     """Arrays in full precision; text that came from no CSV file is no formula in one."""
     frame = pd.read_csv(table).drop(columns="sick")
     whole = frame.assign(text="=1+1", number=np.arange(len(frame)), tiny=1e-8)
-    text = _again(Table(whole, whole), ["0.5"] * len(whole), [1] * len(whole))
+    text = _again(Table(whole, whole), *([own] * len(whole) for own in ("0.5", 1, "80", "0.2")))
     read = pd.read_csv(io.StringIO(text))
     pd.testing.assert_frame_equal(read[frame.columns], frame)
-    assert text.splitlines()[1].endswith(",'=1+1,0,1e-08,0.5,1")
+    assert text.splitlines()[1].endswith(",'=1+1,0,1e-08,0.5,1,80,0.2")
 
 
 def test_a_table_is_not_exported(run, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 import main
 import simplenet
 from datasets import DATASETS, ImageTransform
-from experiment.use.predict import _full_size
+from experiment.use.maps import full_size
 
 
 def rows(folder):
@@ -33,7 +33,17 @@ def test_predict_gives_the_scores_of_the_training_run(run_main, mvtec, model, tm
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     table, expected = rows(tmp_path / "found"), pd.read_csv(model / "predictions.csv")
-    assert list(table.columns) == ["path", "score", "decision", "seconds", "error", "picture", "map"]
+    assert list(table.columns) == [
+        "path",
+        "score",
+        "decision",
+        "percentile",
+        "p_value",
+        "seconds",
+        "error",
+        "picture",
+        "map",
+    ]
     assert table["path"].tolist() == [str(mvtec / name) for name in expected["image"]]
     np.testing.assert_allclose(table["score"], expected["score"], atol=1e-6)
     assert table["decision"].tolist() == expected["decision"].tolist()
@@ -103,10 +113,10 @@ def test_every_kind_of_image(model, zoo, tmp_path, capsys, size):
 
 def test_full_size_puts_the_map_where_the_network_looked():
     map_ = np.arange(32 * 32, dtype=np.float32).reshape(32, 32)
-    square = _full_size(map_, ImageTransform(40, 32, resize_mode="square"), (64, 48))
+    square = full_size(map_, ImageTransform(40, 32, resize_mode="square"), (64, 48))
     assert square.shape == (48, 64)
     assert np.isfinite(square).all()
-    cropped = _full_size(map_, ImageTransform(40, 32), (128, 64))
+    cropped = full_size(map_, ImageTransform(40, 32), (128, 64))
     assert cropped.shape == (64, 128)
     assert np.isfinite(cropped[6:58, 38:90]).all()
     assert np.isfinite(cropped).sum() == 52 * 52

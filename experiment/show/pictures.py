@@ -19,6 +19,7 @@ def panel(
     mask: NDArray[np.bool_] | None,
     anomaly_map: NDArray[np.floating] | None,
     map_range: tuple[float, float] | None,
+    regions: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
     """Image, mask (where the dataset has masks), map and overlay in a row.
 
@@ -27,18 +28,22 @@ def panel(
         mask: [H, W], or None to leave it out.
         anomaly_map: [H, W]; where it is NaN, nothing is laid over the image. None says that there is no map.
         map_range: the pixel scores that are drawn in the coldest and the hottest colour.
+        regions: [H, W], outlined on the overlay in the place of a mask that there is not.
 
     Returns:
         RGB [H, 4 W, 3], or [H, 3 W, 3] without a mask.
     """
     colours, overlay = (_blank(image), image) if anomaly_map is None else _heat(image, anomaly_map, *map_range)
     if mask is None:
-        return np.concatenate([image, colours, overlay], axis=1)
-    filled = mask.astype(np.uint8) * 255
-    outlines, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    overlay = np.ascontiguousarray(overlay)
-    cv2.drawContours(overlay, outlines, -1, MASK_COLOUR, 1)
-    return np.concatenate([image, cv2.cvtColor(filled, cv2.COLOR_GRAY2RGB), colours, overlay], axis=1)
+        return np.concatenate([image, colours, overlay if regions is None else _outlined(overlay, regions)], axis=1)
+    filled = cv2.cvtColor(mask.astype(np.uint8) * 255, cv2.COLOR_GRAY2RGB)
+    return np.concatenate([image, filled, colours, _outlined(overlay, mask)], axis=1)
+
+
+def _outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A picture with the outline of a mask on it."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.array(picture), outlines, -1, MASK_COLOUR, 1)
 
 
 def _heat(
@@ -70,9 +75,9 @@ def captioned(drawn: NDArray[np.uint8], score: float, threshold: float) -> NDArr
 
 
 def encoded(drawn: NDArray[np.uint8], suffix: str) -> bytes:
-    """An RGB picture as the bytes of a file that ends in .png or .jpg."""
+    """An RGB picture, or a grey one [H, W], as the bytes of a file that ends in .png or .jpg."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    return cv2.imencode(suffix, drawn[..., ::-1], options)[1].tobytes()
+    return cv2.imencode(suffix, drawn if drawn.ndim == 2 else drawn[..., ::-1], options)[1].tobytes()
 
 
 def worst(anomalous: ArrayLike, scores: ArrayLike, count: int = WORST) -> tuple[list[int], list[int]]:

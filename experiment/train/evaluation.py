@@ -12,6 +12,7 @@ from tqdm import tqdm
 import metrics
 from backbones.bank import beside_bank
 from datasets import Defect, Sample
+from detection.normal_scores import normal_scores
 from errors import DataError
 from experiment.train.embeddings import Predictions
 
@@ -113,19 +114,18 @@ def normal_thresholds(predictions: Predictions, quantile: float) -> tuple[float,
         predictions: of normal images.
         quantile: the share, in [0, 1]; the next higher score is taken where it falls between two.
     """
-    scores: list[NDArray[np.float32]] = []
-    highest = np.empty(0, np.float32)  # pixel scores from the quantile up: all of them would need much memory
-    for prediction, _ in predictions:
-        scores.append(prediction.scores.cpu().numpy())
-        if prediction.maps is None:
-            continue
-        pixels = len(predictions.dataset) * prediction.maps[0].numel()
-        kept = pixels - math.ceil(quantile * (pixels - 1))
-        highest = np.concatenate([highest, prediction.maps.cpu().numpy().ravel()])
-        if len(highest) > kept:
-            highest = np.partition(highest, len(highest) - kept)[-kept:]
-    image = float(np.quantile(np.concatenate(scores), quantile, method="higher"))
-    return image, float(highest.min()) if len(highest) else None
+    scores, pixel = scores_of(predictions, quantile)
+    return image_threshold(scores, quantile), pixel
+
+
+def scores_of(predictions: Predictions, quantile: float) -> tuple[NDArray[np.float32], float | None]:
+    """The scores [N] of normal images, and the threshold of a pixel; see normal_thresholds."""
+    return normal_scores((prediction for prediction, _ in predictions), len(predictions.dataset), quantile)
+
+
+def image_threshold(scores: NDArray[np.float32], quantile: float) -> float:
+    """The threshold of an image by the scores [N] of normal ones; see normal_thresholds."""
+    return float(np.quantile(scores, quantile, method="higher"))
 
 
 def _by_kind(

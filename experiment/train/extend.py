@@ -1,7 +1,5 @@
 """Further normal images taken into a trained model that keeps a memory bank, without those that it was trained on."""
 
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from datasets import ClassSamples, ImageDataset, Sample, images_in, require_imag
 from detection.checkpoint import save
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
-from errors import DataError, UsageError
+from errors import UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import one_line_when_full
@@ -20,7 +18,7 @@ from experiment.plan.reading import look_at
 from experiment.train.banks import embed_all
 from experiment.train.embeddings import Predictions, TrainingEmbeddings
 from experiment.train.finish import thresholds_of
-from files import move, partial
+from files import new_folder
 from methods import load
 
 
@@ -72,7 +70,8 @@ def extend(config: ExtendConfig) -> int:
         normal = Predictions(detector, samples.validation or samples.train, data, own.bank, brightness=own.brightness)
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
-        _write(config.out, lambda folder: save(folder, detector, extended))
+        with new_folder(config.out) as folder:
+            save(folder, detector, extended)
     click.echo(
         f"{len(samples.train)} images taken in; image threshold {description.thresholds.image:.4g} became "
         f"{thresholds.image:.4g}; written to {config.out}",
@@ -93,17 +92,3 @@ def _samples(folder: Path, class_name: str, share: float) -> ClassSamples:
     samples = [Sample(path, (), False, class_name, "good") for path in paths]
     train, held_out = split(samples, share)
     return ClassSamples(train, [], held_out)
-
-
-def _write(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make a folder that is there when all of it is written, or not at all."""
-    temporary = partial(folder)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that died
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        move(temporary, folder)
-    except OSError as error:
-        raise DataError(f"'{folder}' cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

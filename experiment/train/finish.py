@@ -10,6 +10,7 @@ from detection.brightness import Outside, like
 from detection.checkpoint import backbone_digest, save
 from detection.decision import SURE, Thresholds
 from detection.description import Description
+from detection.normal_scores import NormalScores
 from experiment.config import RunConfig
 from experiment.plan.job import Job
 from experiment.record.cost import write_cost
@@ -22,7 +23,7 @@ from experiment.train.calibration import Trials
 from experiment.train.costs import Spent, cost_of
 from experiment.train.drawings import write_segmentations, write_worst
 from experiment.train.embeddings import ClassFeatures, Predictions
-from experiment.train.evaluation import Evaluation, normal_thresholds
+from experiment.train.evaluation import Evaluation, image_threshold, scores_of
 from experiment.train.state import Rows
 from late import pandas as pd
 from metrics import DECISION_METRICS, count_pixels, decision_metrics, pixel_decision_metrics
@@ -80,11 +81,22 @@ def thresholds_of(samples: ClassSamples, normal: Predictions, quantile: float, t
         trials: what cross-validation says of thresholds of training images.
     """
     source = f"{'held-out normal' if samples.validation else 'training'} {samples.kind}s"
-    image, pixel = normal_thresholds(normal, quantile)
+    scores, pixel = scores_of(normal, quantile)
     counted = {} if trials is None or samples.validation else trials._asdict()
     is_matched = normal.detector.light is not None  # whatever light images are in
     brightness = None if is_matched else like(normal.brightness, SURE)
-    return Thresholds(image, pixel, quantile, source, len(normal.dataset), **counted, brightness=brightness)
+    kept = NormalScores.of(scores)
+    return Thresholds(
+        image_threshold(scores, quantile),
+        pixel,
+        quantile,
+        source,
+        len(scores),
+        **counted,
+        brightness=brightness,
+        scores=kept.kept,
+        tail=kept.tail,
+    )
 
 
 def outside_of(test: Predictions, thresholds: Thresholds) -> Outside | None:

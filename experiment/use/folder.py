@@ -22,11 +22,29 @@ from experiment.record.lock import LOCK, WHO, holder_of, only_writer, refuse_whe
 from files import PARTIAL, free_name, partial
 
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
-COLUMNS = ("path", "score", "decision", "seconds", "error", "picture", "map")
-PICTURE = COLUMNS.index("picture")  # the first of the columns that name files
-TIMED = COLUMNS.index("seconds")  # the column that differs between two predictions of the same
-OF_TABLES = ("score", "decision")  # what is added behind a table's own columns
-DRAWN = {OVERLAYS: TABLE, MAPS: TABLE, "examples": WEIGHTS, "segmentations": WEIGHTS}  # folders, and what lies beside
+REGIONS, MASKS, CONTOURS, COCO = "regions.csv", "masks", "contours", "coco.json"
+FILES = ("picture", "map", "mask", "contours")  # the columns that name files
+TIMED = "seconds"  # the column that differs between two predictions of the same
+COLUMNS = ("path", "score", "decision", "percentile", "p_value", TIMED, "error", "picture", "map")
+WITH_REGIONS = (*COLUMNS, "regions", "mask", "contours")
+EVER = ("path", "score", "decision", TIMED, "error")  # of predictions.csv, also before it had the others
+OF_TABLES = ("score", "decision", "percentile", "p_value")  # what is added behind a table's own columns
+BEFORE = ("score", "decision")  # what was
+OF_REGIONS = ("image", "region", "left", "top", "width", "height", "area", "area_percent", "centre_x", "centre_y")
+OF_REGIONS += ("mean_score", "highest_score", "touches_border")
+COCO_START = (
+    '{"info": {"description": "Regions that predict found"}, "categories": [{"id": 1, "name": "anomaly"}], '
+    '"annotations": ['
+)
+FIRST_LINES = {REGIONS: ",".join(OF_REGIONS), COCO: COCO_START}  # by which predict's own are known
+ENDS_OF_TABLES = tuple(sign.join(own) for sign in SEPARATORS for own in (OF_TABLES, BEFORE))
+DRAWN = {
+    OVERLAYS: TABLE,
+    MAPS: TABLE,
+    MASKS: TABLE,
+    "examples": WEIGHTS,
+    "segmentations": WEIGHTS,
+}  # folders, and what lies beside
 FLAG = "--out"
 
 
@@ -81,8 +99,9 @@ def holds_drawings(folder: Path) -> bool:
 
 
 def _is_predictions(path: Path) -> bool:
-    """Whether a file is a predictions.csv of images that predict wrote, be it before it named pictures."""
-    return _first_line(path).startswith(",".join(COLUMNS[:PICTURE]))
+    """Whether a file is a predictions.csv of images that predict wrote, be it an earlier version of it."""
+    columns = _first_line(path).split(",")
+    return columns[:3] == [*EVER[:3]] and set(EVER) <= set(columns)
 
 
 def _first_line(path: Path) -> str:
@@ -114,9 +133,11 @@ def _foreign(out: Path) -> str | None:
             continue
         if str(name) == TABLE and _is_predictions(path):
             continue
-        if _composed(name) in named or (was_killed and name.parts[0] in (OVERLAYS, MAPS)):
+        if _composed(name) in named or (was_killed and name.parts[0] in (OVERLAYS, MAPS, MASKS, CONTOURS)):
             continue
-        if path.suffix == ".csv" and _first_line(path).endswith(tuple(sign.join(OF_TABLES) for sign in SEPARATORS)):
+        if str(name) in FIRST_LINES and _first_line(path) == FIRST_LINES[str(name)]:
+            continue
+        if path.suffix == ".csv" and _first_line(path).endswith(ENDS_OF_TABLES):
             continue
         return str(name)
     return None
@@ -124,12 +145,12 @@ def _foreign(out: Path) -> str | None:
 
 def _named(table: Path) -> set[str]:
     """The files that the rows of a predictions.csv name."""
-    return {_composed(Path(name)) for row in _rows(table) for name in row[PICTURE:] if name}
+    return {_composed(Path(row[own])) for row in _rows(table) for own in FILES if row.get(own)}
 
 
-def _rows(table: Path) -> Iterator[list[str]]:
+def _rows(table: Path) -> Iterator[dict[str, str]]:
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from csv.reader(file)
+        yield from csv.DictReader(file)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -179,9 +200,13 @@ def _same(new: Path, old: Path) -> bool:
     if not new.is_file() or old.is_symlink():
         return False
     if old.name == TABLE and _is_predictions(old):
-        rows, again = ({(*row[:TIMED], *row[TIMED + 1 :]) for row in _rows(table)} for table in (old, new))
-        return rows <= again
+        return _untimed(old) <= _untimed(new)
     return filecmp.cmp(new, old, shallow=False)
+
+
+def _untimed(table: Path) -> set[tuple[str, ...]]:
+    """What the rows of a predictions.csv say but for their seconds."""
+    return {tuple(f"{name} {cell}" for name, cell in row.items() if name != TIMED) for row in _rows(table)}
 
 
 def _say_where(out: Path, earlier: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -115,6 +115,13 @@ def _of_paths(paths: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
             yield path, Path(path.name)
         else:
             raise UsageError(f"no such file or folder: '{path}'")
+
+
+def allowing(transform: ImageTransform, max_pixels: int | None) -> ImageTransform:
+    """The same that reads images of up to so many pixels; None: as it is."""
+    if max_pixels is None:
+        return transform
+    return replace(transform, reading=replace(transform.reading, max_pixels=max_pixels))
 
 
 def read_ahead(

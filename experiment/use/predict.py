@@ -1,26 +1,18 @@
 """Predict one's own images with a trained model: a stream of paths in, rows and pictures out."""
 
-import csv
-import io
-import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from datasets import ImageTransform, reader_count
+from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from errors import DataError
@@ -28,13 +20,18 @@ from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
 from experiment.model_config import OF_IMAGES, PredictConfig
-from experiment.record.sheets import BOM, quote_formula
+from experiment.record.sheets import quote_formula
 from experiment.show.pictures import captioned, encoded, panel
-from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, check_free, own_folder
-from experiment.use.inputs import Inputs, Item, read_ahead
+from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, WITH_REGIONS, check_free, own_folder
+from experiment.use.growing import csv_lines, growing
+from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.maps import full_size, raw
+from experiment.use.normal import among_normal, normal_said
+from experiment.use.region_files import RegionFiles, region_files, region_pictures
+from experiment.use.regions import Regions, find_regions
 from experiment.use.rows import predict_tables
 from experiment.use.unused import refuse_of_images, refuse_of_maps, refuse_unused, refuse_unused_weights
-from files import cannot_write, move, partial, readable, write_bytes
+from files import readable, write_bytes
 from methods import load
 
 ADVICE = "free some memory, or choose another --gpu"
@@ -76,18 +73,17 @@ def predict(config: PredictConfig) -> int:
 
 def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
     counts: Counter[str] = Counter()
-    outside = model.thresholds.outside
+    outside, normal = model.thresholds.outside, model.thresholds.normal
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
-    reading = model.transform.reading
-    if config.max_pixels is not None:
-        reading = replace(reading, max_pixels=config.max_pixels)
-    transform = replace(model.transform, reading=reading)
+    transform = allowing(model.transform, config.max_pixels)
     stream = read_ahead(
         iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
     )
+    columns = WITH_REGIONS if config.regions else COLUMNS
     with (
-        _table(config.out / TABLE) as write,
+        growing(config.out / TABLE, csv_lines([columns])) as write,
+        region_files(config) as regions,
         progress("predict", total=inputs.total, unit="image") as bar,
     ):
         while batch := list(islice(stream, config.batch_size)):
@@ -96,15 +92,18 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             start = time.perf_counter()
             prediction = score(torch.stack(read)) if read else NOTHING
             scores = prediction.scores.tolist()
+            counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
             seconds = (time.perf_counter() - start) / max(len(read), 1)
             results = zip(scores, maps, strict=True)
             rows: list[list[str]] = []
             try:
                 for item in batch:
-                    row = dict.fromkeys(COLUMNS, "") | {"path": quote_formula(item.path)}
+                    row = dict.fromkeys(columns, "") | {"path": quote_formula(item.path)}
                     rows.append(row)
-                    error = item.error or _predict_one(config, model, item, threshold, row, seconds, *next(results))
+                    error = item.error or _predict_one(
+                        config, model, item, threshold, row, regions, seconds, *next(results)
+                    )
                     if error:
                         row["error"] = quote_formula(error)
                         bar.clear()
@@ -112,11 +111,13 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
                     counts["broken" if not row["score"] else "anomalous" if row["decision"] == "1" else "normal"] += 1
                     counts["errors"] += bool(error)
             finally:  # also of pictures that were written before something else went wrong
-                write([list(row.values()) for row in rows if row["score"] or row["error"]])
+                write(csv_lines(row.values() for row in rows if row["score"] or row["error"]))
+                regions.write()
             bar.update(len(batch))
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
     _say_false_alarms(config, model)
+    click.echo(normal_said(model.thresholds, counts["beyond"]), err=True)
     if outside and (note := outside.sentence("images")):
         click.echo(note, err=True)
     if inputs.said:
@@ -136,16 +137,24 @@ def _predict_one(
     item: Item,
     threshold: float,
     row: dict[str, str],
+    files: RegionFiles,
     seconds: float,
     score: float,
     anomaly_map: NDArray[np.float32] | None,
 ) -> str:
     """Fill an image's row and write its pictures; what is wrong with those, or nothing."""
     row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold))), "seconds": f"{seconds:.4f}"}
+    if model.thresholds.normal:
+        row["percentile"], row["p_value"] = among_normal(model.thresholds.normal.p_values(score).item())
     try:
-        drawn = _pictures(config, model, item, score, threshold, anomaly_map)
+        regions = _regions(config, model, item, anomaly_map) if config.regions else None
+        drawn = _pictures(config, model, item, score, threshold, anomaly_map, regions)
+        if regions is not None:
+            row["regions"] = str(len(regions.found))
+            drawn += region_pictures(config, item, regions)
+            files.take(item, regions)
     except DataError as error:
-        return str(error)
+        return f"'{item.path}' was scored, but {error}"
     except (MemoryError, cv2.error) as error:
         reason = "out of memory" if is_out_of_memory(error) else "it is too large for a picture"
         return f"'{item.path}' was scored, but cannot be drawn at {item.size[0]} x {item.size[1]} pixels: {reason}"
@@ -159,6 +168,17 @@ def _predict_one(
     return ""
 
 
+def _regions(config: PredictConfig, model: TrainedModel, item: Item, anomaly_map: NDArray[np.float32]) -> Regions:
+    """The regions of an image, in its own pixels.
+
+    Raises:
+        DataError: as full_size.
+    """
+    threshold = model.thresholds.pixel if config.pixel_threshold is None else config.pixel_threshold
+    whole = full_size(anomaly_map, model.transform, item.size)
+    return find_regions(whole, model.transform, threshold, config.min_area or 1)
+
+
 def _pictures(
     config: PredictConfig,
     model: TrainedModel,
@@ -166,6 +186,7 @@ def _pictures(
     score: float,
     threshold: float,
     anomaly_map: NDArray[np.float32] | None,
+    regions: Regions | None,
 ) -> list[tuple[str, str, bytes]]:
     """Of every file that is written for an image its column in the table, its name and its content.
 
@@ -176,85 +197,14 @@ def _pictures(
         return []
     drawn = []
     if config.full_size:
-        try:
-            anomaly_map = _full_size(anomaly_map, model.transform, item.size)
-        except DataError as error:
-            raise DataError(f"'{item.path}' was scored, but has no map of its own size: {error}") from error
+        anomaly_map = full_size(anomaly_map, model.transform, item.size)
     if config.map in ("overlay", "both"):
         image = item.tensor.permute(1, 2, 0).numpy() if item.original is None else item.original
-        picture = panel(image, None, anomaly_map, model.description.map_range)
+        outlined = regions and (regions.mask if config.full_size else regions.seen(len(image)))
+        picture = panel(image, None, anomaly_map, model.description.map_range, outlined)
         content = encoded(captioned(picture, score, threshold), ".png")
         drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", content))
     if config.map in ("raw", "both"):
         name = f"{MAPS}/{item.name}.{config.raw_format}"
-        drawn.append(("map", name, _raw(anomaly_map, config.raw_format)))
+        drawn.append(("map", name, raw(anomaly_map, config.raw_format)))
     return drawn
-
-
-def _full_size(
-    anomaly_map: NDArray[np.float32], transform: ImageTransform, size: tuple[int, int]
-) -> NDArray[np.float32]:
-    """The map at the width and height of the image; NaN where the network did not look, beyond the crop.
-
-    Raises:
-        DataError: what the network saw is less than a pixel wide or high.
-    """
-    width, height = size
-    left, top, right, bottom = transform.window(width, height)
-    if left >= right or top >= bottom:
-        raise DataError(f"of its {width} x {height} pixels the network saw less than one; leave out --full_size")
-    full = np.full((height, width), np.nan, np.float32)
-    full[top:bottom, left:right] = cv2.resize(anomaly_map, (right - left, bottom - top))
-    return full
-
-
-def _raw(anomaly_map: NDArray[np.float32], raw_format: str) -> bytes:
-    buffer = io.BytesIO()
-    if raw_format == "npy":
-        np.save(buffer, anomaly_map)
-    else:
-        Image.fromarray(anomaly_map).save(buffer, "tiff")
-    return buffer.getvalue()
-
-
-@contextmanager
-def _table(path: Path) -> Iterator[Callable[[list[list[Any]]], None]]:
-    """A CSV that grows by whole rows; whatever ends the block, complete rows are in it and it is in its place."""
-    temporary = partial(path)
-    complete, is_ascii = 0, True
-    file = temporary.open("wb", buffering=0)
-
-    def write(rows: list[list[Any]]) -> None:
-        nonlocal complete, is_ascii
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)
-        text = readable(buffer.getvalue())
-        left = memoryview(text.encode())
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError as error:
-            raise cannot_write(path, error, len(left)) from error
-        complete, is_ascii = file.tell(), is_ascii and text.isascii()
-
-    try:
-        write([list(COLUMNS)])
-        yield write
-    finally:
-        with file:
-            file.truncate(complete)
-        if not is_ascii:
-            _mark(temporary)
-        move(temporary, path)
-
-
-def _mark(path: Path) -> None:
-    """Put a byte order mark before a file's text, by which spreadsheets know it as UTF-8; no room leaves it without."""
-    marked = partial(path)
-    try:
-        with path.open("rb") as file, marked.open("wb") as copy:
-            copy.write(BOM.encode())
-            shutil.copyfileobj(file, copy)
-        os.replace(marked, path)
-    except OSError:
-        marked.unlink(missing_ok=True)

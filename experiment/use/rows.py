@@ -16,12 +16,13 @@ from errors import DataError
 from experiment.machine.progress import progress
 from experiment.record.sheets import quote_formula, with_mark
 from experiment.use.folder import OF_TABLES
+from experiment.use.normal import among_normal, normal_said
 from files import readable, write_text
 from late import pandas as pd
 
 
 def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], threshold: float, out: Path) -> int:
-    """Write every table to OUT/NAME.csv, with columns score and decision behind its own.
+    """Write every table to OUT/NAME.csv, with columns score, decision, percentile and p_value behind its own.
 
     Args:
         model: of a table with such columns.
@@ -32,7 +33,8 @@ def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], thr
     Returns:
         The exit code: 1 if any table could not be predicted, of which it says why; else 0.
     """
-    code = 0
+    code = beyond = 0
+    normal = model.thresholds.normal
     for path, name in inputs:
         try:
             table = read_whole_table(path)
@@ -47,17 +49,21 @@ def predict_tables(model: TrainedModel, inputs: Sequence[tuple[Path, Path]], thr
         scores = torch.cat([model.predict(batch).scores for batch in batches]).cpu().numpy()
         decisions = is_anomalous(scores, threshold).astype(int)
         shown = [f"{score:.9g}" for score in scores.tolist()]
-        write_text(out / f"{name}.csv", _again(table, shown, decisions.tolist()))
+        among = [among_normal(own) for own in normal.p_values(scores).tolist()] if normal else [("", "")] * len(scores)
+        beyond += normal.beyond(scores) if normal else 0
+        others = [[own[i] for own in among] for i in range(2)]
+        write_text(out / f"{name}.csv", _again(table, shown, decisions.tolist(), *others))
         click.echo(
             f"{path}{table.said}: {decisions.sum()} of {len(scores)} rows anomalous at threshold {threshold:.4g}; "
             f"written to {out / f'{name}.csv'}",
             err=True,
         )
+    click.echo(normal_said(model.thresholds, beyond), err=True)
     return code
 
 
-def _again(table: Table, scores: list[str], decisions: list[int]) -> str:
-    """A CSV file of a table's own cells, in the dialect of a file of text, with two columns behind them.
+def _again(table: Table, scores: list[str], decisions: list[int], *others: Sequence[str]) -> str:
+    """A CSV file of a table's own cells, in the dialect of a file of text, with the columns OF_TABLES behind them.
 
     Text that a spreadsheet would run as a formula has an apostrophe before it where it did not come from such a file.
     """
@@ -67,8 +73,8 @@ def _again(table: Table, scores: list[str], decisions: list[int]) -> str:
         cells = cells.assign(**{name: cells[name].map(_quoted, na_action="ignore") for name in text})
     else:
         separator = table.dialect.separator
-        scores = [score.replace(".", table.dialect.decimal) for score in scores]
-    whole = cells.assign(**dict(zip(OF_TABLES, (scores, decisions), strict=True)))
+        scores, *others = ([cell.replace(".", table.dialect.decimal) for cell in own] for own in (scores, *others))
+    whole = cells.assign(**dict(zip(OF_TABLES, (scores, decisions, *others), strict=True)))
     return with_mark(whole.to_csv(index=False, sep=separator, lineterminator="\n"))
 
 

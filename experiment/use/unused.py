@@ -7,7 +7,7 @@ from experiment.model_config import OF_IMAGES, PredictConfig
 
 
 def refuse_unused(config: PredictConfig) -> None:
-    """Refuse what is said of maps that are not written.
+    """Refuse what is said of maps that are not written, or of regions that are not looked for.
 
     Raises:
         UsageError: it is.
@@ -17,6 +17,14 @@ def refuse_unused(config: PredictConfig) -> None:
         raise UsageError(f"--raw_format is of raw maps, and --map {chosen} writes none: give --map raw or both")
     if config.full_size and chosen == "none":
         raise UsageError("--full_size is of maps, and --map none writes none: leave one of them out")
+    if not config.regions and (given := _of_regions(config)):
+        raise UsageError(f"{', '.join(given)} is of regions: give --regions too, or leave it out")
+
+
+def _of_regions(config: PredictConfig) -> list[str]:
+    """What is said of regions but that they are wanted."""
+    names = ("min_area", "pixel_threshold", "region_masks", "contours")
+    return [f"--{name}" for name in names if getattr(config, name) not in (None, False)]
 
 
 def refuse_of_images(config: PredictConfig) -> None:
@@ -26,7 +34,7 @@ def refuse_of_images(config: PredictConfig) -> None:
         UsageError: something is.
     """
     given = [name for name in (*OF_IMAGES, "max_pixels") if getattr(config, name) is not None]
-    given += ["full_size"] * config.full_size
+    given += [name for name in ("full_size", "regions") if getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name}" for name in given)
         raise UsageError(f"'{config.model_dir}' is a model of a table, and {flags} is of images: leave it out")
@@ -39,6 +47,7 @@ def refuse_of_maps(config: PredictConfig) -> None:
         UsageError: something is.
     """
     given = [f"--map {config.map}"] * (config.map in ("raw", "both")) + ["--full_size"] * config.full_size
+    given += ["--regions"] * config.regions
     if given:
         raise UsageError(f"'{config.model_dir}' draws no maps, and {' and '.join(given)} asks for some: leave it out")
 
