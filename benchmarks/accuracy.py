@@ -151,7 +151,7 @@ def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     if epochs is not None and "epochs" in {own.name for own in declared(DETECTORS[name].Options)}:
         options += ["--epochs", str(epochs)]
     command = main.main.get_command(None, name)
-    return command.invoke(command.make_context(name, options))[0].configs[0]
+    return command.invoke(command.make_context(name, options))[0]
 
 
 class Labelled(NamedTuple):
@@ -476,7 +476,7 @@ def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -
         context = main.main.get_command(None, "dataset").make_context(
             "dataset", [word for word in shlex.split(" ".join(words)) if word]
         )
-        data = context.command.invoke(context)[0].configs[0]
+        data = context.command.invoke(context)[0]
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)

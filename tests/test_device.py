@@ -52,7 +52,7 @@ def build(command, **options):
     """The detector in its smallest setting."""
     name, *words = small(command)
     own = main.main.get_command(None, name)
-    config = own.invoke(own.make_context(name, words))[0].configs[0]
+    config = own.invoke(own.make_context(name, words))[0]
     (backbone,) = config.backbones
     source = backbones.load(backbone.name, config.backbone_weights)
     return DETECTORS[command](source, backbone.layers, (SIDE, SIDE), **{**config.options, **options})

@@ -101,7 +101,7 @@ def built(command, words):
             backbones.load("pixels"), ["input"], (SIDE, SIDE), image_tokens="pixels", columns=[[]], **SMALLEST
         )
     chain = main.main.get_command(None, command)
-    options = chain.invoke(chain.make_context(command, [*small(command)[1:], *words.split()]))[0].configs[0].options
+    options = chain.invoke(chain.make_context(command, [*small(command)[1:], *words.split()]))[0].options
     joint = {"columns": [[]]} if DETECTORS[command].JOINT else {}
     name, layers = ("resnet18", ["layer1", "layer2"]) if DETECTORS[command].NEEDS_BACKBONE else ("pixels", ["input"])
     return DETECTORS[command](backbones.load(name, "random"), layers, (SIDE, SIDE), **{**options, **joint})

@@ -134,10 +134,17 @@ DATASET = {
     "--augment": ["--augment"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
-ALONE = {  # options of commands outside the chain, tested in test_report.py, test_predict.py and test_export.py
+ALONE = {  # options of commands outside the chain, tested in test_report.py, test_figure.py, test_predict.py and so on
     "--format",
     "--best_epoch",
     "--compare",
+    "--bad",
+    "--contours",
+    "--false_alarms",
+    "--min_area",
+    "--pixel_threshold",
+    "--region_masks",
+    "--regions",
     "--ranks",
     "--cost",
     "--class",
@@ -316,7 +323,7 @@ def scores_by(mvtec):
     @cache
     def score(command, words):
         own = main.main.get_command(None, command)
-        config = own.invoke(own.make_context(command, list(words)))[0].configs[0]
+        config = own.invoke(own.make_context(command, list(words)))[0]
         (backbone,), kind = config.backbones, DETECTORS[command].variant(config.options)
         joint = {"columns": [[]]} if kind.JOINT else {}
         source = backbones.load(backbone.name, config.backbone_weights)
