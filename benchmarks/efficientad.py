@@ -62,9 +62,8 @@ class Recorded(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        return (
-            tensor.detach().clone().to(self.precision).requires_grad_(tensor.requires_grad and torch.is_grad_enabled())
-        )
+        learns = tensor.requires_grad and torch.is_grad_enabled()
+        return tensor.detach().to(self.precision, copy=True).requires_grad_(learns)
 
     def again(self) -> None:
         """Run them once more, and backwards where they were part of a step."""

@@ -57,10 +57,12 @@ class PDN(nn.Sequential):
             *inner,
             *last,
         )
+        self.to(memory_format=torch.channels_last)  # pools take a tenth of the time
 
     def forward(self, images: Tensor, outputs: slice = slice(None)) -> Tensor:
         """Images [B, 3, H, W] to maps [B, C, *grid_of]; of some outputs alone, for what the others would cost."""
         *before, last = self
+        images = images.contiguous(memory_format=torch.channels_last)
         for own in before:
             images = own(images)
         return F.conv2d(images, last.weight[outputs], last.bias[outputs])

@@ -8,6 +8,7 @@ cell.
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,10 +46,11 @@ class SceneAutoencoder(nn.Module):
         self.growing = nn.ModuleList(nn.Conv2d(CODE, CODE, 4, padding=2) for _ in self.sizes)
         self.dropout = nn.Dropout(DROPOUT)
         self.last = nn.ModuleList([nn.Conv2d(CODE, CODE, 3, padding=1), nn.Conv2d(CODE, outputs, 3, padding=1)])
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to maps [B, outputs, *grid]."""
-        x = images
+        x = images.contiguous(memory_format=torch.channels_last)
         for own in self.halving:
             x = F.relu(own(x))
         x = self.code(x)
