@@ -123,6 +123,7 @@ SETTINGS = {
     "OC-SVM": f"oneclass {LITE0}",
     "SVDD": f"oneclass {LITE0} --machine svdd",
     "sparse coding": f"sparse {LITE0}",
+    "FastFlow": f"fastflow {LITE0} --epochs 30",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

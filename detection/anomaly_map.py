@@ -57,6 +57,12 @@ def upsampled(values: Tensor, size: tuple[int, int], centres: tuple[Centres, Cen
     return resampled(values, rows, columns)
 
 
+def mean_of_highest(values: Tensor, count: int) -> Tensor:
+    """The mean of so many highest values of each image's [B, ...], of all where there are fewer: [B]."""
+    flat = values.flatten(1)
+    return flat.topk(min(count, flat.shape[1]), dim=1).values.mean(dim=1)
+
+
 def smoothed(maps: Tensor, sigma: float = SIGMA) -> Tensor:
     """Maps [B, H, W] after a Gaussian whose borders are mirrored without repeating the outermost pixel (truncate 4)."""
     return resampled(maps, *(_smoothing(maps.device, n, sigma) for n in maps.shape[-2:]))

@@ -5,12 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.alignment import resampled
-from backbones.devices import kept_on_device
-from detection.anomaly_map import anomaly_maps
+from backbones.resizing import averaged
+from detection.anomaly_map import anomaly_maps, mean_of_highest
 from detection.coreset import random_rows
 from detection.detector import Detector
 from detection.light import Matching, grey, match_light
@@ -66,8 +64,7 @@ class PixelDetector(Detector):
 
     def predicted(self, maps: Tensor) -> Prediction:
         """These maps, and the means of their largest values."""
-        pixels = maps.flatten(1)
-        return Prediction(pixels.topk(min(self.options.score_pixels, pixels.shape[1])).values.mean(dim=1), maps)
+        return Prediction(mean_of_highest(maps, self.options.score_pixels), maps)
 
     def half(self) -> "PixelDetector":
         """As in nn.Module, of nothing: see precision."""
@@ -76,10 +73,4 @@ class PixelDetector(Detector):
 
 def smaller(images: Tensor, side: int) -> Tensor:
     """Images [B, H, W] by the means of their squares, at most so many on each side: float32."""
-    return resampled(images, *(_squares(images.device, n, min(n, side)) for n in images.shape[1:]))
-
-
-@kept_on_device
-def _squares(n: int, cells: int) -> Tensor:
-    """[cells, n], on a device given before the rest: of the pixels along an axis, the mean of those in each cell."""
-    return F.adaptive_avg_pool1d(torch.eye(n).unsqueeze(0), cells)[0].T
+    return averaged(images, [min(n, side) for n in images.shape[1:]])

@@ -247,6 +247,7 @@ def learn(
     optimizers: Iterable[torch.optim.Optimizer],
     precision: torch.dtype,
     scaler: torch.amp.GradScaler | None = None,
+    longest: float | None = None,
 ) -> None:
     """One step of every optimizer down the loss's gradient; fp16 makes none where a gradient is not finite.
 
@@ -255,6 +256,7 @@ def learn(
         optimizers: of what the loss depends on.
         precision: that the loss was computed in; another than fp16 needs no scale.
         scaler: of all steps in fp16; None is a fresh one.
+        longest: the length that gradients are shortened to, all together; None leaves them.
     """
     optimizers = list(optimizers)
     for optimizer in optimizers:
@@ -262,14 +264,25 @@ def learn(
     if precision != torch.float16:
         with full_float32(loss.device) if precision == torch.float32 else nullcontext():
             loss.backward()
+        _shorten(optimizers, longest)
         for optimizer in optimizers:
             optimizer.step()
         return
     scaler = scaler or gradient_scaler(loss.device, precision)
     scaler.scale(loss).backward()
+    if longest is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        _shorten(optimizers, longest)
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
+
+
+def _shorten(optimizers: Iterable[torch.optim.Optimizer], longest: float | None) -> None:
+    if longest is not None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], longest)
 
 
 def _check_finite(losses: Sequence[Tensor], meta_epoch: int) -> None:

@@ -45,6 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import MovingAverage, Normal, Passes, Prediction
+from detection.anomaly_map import mean_of_highest
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import UsageError
@@ -237,8 +238,7 @@ class SimpleNet(PatchDetector):
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:
         """S (7) of patch scores [B, H1, W1]: the mean of the score_top_k highest, of all where there are fewer; [B]."""
-        flat = patch_scores.flatten(1)
-        return flat.topk(min(self.options.score_top_k, flat.shape[1]), dim=1).values.mean(dim=1)
+        return mean_of_highest(patch_scores, self.options.score_top_k)
 
     def half(self) -> "SimpleNet":
         """As in nn.Module, but for what scores are made by: the few digits of float16 would tie patches."""

@@ -92,6 +92,12 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("brightness", True, "does not fit"),
         ("steps", 0, "--steps 0 must be from 1 to 1000"),
     ],
+    "fastflow": [
+        ("steps", 0, "--steps 0 must be from 1 to 100"),
+        ("steps", 3, "does not fit"),
+        ("hidden_ratio", 0.3, "does not fit"),
+        ("norm", "row", "--norm row must be one of map, cell"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),

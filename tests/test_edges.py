@@ -60,6 +60,8 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("oneclass", "--machine svdd --whiten 0", True),
     ("sparse", "", True),
     ("sparse", "--score mahalanobis --brightness", True),
+    ("fastflow", "", False),
+    ("fastflow", "--norm cell --conv3x3_only --score_top_k 9", False),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

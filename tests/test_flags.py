@@ -219,6 +219,14 @@ GAUSSIAN = {
     "--components": ["--components", "2", "--of", "patches", "--eps", "0.01"],
 }
 ONECLASS = {"--machine": ["--machine", "gaussian", "--landmarks", "500"]}
+FASTFLOW = {
+    "--steps": ["--steps", "3"],
+    "--hidden_ratio": ["--hidden_ratio", "0.3"],
+    "--score_top_k": ["--score_top_k", "5"],
+    "--lr": ["--lr", "0.01"],
+    "--weight_decay": ["--weight_decay", "0.5"],
+    "--epochs": ["--epochs", "3"],
+}
 CHOSEN = {
     "cfa": CFA,
     "rd": RD,
@@ -231,6 +239,7 @@ CHOSEN = {
     "lowrank": LOWRANK,
     "gaussian": GAUSSIAN,
     "oneclass": ONECLASS,
+    "fastflow": FASTFLOW,
     "multimodal": MULTIMODAL,
 }
 BASES = {"cfa": WIDE_CFA, "sparse": [*small("sparse"), "--score", "one_sided"]}  # where every flag changes something
