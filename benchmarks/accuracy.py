@@ -124,6 +124,7 @@ SETTINGS = {
     "SVDD": f"oneclass {LITE0} --machine svdd",
     "sparse coding": f"sparse {LITE0}",
     "FastFlow": f"fastflow {LITE0} --epochs 30",
+    "MSFlow": f"msflow {LITE0} --lr 0.0003 --epochs 30",
     "multimodal": "multimodal -b efficientnet_lite0 -le blocks.4 -le blocks.2",
 }
 QUANTILE = RunConfig.threshold_quantile  # what every run takes

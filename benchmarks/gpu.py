@@ -94,6 +94,7 @@ PAPERS = Scale(
         ),
         "cfa": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 224, 4),
         "patchcore": Setting("wideresnet50", ("layer2", "layer3"), 224, 8),
+        "msflow": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 512, 8),
         "multimodal": Setting("wideresnet50", ("layer3", "layer2"), 256, 8),
     },
 )
@@ -177,8 +178,9 @@ def build(command: str, setting: Setting, device: torch.device, precision: torch
     names = {own.name for own in declared(kind.Options)}
     epochs = {name: PASSES for name in ("meta_epochs", "epochs") if name in names}  # some learn without any
     extractor = backbones.load(setting.backbone, "random")
+    options = {name: value for name, value in setting.options.items() if name in names}  # "" is of many detectors
     size = setting.side, setting.side
-    return kind(extractor, list(setting.layers), size, precision=precision, **epochs, **setting.options).to(device)
+    return kind(extractor, list(setting.layers), size, precision=precision, **epochs, **options).to(device)
 
 
 def trained(

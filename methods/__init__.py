@@ -43,6 +43,7 @@ ENTRIES = {
     "oneclass": Entry("methods.oneclass", "OneClass", "OC-SVM and SVDD: a surface that holds most normal patches."),
     "sparse": Entry("methods.sparse", "SparseCoding", "Sparse coding: what few atoms of a dictionary do not make."),
     "fastflow": Entry("methods.fastflow", "FastFlow", "FastFlow: normalising flows, by which places are unlikely."),
+    "msflow": Entry("methods.msflow", "MSFlow", "MSFlow: flows of layers that know their place, and see each other."),
     "multimodal": Entry("methods.multimodal", "Multimodal", "One Transformer for images and tables."),
 }
 

@@ -154,19 +154,19 @@ def _column(values: Tensor) -> Tensor:
 def _couple(
     kept: Tensor, changed: Tensor, a: Tensor, gain: Tensor, offset: Tensor, order: Tensor, clamp: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(2) to (5), of a with g and o of the changed half in t; and tanh and g s, [B, n2, H, W] each, for gradients."""
+    """(2) to (5) of what _subnet gives; and for gradients the sigmoid of its first half, and g s: [B, n2, H, W]."""
     count = kept.shape[1]
     inner, shift = a.to(kept.dtype).contiguous().chunk(2, dim=1)
     bounded = inner.sigmoid()  # tanh x = 2 sigmoid 2 x - 1, in a seventh of tanh's time
     factor = torch.add(_column(gain[count:].log() - clamp), bounded, alpha=2 * clamp)
     logdet = factor.sum(dim=(1, 2, 3)) + kept[0, 0].numel() * gain[:count].log().sum()
     factor = factor.exp_()
-    first = _column(offset[:count]), kept, _column(gain[:count])
+    first_gain, first_offset = _column(gain[:count]), _column(offset[:count])
     if torch.compiler.is_compiling():
-        v = torch.cat([torch.addcmul(*first), torch.addcmul(shift, changed, factor)], dim=1)
+        v = torch.cat([kept * first_gain + first_offset, torch.addcmul(shift, changed, factor)], dim=1)
     else:
         v = kept.new_empty(len(kept), len(gain), *kept.shape[2:])
-        torch.addcmul(*first, out=v[:, :count])
+        torch.mul(kept, first_gain, out=v[:, :count]).add_(first_offset)
         torch.addcmul(shift, changed, factor, out=v[:, count:])
     return v.index_select(1, order[:count]), v.index_select(1, order[count:]), logdet, bounded, factor
 

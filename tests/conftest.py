@@ -74,6 +74,7 @@ SMALL = {  # every detector's smallest setting
     "oneclass": f"{RESNET} --landmarks 20 --rows 60 --nu 0.2",
     "sparse": f"{RESNET} --atoms 8 --rows 100 --steps 10 --score error",  # few patches have almost no covariance
     "fastflow": f"{RESNET} --steps 2 --hidden_ratio 0.2 --epochs 2",
+    "msflow": f"{RESNET} --steps 1 --more_steps 1 --position_dim 4 --lr 0.001 --epochs 2",
     "multimodal": "-b resnet18 -le layer2 -le layer1 --backbone_weights random --dim 8 --heads 2 --depth 1 --epochs 2",
 }
 

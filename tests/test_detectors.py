@@ -98,6 +98,12 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("hidden_ratio", 0.3, "does not fit"),
         ("norm", "row", "--norm row must be one of map, cell"),
     ],
+    "msflow": [
+        ("more_steps", 101, "--more_steps 101 must be from 0 to 100"),
+        ("more_steps", 2, "does not fit"),
+        ("position_dim", 8, "does not fit"),
+        ("position_dim", 6, "--position_dim 6 must be a multiple of 4"),
+    ],
     "multimodal": [
         ("heads", 3, "--dim 8 must be a multiple of --heads 3"),
         ("depth", 2, "does not fit"),

@@ -40,6 +40,7 @@ OTHERS = {  # settings that compute what the smallest ones do not
     "oneclass": {"machine": "gaussian", "whiten": 0.0, "align_maps": True},
     "sparse": {"score": "error", "brightness": True},
     "fastflow": {"align_maps": True, "norm": "cell", "score_top_k": 5},
+    "msflow": {"align_maps": True, "score_share": 0.5},
     "multimodal": {"dropout": 0.1},
 }
 PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "linear", "einsum"}

@@ -62,6 +62,7 @@ SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("sparse", "--score mahalanobis --brightness", True),
     ("fastflow", "", False),
     ("fastflow", "--norm cell --conv3x3_only --score_top_k 9", False),
+    ("msflow", "", False),
     ("multimodal", "", True),
     ("multimodal", "pixels", True),
 ]

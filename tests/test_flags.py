@@ -227,6 +227,13 @@ FASTFLOW = {
     "--weight_decay": ["--weight_decay", "0.5"],
     "--epochs": ["--epochs", "3"],
 }
+MSFLOW = {
+    "--steps": ["--steps", "2"],
+    "--more_steps": ["--more_steps", "0"],
+    "--position_dim": ["--position_dim", "8"],
+    "--lr": ["--lr", "0.01"],
+    "--epochs": ["--epochs", "3"],
+}
 CHOSEN = {
     "cfa": CFA,
     "rd": RD,
@@ -240,6 +247,7 @@ CHOSEN = {
     "gaussian": GAUSSIAN,
     "oneclass": ONECLASS,
     "fastflow": FASTFLOW,
+    "msflow": MSFLOW,
     "multimodal": MULTIMODAL,
 }
 BASES = {"cfa": WIDE_CFA, "sparse": [*small("sparse"), "--score", "one_sided"]}  # where every flag changes something
