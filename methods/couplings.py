@@ -17,7 +17,7 @@ and (2) to (5) have a gradient that is written by hand. Subnets may compute in b
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ Subnet = tuple[nn.Module, nn.Conv2d]  # all but the last convolution, and that o
 
 
 class Step(nn.Module):
-    """A step, (1) to (5).
+    """What a step, (1) to (5), learns; a Flow makes it.
 
     Args:
         channels: C, 2 or more.
@@ -45,60 +45,36 @@ class Step(nn.Module):
     def __init__(self, channels: int, subnet: Callable[[int, int], Subnet], clamp: float) -> None:
         super().__init__()
         self.clamp = clamp
-        self.changed = channels // 2
-        self.kept = channels - self.changed
         self.register_buffer("order", torch.randperm(channels))
         self.scale = nn.Parameter(torch.full((channels,), START))  # gamma
         self.offset = nn.Parameter(torch.zeros(channels))
-        self.hidden, self.out = subnet(self.kept, 2 * self.changed)
+        self.hidden, self.out = subnet(channels - channels // 2, 2 * (channels // 2))
 
-    @property
-    def gain(self) -> Tensor:
-        """g (3), [C]."""
-        return SHRINK * F.softplus(self.scale, beta=BETA)
 
-    def forward(self, kept: Tensor, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The halves of y (4) and its log-determinant (5).
+class Affine(NamedTuple):
+    """What a step does beside its subnet.
 
-        Args:
-            kept: x[:n1], float32 [B, n1, H, W].
-            changed: x[n1:], float32 [B, n2, H, W].
+    Attributes:
+        gain, offset: g and o of the kept half, [n1].
+        log_gain: log g of the changed half, [n2].
+        weight, bias: of the subnet's last convolution, which gives 2 a (1) of s, and t with the changed half's g and o.
+        order, back: of channels, that of (4), and where each of v is in it, [C].
+    """
 
-        Returns:
-            float32 [B, n1, H, W], [B, n2, H, W] and [B].
-        """
-        gain = self.gain
-        inner = kept, changed, self._subnet(kept, gain), gain, self.offset, self.order
-        if torch.is_grad_enabled():
-            return _Coupling.apply(*inner, self.clamp)
-        return _couple(*inner, self.clamp)[:3]
-
-    def inverse(self, kept: Tensor, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The halves of x from those of y, and the log-determinant of that; shapes as of forward."""
-        gain = self.gain
-        v = torch.cat([kept, changed], dim=1).index_select(1, self.order.argsort())
-        kept, changed = v.split([self.kept, self.changed], dim=1)
-        first, last = _column(gain).split([self.kept, self.changed])
-        kept = (kept - _column(self.offset[: self.kept])) / first
-        inner, shift = self._subnet(kept, gain).to(kept.dtype).chunk(2, dim=1)
-        log_factor = last.log() + self.clamp * (inner / 2).tanh()
-        logdet = log_factor.sum(dim=(1, 2, 3)) + kept[0, 0].numel() * first.log().sum()
-        return kept, (changed - shift) / log_factor.exp(), -logdet
-
-    def _subnet(self, kept: Tensor, gain: Tensor) -> Tensor:
-        """2 a (1) of s and a of t, with g and o of the changed half in t: [B, 2 n2, H, W]."""
-        rows = SHRINK * torch.cat([torch.full_like(gain[self.kept :], 2), gain[self.kept :]])
-        bias = rows * self.out.bias + F.pad(self.offset[self.kept :], (self.changed, 0))
-        if self.out.kernel_size != (1, 1):
-            kept = kept.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(self.hidden(kept), rows.view(-1, 1, 1, 1) * self.out.weight, bias, padding=self.out.padding)
+    gain: Tensor
+    offset: Tensor
+    log_gain: Tensor
+    weight: Tensor
+    bias: Tensor
+    order: Tensor
+    back: Tensor
 
 
 class Flow(nn.Module):
     """Steps one behind the other.
 
     Args:
-        steps: of maps with the same number of channels.
+        steps: of maps with the same number of channels, and with the same alpha.
     """
 
     def __init__(self, steps: Iterable[Step]) -> None:
@@ -107,21 +83,49 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z, float32 [B, C, H, W], and log|det dz/dx|, float32 [B], of maps x, float32 [B, C, H, W]."""
-        return self._through(x, self.steps)
+        couple = _Coupling.apply if torch.is_grad_enabled() else _couple
+        kept, changed = _halves(x)
+        affines, of_gains = self._affines()
+        logdets = []
+        for step, own in zip(self.steps, affines, strict=True):
+            a = _subnet(step, own, kept)
+            kept, changed, logdet, *_ = couple(
+                kept, changed, a, own.gain, own.offset, own.log_gain, own.order, own.back, step.clamp
+            )
+            logdets.append(logdet)
+        return torch.cat([kept, changed], dim=1), torch.stack(logdets).sum(dim=0) + x[0, 0].numel() * of_gains
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x of z, and log|det dx/dz|; shapes as of forward."""
-        return self._through(z, [step.inverse for step in reversed(self.steps)])
+        x = z
+        affines, of_gains = self._affines()
+        logdet = z[0, 0].numel() * of_gains
+        for step, own in reversed(list(zip(self.steps, affines, strict=True))):
+            kept, changed = _halves(x.index_select(1, own.back))
+            kept = (kept - _column(own.offset)) / _column(own.gain)
+            inner, shift = _subnet(step, own, kept).to(kept.dtype).chunk(2, dim=1)
+            log_factor = _column(own.log_gain) + step.clamp * (inner / 2).tanh()
+            logdet = logdet + log_factor.sum(dim=(1, 2, 3))
+            x = torch.cat([kept, (changed - shift) / log_factor.exp()], dim=1)
+        return x, -logdet
 
-    def _through(
-        self, x: Tensor, steps: Iterable[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]]
-    ) -> tuple[Tensor, Tensor]:
-        kept, changed = x.split([x.shape[1] - x.shape[1] // 2, x.shape[1] // 2], dim=1)
-        logdets = []
-        for step in steps:
-            kept, changed, logdet = step(kept, changed)
-            logdets.append(logdet)
-        return torch.cat([kept, changed], dim=1), torch.stack(logdets).sum(dim=0)
+    def _affines(self) -> tuple[list[Affine], Tensor]:
+        """Of every step what it does beside its subnet, and the sum over all of log g of the kept halves.
+
+        It is made of all steps at once: there are few numbers in it, and many operations.
+        """
+        scale, offset, bias, order = (
+            torch.stack(own)
+            for own in zip(*((step.scale, step.offset, step.out.bias, step.order) for step in self.steps), strict=True)
+        )
+        changed = scale.shape[1] // 2
+        count = scale.shape[1] - changed
+        first, last = (SHRINK * F.softplus(scale, beta=BETA)).split([count, changed], dim=1)  # g (3)
+        rows = SHRINK * torch.cat([torch.full_like(last, 2), last], dim=1)
+        weights = [row.view(-1, 1, 1, 1) * step.out.weight for row, step in zip(rows, self.steps, strict=True)]
+        biases = rows * bias + F.pad(offset[:, count:], (changed, 0))
+        parts = first, offset[:, :count], last.log(), weights, biases, order, order.argsort(dim=1)
+        return [Affine(*own) for own in zip(*parts, strict=True)], first.log().sum()
 
 
 def negative_log_likelihood(z: Tensor, logdet: Tensor) -> Tensor:
@@ -151,22 +155,45 @@ def _column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1)
 
 
+def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """What of maps [B, C, H, W] is kept, [B, n1, H, W], and what is changed, [B, n2, H, W]."""
+    changed = maps.shape[1] // 2
+    return maps.split([maps.shape[1] - changed, changed], dim=1)
+
+
+def _subnet(step: Step, own: Affine, kept: Tensor) -> Tensor:
+    """What a step's subnet with the weights of own gives, [B, 2 n2, H, W], of x[:n1] [B, n1, H, W]."""
+    if step.out.kernel_size != (1, 1):  # of few channels faster by a half
+        kept = kept.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(step.hidden(kept), own.weight, own.bias, padding=step.out.padding)
+
+
 def _couple(
-    kept: Tensor, changed: Tensor, a: Tensor, gain: Tensor, offset: Tensor, order: Tensor, clamp: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(2) to (5) of what _subnet gives; and for gradients the sigmoid of its first half, and g s: [B, n2, H, W]."""
-    count = kept.shape[1]
+    kept: Tensor,
+    changed: Tensor,
+    a: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    log_gain: Tensor,
+    order: Tensor,
+    back: Tensor,
+    clamp: float,
+) -> tuple[Tensor, ...]:
+    """The halves of y (4) of those of x and what _subnet gives, and the sum [B] of log g s over the changed half.
+
+    Besides, for gradients, the sigmoid of a's first half, and g s: [B, n2, H, W] each. Other arguments: see Affine.
+    """
+    count = len(gain)
     inner, shift = a.to(kept.dtype).contiguous().chunk(2, dim=1)
     bounded = inner.sigmoid()  # tanh x = 2 sigmoid 2 x - 1, in a seventh of tanh's time
-    factor = torch.add(_column(gain[count:].log() - clamp), bounded, alpha=2 * clamp)
-    logdet = factor.sum(dim=(1, 2, 3)) + kept[0, 0].numel() * gain[:count].log().sum()
+    factor = torch.add(_column(log_gain - clamp), bounded, alpha=2 * clamp)
+    logdet = factor.sum(dim=(1, 2, 3))
     factor = factor.exp_()
-    first_gain, first_offset = _column(gain[:count]), _column(offset[:count])
     if torch.compiler.is_compiling():
-        v = torch.cat([kept * first_gain + first_offset, torch.addcmul(shift, changed, factor)], dim=1)
+        v = torch.cat([kept * _column(gain) + _column(offset), torch.addcmul(shift, changed, factor)], dim=1)
     else:
-        v = kept.new_empty(len(kept), len(gain), *kept.shape[2:])
-        torch.mul(kept, first_gain, out=v[:, :count]).add_(first_offset)
+        v = kept.new_empty(len(kept), len(order), *kept.shape[2:])
+        torch.mul(kept, _column(gain), out=v[:, :count]).add_(_column(offset))
         torch.addcmul(shift, changed, factor, out=v[:, count:])
     return v.index_select(1, order[:count]), v.index_select(1, order[count:]), logdet, bounded, factor
 
@@ -176,31 +203,25 @@ class _Coupling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        kept, changed, a, gain, _, order, clamp = inputs
+        kept, changed, a, gain, _, _, _, back, clamp = inputs
         *outputs, bounded, factor = _couple(*inputs)
-        ctx.save_for_backward(kept, changed, bounded, factor, gain, order)
-        ctx.clamp, ctx.precision = clamp, a.dtype
+        ctx.save_for_backward(kept, changed, gain, back, bounded, factor)
+        ctx.slope, ctx.precision = 2 * clamp, a.dtype
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kept, changed, bounded, factor, gain, order = ctx.saved_tensors
+        kept, changed, gain, back, bounded, factor = ctx.saved_tensors
         *halves, of_logdet = gradients
-        batch, count, more, *grid = *kept.shape[:2], changed.shape[1], *kept.shape[2:]
-        together = kept.new_empty(batch, count + 2 * more, *grid)  # of the kept half, of a's s, and of a's t
-        of_kept, of_inner, of_shift = together.split([count, more, more], dim=1)
-        for half, places in zip(halves, (order + more * (order >= count)).split([count, more]), strict=True):
-            together.index_copy_(1, places, half)
+        count, places = len(gain), (0, 2, 3)
+        of_v = torch.cat(halves, dim=1)
+        of_kept = of_v.index_select(1, back[:count])
+        of_a = kept.new_empty(len(kept), 2 * changed.shape[1], *kept.shape[2:])
+        of_inner, of_shift = of_a.chunk(2, dim=1)
+        torch.index_select(of_v, 1, back[count:], out=of_shift)
         of_changed = of_shift * factor
-        slope = 2 * ctx.clamp
-        of_log = torch.addcmul((slope * of_logdet).view(-1, 1, 1, 1), of_changed, changed, value=slope)
+        of_log = torch.addcmul((ctx.slope * of_logdet).view(-1, 1, 1, 1), of_changed, changed, value=ctx.slope)
         torch.ops.aten.sigmoid_backward.grad_input(of_log, bounded, grad_input=of_inner)
-        of_offset = F.pad(of_kept.sum(dim=(0, 2, 3)), (0, more))
-        of_gain = torch.cat(
-            [
-                (of_kept * kept).sum(dim=(0, 2, 3)) + kept[0, 0].numel() * of_logdet.sum() / gain[:count],
-                of_log.sum(dim=(0, 2, 3)) / (slope * gain[count:]),
-            ]
-        )
-        of_a = together[:, count:].to(ctx.precision)
-        return of_kept * _column(gain[:count]), of_changed, of_a, of_gain, of_offset, None, None
+        of_affine = (of_kept * kept).sum(dim=places), of_kept.sum(dim=places), of_log.sum(dim=places) / ctx.slope
+        of_kept *= _column(gain)
+        return of_kept, of_changed, of_a.to(ctx.precision), *of_affine, None, None, None

@@ -43,7 +43,9 @@ def test_a_golden_step_and_its_inverse(learns):
     step.load_state_dict(step_state(GOLDEN, "step_", NAMES))
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
     with torch.set_grad_enabled(learns):
-        close(step.gain, GOLDEN("step_scale_after_activation"))
+        (affine,), _ = Flow([step])._affines()
+        gain = torch.cat([affine.gain, affine.log_gain.exp()])
+        close(gain, GOLDEN("step_scale_after_activation"))
         y, logdet = Flow([step])(GOLDEN("step_x"))
         close(y, GOLDEN("step_y"))
         close(logdet, GOLDEN("step_logdet"))
@@ -79,20 +81,25 @@ def test_the_inverse_gives_the_input_back(seed, shape):
     assert not torch.allclose(z, x, atol=0.1)
 
 
-def test_the_gradient_written_by_hand():
-    """Against differences, in float64."""
-    step = flow(5, 1).double().steps[0]
-    shapes = [(2, 3, 2, 3), (2, 2, 2, 3), (2, 4, 2, 3), (5,), (5,)]
-    inputs = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda *own: _Coupling.apply(*own, step.order, 2.0), inputs)
-
-
-def test_what_is_traced_is_what_is_computed(monkeypatch):
-    """Graphs have no tensors to write into."""
+@pytest.fixture
+def coupled():
+    """Arguments of a coupling but for alpha: of x, a, gains and offset, in float64."""
     torch.manual_seed(0)
-    inputs = [torch.rand(shape) for shape in [(2, 3, 2, 3), (2, 2, 2, 3), (2, 4, 2, 3), (5,), (5,)]]
+    shapes = [(2, 3, 2, 3), (2, 2, 2, 3), (2, 4, 2, 3), (3,), (3,), (2,)]
+    inputs = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     order = torch.randperm(5)
-    expected = _couple(*inputs, order, 2.0)
+    return [*inputs, order, order.argsort(), 2.0]
+
+
+def test_the_gradient_written_by_hand(coupled):
+    """Against differences."""
+    assert torch.autograd.gradcheck(_Coupling.apply, coupled)
+
+
+@torch.no_grad()
+def test_what_is_traced_is_what_is_computed(coupled, monkeypatch):
+    """Graphs have no tensors to write into."""
+    expected = _couple(*coupled)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for one, other in zip(_couple(*inputs, order, 2.0), expected, strict=True):
+    for one, other in zip(_couple(*coupled), expected, strict=True):
         torch.testing.assert_close(one, other)
