@@ -12,6 +12,7 @@ from fake_cuda import CUDA, fake_cuda
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy
+import flows
 import gpu
 import robust
 import synthetic
@@ -97,6 +98,16 @@ def test_robusts_table(mvtec, monkeypatch):
     value = rows.set_index(["setting", "change"])["image_auroc"]
     drops = lines.set_index("setting")
     assert drops.loc["off", "noise"] == pytest.approx(100 * (value["off", "as they are"] - value["off", "noise"]))
+
+
+def test_flows_lines(capsys):
+    flows.main(["--imagesize", "32", "--batch_size", "1", "--rounds", "1"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    whats = [
+        f"{command}, {what}, 1 images" for command in ("fastflow", "msflow") for what in ("train step", "prediction")
+    ]
+    assert [line[:44].strip() for line in lines] == whats
+    assert all(float(line[44:].split()[0]) > 0 for line in lines)
 
 
 def test_scales_table():
