@@ -4,13 +4,14 @@
     python benchmarks/flows.py --precision bf16 --imagesize 256 --backbone wideresnet50 -le layer1 -le layer2 -le layer3
 
 anomalib's, which are FrEIA's couplings, compute in float32, from equal numbers of steps, widths and maps. Maps are of
-random numbers, which do not change the time. Every number is the median of several rounds, in which all are measured
-in turn.
+random numbers, which do not change the time. Every number is the least CPU time, of all threads together, of several
+rounds in which all are measured in turn: other programs change it little.
 """
 
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import backbones
 from benchmarks.neighbours import line
-from benchmarks.speed import instructions, medians
+from benchmarks.speed import instructions
 from detection import Detector
 from detection.precision import PRECISIONS
 from methods import DETECTORS
@@ -78,6 +79,18 @@ def anomalib(detector: Detector, maps: Sequence[Tensor]) -> tuple[Action, Action
     return step, predict
 
 
+def least(rounds: int, *actions: Action) -> list[float]:
+    """CPU seconds of each action, after a round that is not counted."""
+    times = []
+    for _ in range(rounds + 1):
+        times.append([])
+        for action in actions:
+            start = time.process_time()
+            action()
+            times[-1].append(time.process_time() - start)
+    return [min(own) for own in zip(*times[1:], strict=True)]
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """A line for every detector and what it does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +114,7 @@ def main(words: Sequence[str] | None = None) -> None:
         actions = ours(detector, maps)
         theirs = anomalib(detector, maps) if command == "fastflow" else None
         for name, i in (("train step", 0), ("prediction", 1)):
-            times = medians(arguments.rounds, *(pair[i] for pair in (actions, theirs) if pair))
+            times = least(arguments.rounds, *(pair[i] for pair in (actions, theirs) if pair))
             line(f"{command}, {name}, {arguments.batch_size} images", *(1000 * one for one in times),
                  *[None] * (2 - len(times)), "ms")  # fmt: skip
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy
 import calibration
+import flows
 import gpu
 import robust
 import synthetic
@@ -111,6 +112,16 @@ def test_calibrations_table():
         assert float(found["of the others"].split()[0]) == pytest.approx(float(found["expected"].split()[0]), abs=0.6)
     (above, others), *_ = calibration.draws(np.arange(50, dtype=np.float32), 40, 1, 0.01)
     assert others == 10 and 0 <= above <= 10
+
+
+def test_flows_lines(capsys):
+    flows.main(["--imagesize", "32", "--batch_size", "1", "--rounds", "1"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    whats = [
+        f"{command}, {what}, 1 images" for command in ("fastflow", "msflow") for what in ("train step", "prediction")
+    ]
+    assert [line[:44].strip() for line in lines] == whats
+    assert all(float(line[44:].split()[0]) > 0 for line in lines)
 
 
 def test_scales_table():

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from flows import arrays, flow_jacobian, step_state
+from golden_flows import arrays, flow_jacobian, step_state
 from torch import nn
 
 from methods.couplings import Flow, Step, _couple, _Coupling

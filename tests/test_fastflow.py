@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from flows import Shapes, arrays, step_state
+from golden_flows import Shapes, arrays, step_state
 
 import backbones
 from errors import UsageError

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from flows import Shapes, arrays, flow_jacobian, step_state
+from golden_flows import Shapes, arrays, flow_jacobian, step_state
 
 from errors import UsageError
 from methods.fusion import Fusion
