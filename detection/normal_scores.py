@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from detection.prediction import Prediction
 
 MOST = 512  # scores that a model keeps
+FURTHEST = 0.01  # of the share above the highest of all scores, that a tail is extrapolated to
 LEAST, SHARE = 10, 0.1  # of the highest scores, which a tail is fitted to: so many, or this share if that is more
 
 
@@ -40,7 +41,8 @@ class NormalScores:
 
         Of n images that no detector was trained on, of which k score less, it is (n + 1 - k) / (n + 1): of new ones
         like them at most a share of p has p or less, whatever scores look like (Vovk, Gammerman and Shafer 2005).
-        Between kept scores the lower of their ranks counts; above all, the tail goes on from 1 / (n + 1).
+        Between kept scores the lower of their ranks counts. Above all, the tail goes on from 1 / (n + 1), down to
+        FURTHEST of that: what a few exceedances say of rarer scores is no more than the form that was assumed.
 
         Args:
             scores: of any shape; NaN has NaN.
@@ -50,7 +52,7 @@ class NormalScores:
         found = (self.images + 1 - below) / (self.images + 1)
         if self.tail is not None:
             beyond = self._log_share(np.maximum(values, kept[-1])) - self._log_share(kept[-1])
-            found = np.maximum(found * np.exp(beyond), np.finfo(np.float64).tiny)
+            found = found * np.maximum(np.exp(beyond), FURTHEST)
         return np.where(np.isnan(values), np.nan, found)
 
     def beyond(self, scores: ArrayLike) -> int:
@@ -77,7 +79,7 @@ class NormalScores:
         if self.tail is None:
             return f"{told} The {beyond} above all of them have the same: these tell of no tail."
         fitted = sum(score > self.tail[0] for score in self.kept)
-        return f"{told} For the {beyond} above all of them a tail fitted to the highest {fitted} is extrapolated."
+        return f"{told} For the {beyond} above all of them a tail fitted to the highest {fitted} goes on."
 
 
 def ranks(images: int, kept: int) -> NDArray[np.intp]:
