@@ -1,7 +1,7 @@
 """Every detector in one comparison: what bash run.sh all gives each of them, a line each.
 
 A line has a detector's options as its paper sets them, where they are not the defaults. Behind "dataset" stand those of
-the data that are not the detector's own defaults either. A detector without a line does not take part.
+data that are not its own defaults. One without a line does not take part: efficientad, which needs a teacher first.
 """
 
 WIDE = "-b wideresnet50"
@@ -17,6 +17,9 @@ MVTEC = {  # of MVTec AD, and what has its layout
     "cpr": "-b densenet201 -le features.denseblock1 -le features.denseblock2",
     "rd": f"{WIDE} {THREE}",
     "logicrd": f"{WIDE} {THREE}",
+    "stpm": f"-b resnet18 {THREE}",
+    "fastflow": f"{WIDE} {THREE}",
+    "msflow": f"{WIDE} {THREE}",
     "oneclass": f"{WIDE} {TWO}",
     "sparse": "-b pixels -le input",
     "lowrank": "",
@@ -39,6 +42,9 @@ ELPV = {  # of the solar cells, small: all together half an hour on two cores
     f"--epochs 2 {CELLS}",
     "rd": f"{LITE} {ALL} --epochs 5 {CELLS}",
     "logicrd": f"{LITE} {ALL} --epochs 5 {CELLS}",
+    "stpm": f"{LITE} {ALL} --epochs 5 {CELLS}",
+    "fastflow": f"{LITE} {ALL} --epochs 5 {CELLS}",
+    "msflow": f"{LITE} {ALL} --lr 0.0003 --epochs 5 {CELLS}",
     "oneclass": f"{LITE} {ALL} {CELLS}",
     "sparse": f"{LITE} {ALL} {CELLS}",
     "lowrank": CELLS,

@@ -5,6 +5,7 @@ from datasets.brightness import LUMA, brightness_of
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
 from datasets.decode import MAX_PIXELS, Header, Reading, bit_depth_of, largest_value, read_image
+from datasets.draw import drawn
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
 from datasets.folders import folders as folders_in
@@ -63,6 +64,7 @@ __all__ = [
     "bit_depth_of",
     "brightness_of",
     "check_headers",
+    "drawn",
     "find_root",
     "folder_reader",
     "folders_in",

@@ -21,6 +21,16 @@ class DatasetConfig:
     train_val_split: float = option(
         1.0, "Share of the training images that is trained on; the rest is held out.", above=0, at_most=1
     )
+    shots: int | None = option(
+        None, "Training images that are left of each class, drawn by --seed: few-shot results.", at_least=1, shown="all"
+    )
+    contamination: float = option(
+        0.0,
+        "Per cent of the training images whose places anomalous test images take, unknown to the detector; these leave "
+        "the test set. Drawn by --seed.",
+        at_least=0,
+        at_most=100,
+    )
     batch_size: int = option(2, "Images per step.", at_least=1)
     num_workers: int | None = option(
         None,
@@ -97,6 +107,11 @@ class DatasetConfig:
             data_path=self.data_path and self.data_path.absolute(),
             options=replace(self.options, **paths) if paths else self.options,
         )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its training images are drawn by the seed."""
+        return self.shots is not None or self.contamination > 0
 
     @property
     def reader(self) -> DatasetReader:

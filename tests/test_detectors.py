@@ -263,11 +263,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, comma
 
 def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded, command):
     monkeypatch.chdir(tmp_path)
-    option, default, other = varied(command)
+    option, _, other = varied(command)
     second, first, last = next(own for own in SECOND if own[0] in options_of(command))
     data = ["-d", "bolt"]
     call(
-        "--grid", f"{option}={default},{other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data)
+        "--grid", f"{option}={other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data)
     )
     assert embedded == ["mvtec_bolt"]
     alone = chain(command, mvtec, f"--{option}", other, f"--{second}", first, data=data)

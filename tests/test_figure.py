@@ -124,6 +124,7 @@ def test_images_that_a_file_names(runs, tmp_path):
 def test_mistakes(runs, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.png").write_bytes(b"mine")
+    (runs[0] / "cost.csv").unlink()
     with pytest.raises(UsageError, match=re.escape(message)):
         figure(*runs, *words)
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
@@ -159,7 +160,7 @@ def test_ranks(make):  # noqa: F811
 def test_cost(make):  # noqa: F811
     runs = [make("slow", 2, ["a", "b"]), make("fast", 1, ["a"], noise=2)]
     for folder, ms in zip(runs, (40.0, 5.0), strict=True):
-        rows = {"class": ["mvtec_a", "mvtec_b"], "seed": 0, "backbone": "resnet18", "ms_per_image": [ms, 900.0]}
+        rows = {"class": ["mvtec_a", "mvtec_b"], "seed": 0, "backbone": "resnet18", "ms_from_file": [ms, 900.0]}
         pd.DataFrame(rows).to_csv(folder / "cost.csv", index=False)
     drawn = draw_cost([read_run(folder) for folder in runs], "one")
     (axes,) = drawn.axes
@@ -171,7 +172,7 @@ def test_cost(make):  # noqa: F811
     table = record.predictions(record.jobs[0])
     ends = axes.lines[-1].get_ydata()
     assert ends == pytest.approx(100 * np.array(auroc_interval(placements(table["label"], table["score"]))))
-    (runs[1] / "cost.csv").write_text("class,ms_per_image\nmvtec_q,3\n")
+    (runs[1] / "cost.csv").write_text("class,ms_from_file\nmvtec_q,3\n")
     with pytest.raises(UsageError, match=r"cost.csv' does not say how long images of mvtec_a took"):
         draw_cost([read_run(folder) for folder in runs], "one")
     (runs[1] / "cost.csv").write_text("class\nmvtec_a\n")

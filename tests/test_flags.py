@@ -118,6 +118,8 @@ LOWRANK = {
 }
 DATASET = {
     "--train_val_split": ["--train_val_split", "0.6"],
+    "--shots": ["--shots", "2"],
+    "--contamination": ["--contamination", "25"],
     "--batch_size": ["--batch_size", "4"],
     "--resize": ["--resize", "48"],
     "--imagesize": ["--imagesize", "40"],

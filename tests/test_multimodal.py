@@ -415,7 +415,7 @@ def run(mvtec, table, tmp_path_factory):
 def test_results_hold_both(run):
     results = pd.read_csv(run / "results.csv", index_col="class")
     assert list(results.index) == ["mvtec_bolt", "mvtec_nut", "table_records", "Mean"]
-    assert list(results.columns[-4:]) == ["precision", "recall", "f1", "accuracy"]
+    assert list(results.columns[-5:]) == ["precision", "recall", "f1", "accuracy", "seg_f1"]
     row = results.loc["table_records"]
     assert row[["pixel_auroc", "pro"]].isna().all()
     predictions = pd.read_csv(run / "models/0/table_records/predictions.csv")

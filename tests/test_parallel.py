@@ -27,7 +27,7 @@ from experiment.machine import device
 from experiment.record.lock import holder
 from experiment.scale import parallel, worker
 
-GRID = ["--seed", "0", "--seed", "1", "--grid", "dsc_hidden=8,6"]
+GRID = ["--grid", "dsc_hidden=8,6"]
 
 
 def folder(tmp_path, name="test"):
@@ -89,7 +89,7 @@ def test_two_nodes_give_the_bytes_of_one_process(run_main, tmp_path, far):
     assert process.returncode == 0, errors
     assert f"Running 2 jobs at once on Ray at {address} (cpu, 1 threads each)" in errors
     assert csvs(folder(tmp_path)) == csvs(folder(tmp_path, "whole"))
-    assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 6)
+    assert len(csvs(folder(tmp_path))) == 1 + 2 * (4 + 3)
     report = run_main("report", folder(tmp_path))  # pictures and checkpoints came too
     assert report.returncode == 0, report.stderr
 

@@ -294,7 +294,7 @@ def test_channels_come_last_in_the_student():
 def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, expected):
     """Of dataset, behind rd and cfa; flags win."""
     seen = []
-    monkeypatch.setattr("experiment.run.run", lambda config, choices: seen.extend(choices))
+    monkeypatch.setattr("experiment.run.run", lambda config, detectors: seen.extend(*detectors.values()))
     main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
     ((_, _, (data,)),) = seen
     assert (data.batch_size, data.resize_mode, data.imagesize) == expected

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import backbones
-from datasets import DATASETS, find_root, folders_in, remarks_on_masks, split
+from datasets import DATASETS, drawn, find_root, folders_in, remarks_on_masks, split
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import BackboneConfig, BackboneOptions, DetectorConfig
@@ -52,24 +52,25 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     return root, classes
 
 
-def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known) -> ClassFound:
-    """The images of a class; a share of the normal ones is trained on, the rest held out.
+def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known, seed: int = 0) -> ClassFound:
+    """The images of a class; a share of the normal ones, or of those drawn, is trained on, the rest held out.
 
     How masks are read is among the notes where it could have been meant otherwise.
 
     Args:
         data, root, class_name: which class.
         known: what was looked at before; what is missing is added. All runs of a command line read a class.
+        seed: of what is drawn.
 
     Raises:
-        DataError: what the dataset's reader, look_at and split raise.
+        DataError: what the dataset's reader, look_at, drawn and split raise.
     """
     key = data.name, data.options, data.reading, root, class_name
     if key not in known:
         found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
         said = remarks_on_masks(found.samples.test, found.samples.doubts, found.reading)
         known[key] = replace(found, notes=(*found.notes, *(f"{class_name}: {remark}" for remark in said)))
-    samples = known[key].samples
+    samples = drawn(known[key].samples, data.shots, data.contamination, seed)
     train, held_out = split(samples.train, data.train_val_split)
     return replace(known[key], samples=replace(samples, train=train, validation=samples.validation + held_out))
 

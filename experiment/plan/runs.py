@@ -21,7 +21,7 @@ from options import declared
 
 TABLE = "table"  # the dataset whose samples are no images
 LONGEST_NAME = 255  # bytes, of nearly all file systems
-ClassKey = tuple[int, str]  # a dataset of the command line, and a class of it
+ClassKey = tuple[int, str, int | None]  # a dataset of the command line, a class of it, the seed that draws its images
 Choice = tuple[Mapping[str, str], DetectorConfig, Sequence[DatasetConfig]]  # of --grid, by flag, and what it makes
 
 
@@ -133,8 +133,7 @@ def plan_run(
     _check_titles(names)
     looked_at, problems = _read_all(config, datasets, found, names, known)
     datasets = [
-        _with_geometry(data, [looked_at[i, name] for name in own])
-        for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
+        _with_geometry(data, [one for key, one in looked_at.items() if key[0] == i]) for i, data in enumerate(datasets)
     ]
     sized = _with_one_size(datasets)
     groups = [[name] for name in names]
@@ -145,7 +144,7 @@ def plan_run(
         ]
     tasks = []
     for group in groups:
-        keys = [(name.dataset, name.class_name) for name in group]
+        keys = [_key(name, datasets) for name in group]
         own = [looked_at[key] for key in keys]
         parts = _parts([one.samples for one in own]) if is_joint else [{}]
         jobs = (
@@ -164,8 +163,8 @@ def plan_run(
             own = replace(detector, options=options)
             said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, classes, looked_at) + _notes_of_names(detector, names) + said
-    notes += [note for one in looked_at.values() for note in one.notes]
+    notes = _geometry_notes(datasets, looked_at) + _notes_of_names(detector, names) + said
+    notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
 
 
@@ -228,15 +227,13 @@ def _with_geometry(data: DatasetConfig, classes: Sequence[ClassFound]) -> Datase
     return replace(data, resize_mode="aspect" if all(one.is_square for one in classes) else "square")
 
 
-def _geometry_notes(
-    datasets: Sequence[DatasetConfig], classes: Sequence[Sequence[str]], found: dict[ClassKey, ClassFound]
-) -> list[str]:
+def _geometry_notes(datasets: Sequence[DatasetConfig], found: Mapping[ClassKey, ClassFound]) -> list[str]:
     """What is said of datasets whose images change their shape."""
     return [
         f"{data.name}: not all images are square; all are resized whole to {data.imagesize} x {data.imagesize} "
         "(--resize_mode square, without --resize)"
-        for i, (data, own) in enumerate(zip(datasets, classes, strict=True))
-        if data.resize_mode == "square" and not all(found[i, name].is_square for name in own)
+        for i, data in enumerate(datasets)
+        if data.resize_mode == "square" and not all(one.is_square for key, one in found.items() if key[0] == i)
     ]
 
 
@@ -258,17 +255,24 @@ def _read_all(
 ) -> tuple[dict[ClassKey, ClassFound], dict[ClassKey, str]]:
     """What every class holds, and what is wrong with the classes that --on_error skip leaves out."""
     looked_at, problems = {}, {}
-    for i, (data, (root, classes)) in enumerate(zip(datasets, found, strict=True)):
-        for name in classes:
-            try:
-                own = [one for one in names if (one.dataset, one.class_name) == (i, name)]
-                looked_at[i, name] = read_samples(_as_trained(run, data, own[0]), root, name, known)
-            except DataError as error:
-                if run.on_error == "stop":
-                    raise
-                looked_at[i, name] = ClassFound(ClassSamples([], []), data.reading)
-                problems[i, name] = str(error)
+    for name in names:
+        key, data = _key(name, datasets), datasets[name.dataset]
+        if key in looked_at:
+            continue
+        try:
+            own, (root, _) = _as_trained(run, data, name), found[name.dataset]
+            looked_at[key] = read_samples(own, root, name.class_name, known, name.seed)
+        except DataError as error:
+            if run.on_error == "stop":
+                raise
+            looked_at[key] = ClassFound(ClassSamples([], []), data.reading)
+            problems[key] = str(error)
     return looked_at, problems
+
+
+def _key(name: JobName, datasets: Sequence[DatasetConfig]) -> ClassKey:
+    """Of the images of a job, which those of other seeds share unless they are drawn."""
+    return name.dataset, name.class_name, name.seed if datasets[name.dataset].is_drawn else None
 
 
 def _as_trained(run: RunConfig, data: DatasetConfig, name: JobName) -> DatasetConfig:

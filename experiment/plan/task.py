@@ -74,7 +74,7 @@ class Task:
     @property
     def images(self) -> tuple[Any, ...]:
         """The classes that are read, however they are; of tasks in which it is equal, images are decoded once."""
-        return tuple((job.root, job.name.class_name) for job in self.jobs)
+        return tuple((job.root, job.name.class_name, job.name.seed if job.data.is_drawn else None) for job in self.jobs)
 
     @property
     def features(self) -> tuple[Any, ...]:

@@ -141,7 +141,7 @@ def milliseconds(contender: Contender, classes: Collection[str]) -> float:
         chosen = table["class"].map(class_of).isin(list(classes))
         if contender.backbone is not None:
             chosen &= table["backbone"] == contender.backbone
-        found = table.loc[chosen, "ms_per_image"].astype(float).dropna()
+        found = table.loc[chosen, "ms_from_file"].astype(float).dropna()
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise unreadable(path, "what models cost", error) from error
     if not len(found) or not (found > 0).all():
