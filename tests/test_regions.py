@@ -66,6 +66,16 @@ def test_what_is_said_of_a_region():
     assert find_regions(scores, WHOLE, 9.0, 1).found == []
 
 
+def test_the_border_is_that_of_the_crop():
+    scores = np.full((10, 10), np.nan, np.float32)
+    scores[1:9, 1:9] = 0
+    places = [(1, 4), (4, 1), (8, 4), (4, 8), (5, 4)]  # x and y
+    for highest, (x, y) in enumerate(places):
+        scores[y, x] = 9 - highest
+        found = find_regions(np.where(scores == 9 - highest, scores, 0 * scores), ImageTransform(10, 8), 1.0, 1).found
+        assert [own.touches_border for own in found] == [highest < 4] and found[0].box == (x, y, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("transform", "size"),
     [
