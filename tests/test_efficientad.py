@@ -228,7 +228,7 @@ def test_teachers_are_read_as_published(tmp_path, size, style):
     names = {name: name for name in state}
     if style == "numbers":
         names = {name: f"conv{i // 2 + 1}.{name.partition('.')[2]}" for i, name in enumerate(state)}
-    renamed = {names[name]: tensor for name, tensor in reversed(state.items())}
+    renamed = {names[name]: tensor.contiguous() for name, tensor in reversed(state.items())}
     path = tmp_path / ("t.safetensors" if style == "safetensors" else "t.pth")
     save_file(renamed, path) if style == "safetensors" else torch.save(renamed, path)
     detector = made(size=size, teacher=str(path))
