@@ -266,9 +266,7 @@ def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec,
     option, _, other = varied(command)
     second, first, last = next(own for own in SECOND if own[0] in options_of(command))
     data = ["-d", "bolt"]
-    call(
-        "--grid", f"{option}={other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data)
-    )
+    call("--grid", f"{option}={other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data))
     assert embedded == ["mvtec_bolt"]
     alone = chain(command, mvtec, f"--{option}", other, f"--{second}", first, data=data)
     call("--run_name", "alone", *alone)
