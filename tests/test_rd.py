@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import plain
 import pytest
 import torch
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from conftest import SMALL_CFA, SMALL_DATA, SMALL_NET, SMALL_RD, make_mvtec
 from fake_cuda import CUDA, fake_cuda
 from scipy.ndimage import gaussian_filter
-from test_resume import folder
 
 import backbones
 import main
@@ -298,12 +296,3 @@ def test_the_papers_data_options_are_its_defaults(monkeypatch, detector, given, 
     main.main([*detector, "dataset", *given, "mvtec", "x"], standalone_mode=False)
     ((_, _, (data,)),) = seen
     assert (data.batch_size, data.resize_mode, data.imagesize) == expected
-
-
-def test_elpv_mono_reaches_its_floor(run_main, tmp_path):
-    """The packaged backbone on real cells; the full setting is measured in benchmarks/accuracy.py."""
-    words = "rd -b efficientnet_lite0 -le blocks.1 -le blocks.2 -le blocks.4 --blocks 1 --epochs 3"
-    done = run_main("--eval_every", "3", *words.split(), *"dataset --imagesize 96 -d mono elpv".split())
-    assert done.returncode == 0, done.stderr
-    results = pd.read_csv(folder(tmp_path) / "results.csv", index_col="class")
-    assert results.loc["elpv_mono", "image_auroc"] >= 0.9
