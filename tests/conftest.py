@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test per core: threads would wait for each other
 os.environ.update(RAY_memory_monitor_refresh_ms="0")  # what else runs here must not end a worker of a test
+os.environ.update(RAY_worker_niceness="0")  # by 15, its default, workers would wait for all other tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub: a download fails at once
 import subprocess
 import sys
