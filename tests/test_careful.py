@@ -184,6 +184,14 @@ def test_configurations_without_a_digest_are_compared_by_name():
     assert differences(theirs, ours)[0] == ["net.backbone_weights a.pth, now b.pth"]
 
 
+def test_an_option_of_data_that_was_not_there_had_its_default():
+    theirs = {"dataset": {"batch_size": 2}, "dataset_2": {}}
+    ours = {"dataset": {"batch_size": 2, "shots": None, "contamination": 0.0}, "dataset_2": {"shots": None}}
+    assert differences(theirs, ours) == ([], [])
+    ours["dataset"]["shots"] = 4
+    assert differences(theirs, ours)[0] == ["dataset.shots unset, now 4"]
+
+
 def test_other_images_are_another_run(run, tmp_path):
     data = make_mvtec(tmp_path / "data", ["nut"])
     own = run(data=data)

@@ -29,6 +29,12 @@ INDIFFERENT = {
     "run.point",
     "net.recipe",  # the options that it sets are compared
 }
+DEFAULTS = {  # of dataset, by their entries: what runs had of earlier versions, which had no such option
+    ".".join(("dataset", *own.path)): own.default
+    if isinstance(own.default, str)
+    else json.dumps(own.default, default=str)
+    for own in declared(DatasetConfig)
+}
 WEIGHTS_DIGEST = "net.backbone_weights_sha256"
 FILE_DIGESTS = "net.files_sha256."
 DATASET = re.compile("^dataset(_[0-9]+)?")  # the entry of one of the datasets
@@ -102,6 +108,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
     for name in {**ours, **theirs}:
         kind = DATASET.sub("dataset", name)
         if kind in INDIFFERENT or kind.startswith(CHOICES) or theirs.get(name) == ours.get(name):
+            continue
+        if name not in theirs and DEFAULTS.get(kind) == ours[name]:
             continue
         is_asked = kind == "precision" or kind.partition(".")[0] in ("run", "net", "dataset")
         (asked if is_asked else around).append(f"{name} {theirs.get(name, 'unset')}, now {ours.get(name, 'unset')}")
