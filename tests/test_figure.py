@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ from test_compared_runs import like, make  # noqa: F401 - fixtures
 
 import main
 from errors import DataError, UsageError
-from experiment.config import FigureConfig
+from experiment.config import FigureConfig, job_names
 from experiment.record.read import read_run
-from experiment.show.figure_charts import draw_cost, draw_ranks, joined
+from experiment.show.comparison import Contender
+from experiment.show.figure_charts import draw_cost, draw_ranks, joined, milliseconds
 from experiment.show.figure_images import draw_images
 from methods import load
 from metrics.significance import auroc_interval, critical_difference, placements
@@ -138,6 +140,13 @@ def test_runs_without_maps_or_data(runs):
     change(model, map_range=None, thresholds__pixel=None)
     with pytest.raises(UsageError, match="figure: two has no anomaly maps, for net draws none: leave it out"):
         draw_images(FigureConfig(tuple(runs)), [read_run(folder) for folder in runs])
+
+
+def test_cost_of_one_of_several_backbones(tmp_path):
+    """Whose rows are told apart by the titles of its jobs, as a run writes them."""
+    (tmp_path / "cost.csv").write_text("class,ms_from_file\nmvtec_a (x),3\nmvtec_a (y),8\nMean,5.5\n")
+    jobs = {"mvtec_a": [job_names([("mvtec", ["a"])], ["x", "y"], [0])[1]]}
+    assert milliseconds(Contender("y", SimpleNamespace(directory=tmp_path), "y", jobs), ["mvtec_a"]) == 8
 
 
 def test_bars_join_what_chance_may_tell_apart():

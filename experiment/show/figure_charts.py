@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from errors import UsageError
 from experiment.record.read import RunRecord
 from experiment.show.comparison import OF_IMAGES, Contender, compare
-from experiment.show.published import class_of
 from experiment.show.verdict import auroc_table
 from files import unreadable
 from late import pandas as pd
@@ -137,11 +136,9 @@ def milliseconds(contender: Contender, classes: Collection[str]) -> float:
     if not path.is_file():
         raise UsageError(f"--cost: '{contender.record.directory}' has no {COST}, as of earlier versions: run it anew")
     try:
-        table = pd.read_csv(path, dtype={"class": str, "backbone": str})
-        chosen = table["class"].map(class_of).isin(list(classes))
-        if contender.backbone is not None:
-            chosen &= table["backbone"] == contender.backbone
-        found = table.loc[chosen, "ms_from_file"].astype(float).dropna()
+        table = pd.read_csv(path, dtype={"class": str})
+        titles = {job.title for name in classes for job in contender.jobs[name]}
+        found = table.loc[table["class"].isin(titles), "ms_from_file"].astype(float).dropna()
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise unreadable(path, "what models cost", error) from error
     if not len(found) or not (found > 0).all():
