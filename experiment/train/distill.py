@@ -28,7 +28,8 @@ from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
 from experiment.plan.resolve import load_backbone
-from files import new_file, sha256_of, write_bytes
+from experiment.train.state import save_state
+from files import sha256_of, write_bytes
 from methods.distillation import SIDE, Distillation, Steps
 
 STATE_SECONDS = 120.0  # between two states, the most that an interruption costs
@@ -216,11 +217,7 @@ def _write_state(path: Path, steps: Steps, done: int, identity: str) -> None:
         "optimizer": steps.optimizer.state_dict(),
         "scaler": steps.scaler.state_dict(),
     }
-    with new_file(path, 12 * sum(one.numel() for one in own.teacher.parameters())) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # hides what the file raised
-            raise error.__context__ or error from None
+    save_state(path, state)
 
 
 def _read_state(path: Path, identity: str) -> dict[str, Any] | None:

@@ -41,6 +41,15 @@ def write_state(
         "inputs": [own.content for own in inputs],
         "seconds": seconds,
     }
+    save_state(path, state)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors, numbers, lists and dicts of them, as torch.load reads them with weights_only.
+
+    Raises:
+        DataError: as new_file.
+    """
     with new_file(path, _size(state)) as file:
         try:
             torch.save(state, file)
