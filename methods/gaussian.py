@@ -150,9 +150,11 @@ class Gaussian(MapDetector):
             return map(self.looked_at, self.all_patches(own.train))
 
         with full_float32(self.device):
+            unknown = 0.0  # in directions in which normal patches do not move at all, rounding is all that does
             if self.directions is not None:
                 rows = self.sample(self.all_patches(own.train), DIRECTIONS)
                 self.directions.copy_(directions(rows, self.dimensions, self.options.choose == "largest"))
+                unknown = ROUNDING * rows.square().mean().item()
             if self.is_mixture:
                 rows = self.sample(looked_at(), MIXED)
                 self.mean, self.factor, self.log_weight = mixture(rows, self.options.components, self.seed)
@@ -166,7 +168,7 @@ class Gaussian(MapDetector):
                 for found in looked_at():
                     rows = found.flatten(1, 2)[:, block] if self.of_places else found.flatten(0, 2).unsqueeze(1)
                     moments.add(rows)
-                shares.append(self._take(block, moments))
+                shares.append(self._take(block, moments, unknown))
         return {} if self.options.shrinkage == "constant" else {"shrinkage": torch.cat(shares).mean().item()}
 
     @property
@@ -174,8 +176,11 @@ class Gaussian(MapDetector):
         """Places whose sums are held at once."""
         return max(1, WORKING_MEMORY // (8 * self.dimensions**2))
 
-    def _take(self, block: slice, moments: Moments) -> Tensor:
-        """Keep means and covariances (2) to (4) of a block of places; how far they were shrunk, [places]."""
+    def _take(self, block: slice, moments: Moments, unknown: float) -> Tensor:
+        """Keep means and covariances (2) to (4) of a block of places; how far they were shrunk, [places].
+
+        `unknown` is the least variance of a value where the shrinkage is Ledoit and Wolf's, which may add none.
+        """
         is_shrunk = self.options.shrinkage == "ledoit_wolf"
         covariance = moments.covariance(correction=0 if is_shrunk else 1)
         shares, mean = moments.shrinkage() if is_shrunk else covariance.new_zeros(len(covariance)), moments.mean
@@ -184,8 +189,7 @@ class Gaussian(MapDetector):
         for i in range(0, len(mean), few):
             part = slice(i, i + few)
             own = shrunk(covariance[part], shares[part])
-            if not is_shrunk:
-                own.diagonal(dim1=1, dim2=2).add_(self.options.eps)
+            own.diagonal(dim1=1, dim2=2).add_(unknown if is_shrunk else self.options.eps)
             self.factor[block][part] = whitening_factors(own, mean[part]).float()
         return shares
 

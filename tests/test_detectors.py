@@ -116,13 +116,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
 }
 
 
-SECOND = [
-    ("lr", "0.1", "0.01"),
-    ("whiten", "0.1", "0"),
-    ("score_pixels", "9", "1"),
-    ("dimensions", "6", "12"),
-    ("sparsity", "0.3", "0.15"),
-]  # of a grid, and two values
+SECOND = {"lr": "0.2", "whiten": "0.2", "score_pixels": "9", "dimensions": "6", "sparsity": "0.3"}  # of a grid
 
 
 def chain(command, mvtec, *net, data=()):
@@ -147,17 +141,17 @@ def tables(tmp_path_factory):
 
 def varied(command):
     """An option of a detector that leaves its features alone, its value in the smallest setting, and twice that."""
-    words = SMALL[command].split()
     numbers = [own for own in declared(DETECTORS[command].Options) if own.kind in (int, float)]
     free = [own for own in numbers if not own.option.decides_features and own.default and own.name != "epochs"]
     option = next((own for own in free if own.option.counts), free[0])
-    value = words[words.index(f"--{option.name}") + 1] if f"--{option.name}" in words else str(option.default)
-    return option.name, value, str(2 * option.kind(value))
+    value = smallest(command, option)
+    return option.name, str(option.kind(value)), str(2 * option.kind(value))
 
 
-def options_of(command):
-    """The names of a detector's options."""
-    return {own.name for own in declared(DETECTORS[command].Options)}
+def smallest(command, option):
+    """The value of an option in a detector's smallest setting."""
+    words = SMALL[command].split()
+    return words[words.index(f"--{option.name}") + 1] if f"--{option.name}" in words else str(option.default)
 
 
 def call(*words):
@@ -169,33 +163,45 @@ def command(request):
     return request.param
 
 
+FULL = ["--precision", "fp32"]
+
+
 @pytest.fixture(scope="module")
 def run(command, mvtec, tmp_path_factory):
     """A finished run over both classes, whose bars came to their ends; tests must not change it."""
     where, made, make = tmp_path_factory.mktemp(command), [], bars._make_bar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bars, "_make_bar", lambda *words, **given: made.append(make(*words, **given)) or made[-1])
-        call("--results_path", where / "results", "--precision", "fp32", *chain(command, mvtec))
+        call("--results_path", where / "results", *FULL, *chain(command, mvtec))
     assert [(bar.desc, bar.n) for bar in made] == [(bar.desc, bar.total) for bar in made]
     return folder(where)
+
+
+@pytest.fixture(scope="module")
+def joint(command, run, mvtec, tables, tmp_path_factory):
+    """The same, or of a detector that takes tables too one with a table; its words behind it."""
+    words = [*FULL, *joint_chain(command, mvtec, tables=tables)]
+    if command not in JOINT:
+        return run, words
+    where = tmp_path_factory.mktemp("joint")
+    call("--results_path", where / "results", *words)
+    return folder(where), words
 
 
 def test_every_detector_is_here():
     assert set(SMALL) == set(DETECTORS)
 
 
-def test_test_gives_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
-    option, default, other = varied(command)
-    words = ["--save_segmentation_images", *joint_chain(command, mvtec, f"--{option}", other, tables=tables)]
-    trained = run_main(*words)
-    assert trained.returncode == 0, trained.stderr
-    before = outputs(folder(tmp_path))
-    done = run_main("--test", *words)
+def test_test_gives_the_same_bytes(run_main, joint, tmp_path, mvtec, command, tables):
+    run, words = joint
+    shutil.copytree(run, folder(tmp_path))
+    done = run_main("--test", "--save_segmentation_images", *words)
     assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == before
-    foreign = run_main("--test", *joint_chain(command, mvtec, tables=tables))
+    assert outputs(folder(tmp_path)) == outputs(run)
+    option, default, other = varied(command)
+    foreign = run_main("--test", *FULL, *joint_chain(command, mvtec, f"--{option}", other, tables=tables))
     assert foreign.returncode == 2
-    assert f"trained with options.{option} {other}, not {default}" in foreign.stderr
+    assert f"trained with options.{option} {default}, not {other}" in foreign.stderr
 
 
 def test_predict_gives_the_scores_of_the_run(run, tmp_path, mvtec):
@@ -247,30 +253,32 @@ def test_exports_give_the_predictions(run, tmp_path, mvtec, capsys):
     np.testing.assert_allclose(maps, expected.maps, atol=0.05)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(run_main, tmp_path, mvtec, command, tables):
+def test_a_killed_run_goes_on_to_the_same_bytes(run_main, joint, tmp_path):
     """Killed at its first state; at any other moment in test_resume.py."""
-    words = joint_chain(command, mvtec, data=["-d", "nut"], tables=tables)
-    whole = run_main("--run_name", "whole", *words)
-    assert whole.returncode == 0, whole.stderr
+    run, words = joint
     process = start(tmp_path, words, before=stop_at_the_first_state)
     begun(folder(tmp_path), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     done = run_main(*words)
     assert done.returncode == 0, done.stderr
-    assert outputs(folder(tmp_path)) == outputs(folder(tmp_path, "whole"))
+    assert outputs(folder(tmp_path)) == outputs(run)
 
 
-def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(tmp_path, mvtec, monkeypatch, embedded, command):
+def test_a_grid_embeds_once_and_every_point_is_a_run_of_its_own(run, tmp_path, mvtec, monkeypatch, embedded, command):
     monkeypatch.chdir(tmp_path)
-    option, _, other = varied(command)
-    second, first, last = next(own for own in SECOND if own[0] in options_of(command))
-    data = ["-d", "bolt"]
-    call("--grid", f"{option}={other}", "--grid", f"{second}={first},{last}", *chain(command, mvtec, data=data))
-    assert embedded == ["mvtec_bolt"]
-    alone = chain(command, mvtec, f"--{option}", other, f"--{second}", first, data=data)
-    call("--run_name", "alone", *alone)
-    assert outputs(folder(tmp_path) / f"{option}={other},{second}={first}") == outputs(folder(tmp_path, "alone"))
+    option, value, _ = varied(command)
+    own = {own.name: own for own in declared(DETECTORS[command].Options)}
+    second, other = next(pair for pair in SECOND.items() if pair[0] in own)
+    own_value = smallest(command, own[second])
+    grid = ["--grid", f"{option}={value}", "--grid", f"{second}={other},{own_value}"]
+    classes = ["bolt", "nut"] if command in JOINT else ["bolt"]  # that one learns from both
+    call(*FULL, *grid, *chain(command, mvtec, data=[f"-d{name}" for name in classes]))
+    assert embedded == [f"mvtec_{name}" for name in classes]
+    one, two = (folder(tmp_path) / f"{option}={value},{second}={own}" for own in (other, own_value))
+    model = Path("models/0/mvtec_bolt")
+    assert outputs(two / model) == outputs(run / model)
+    assert outputs(one / model) != outputs(run / model)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ SMALLEST = {"dim": 8, "heads": 2, "depth": 1, "epochs": 2}  # Transformer
 SETTINGS = [  # and whether the few steps are enough to tell a bright square
     ("net", "--whiten 1e-7 --auto_noise 1 --difference_noise 0.5 --target_embed_dimension 128", False),
     ("net", "--recipe stable --meta_epochs 3", True),
-    ("net", "--recipe memory --meta_epochs 3 --ensemble 2", True),
+    ("net", "--recipe memory --meta_epochs 3", False),
+    ("net", "--recipe memory --meta_epochs 3 --ensemble 2 --match_light off", True),
     ("cfa", "--gamma_c 4", True),
     ("cfa", "--whiten 1e-7", True),
     ("rd", "", False),
@@ -103,7 +104,7 @@ def built(command, words):
     chain = main.main.get_command(None, command)
     options = chain.invoke(chain.make_context(command, [*small(command)[1:], *words.split()]))[0].options
     joint = {"columns": [[]]} if DETECTORS[command].JOINT else {}
-    name, layers = ("resnet18", ["layer1", "layer2"]) if DETECTORS[command].NEEDS_BACKBONE else ("pixels", ["input"])
+    name, layers = ("test_resnet", ["layer1", "layer2"]) if DETECTORS[command].NEEDS_BACKBONE else ("pixels", ["input"])
     return DETECTORS[command](backbones.load(name, "random"), layers, (SIDE, SIDE), **{**options, **joint})
 
 
