@@ -10,8 +10,8 @@ Settings whose features are the same read one feature bank, of whatever detector
 holds, per setting: mean, standard deviation and lowest image AUROC over the seeds after the last epoch; "moves by",
 how far the image AUROC of one seed lies apart over its last ten epochs (of the seed that moves most); pixel AUROC and
 PRO where there are masks; image AUROC and AUsPRO of logical and structural anomalies where a dataset tells them
-apart; seconds of a pass over the training images and of training as a whole; and milliseconds to score an image whose
-features are there.
+apart; seconds of a pass over the training images and of training as a whole; milliseconds to score an image whose
+features are there; and the megabytes of what the model keeps, its backbone included.
 
 Of the threshold it holds "promised", the share of new normal images above it by --threshold_quantile; "expected" and
 "at most", what users are told of it (docs/models.md), worst seed; and "false alarms", the share of the normal test
@@ -61,6 +61,7 @@ from experiment.machine.progress import progress
 from experiment.plan.resolve import Known, find_classes, load_backbone, read_samples
 from experiment.train.banks import ClassBanks, build_banks
 from experiment.train.calibration import TrainingSet, cross_validate
+from experiment.train.costs import megabytes
 from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
 from experiment.train.evaluation import evaluate, image_scores
 from experiment.train.finish import thresholds_of
@@ -200,7 +201,7 @@ def measure(name: str, labelled: Labelled, detector: Any, read: Read) -> dict:
     values = predict(name, labelled, read)
     if recent:  # a detector may have stopped before its last epochs
         values |= {"ms": 1000 * evaluations[-1] / len(labels), "spread": max(recent) - min(recent)}
-    return {**values, "pass": seconds / max(1, detector.passes), "training": seconds}
+    return {**values, "pass": seconds / max(1, detector.passes), "training": seconds, "mb": megabytes(detector)}
 
 
 def predict(name: str, labelled: Labelled, read: Read) -> dict:
@@ -442,6 +443,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         "s / pass": groups["pass"].mean(),
         "training s": groups["training"].mean(),
         "ms / image": groups["ms"].mean(),
+        "MB": groups["mb"].mean(),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all").reset_index()
 

@@ -33,16 +33,20 @@ def cost_of(features: ClassFeatures, threshold: float, spent: Spent) -> Cost:
     detector = features.detector
     peak = spent.peak | spent.memory.so_far()
     whole, rest = _milliseconds(detector, features.test.dataset, threshold)
-    tensors = [*detector.parameters(), *detector.buffers()]
     return Cost(
         fit_seconds=spent.seconds,
         ms_from_file=whole,
         ms_from_features=rest,
         parameters=sum(own.numel() for own in detector.parameters()),
-        model_mb=sum(own.nbytes for own in tensors) / MB,
+        model_mb=megabytes(detector),
         peak_host_mb=None if peak.host is None else peak.host / MB,
         peak_device_mb=None if peak.device is None else peak.device / MB,
     )
+
+
+def megabytes(model: torch.nn.Module) -> float:
+    """Of all that a model keeps in memory, its backbone included."""
+    return sum(own.nbytes for own in (*model.parameters(), *model.buffers())) / MB
 
 
 @torch.no_grad()
