@@ -37,6 +37,11 @@ class Outside:
     brighter: int = 0
     images: int = 0
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Of brightness, by name."""
+        return {name: getattr(self, name) for name in ("lowest", "low", "high", "highest")}
+
     def with_images(self, brightness: Sequence[float] | NDArray[np.floating]) -> "Outside":
         """The same with further images."""
         values = np.asarray(brightness)

@@ -225,6 +225,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         **({"pixel_threshold": repr(thresholds.pixel)} if description.draws_maps else {}),
         "threshold_quantile": repr(thresholds.quantile),
         "threshold_source": f"{thresholds.images} {thresholds.source}",
+        **({"brightness": json.dumps(thresholds.outside.bounds)} if thresholds.outside else {}),
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
         "reading": json.dumps(description.reading),
