@@ -195,7 +195,17 @@ class EfficientAD(Detector):
         return Prediction(maps.flatten(1).amax(dim=1), maps)
 
     def raw_maps(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """M_ST and M_AE (4) of pixels, float32 [B, h, w] each."""
+        """M_ST and M_AE (4) of pixels, float32 [B, h, w] each.
+
+        A CPU sees one image after another: what lies between convolutions then stays in its cache, and they themselves
+        take as long as those of several.
+        """
+        if embeddings.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._raw_maps(embeddings)
+        student, autoencoder = zip(*map(self._raw_maps, embeddings.split(1)), strict=True)
+        return torch.cat(student), torch.cat(autoencoder)
+
+    def _raw_maps(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         images = self._images(embeddings)
         first, second = self.student(images).float().chunk(2, dim=1)
         given = self.autoencoder(images).float()

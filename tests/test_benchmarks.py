@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy
 import calibration
+import efficientad
 import flows
 import gpu
 import robust
@@ -120,6 +121,16 @@ def test_flows_lines(capsys):
     ]
     assert [line[:44].strip() for line in lines] == whats
     assert all(float(line[44:].split()[0]) > 0 for line in lines)
+
+
+def test_efficientads_lines(capsys, monkeypatch):
+    """Of small networks; without an export, which takes seconds."""
+    monkeypatch.setattr(efficientad, "session", lambda *_: None)
+    efficientad.main(["--width", "0.05", "--side", "40", "--rounds", "1"])
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    whats = ["predict, 1 images", "predict, 8 images", "train step, 1 image"]
+    assert [line[:28].strip() for line in lines] == [f"{name}, {what}" for name in ("bf16", "fp32") for what in whats]
+    assert all(float(one) > 0 for line in lines for one in line[28:].split()[:3])
 
 
 def test_scales_table():

@@ -144,6 +144,7 @@ def test_predictions_and_what_they_are_made_of():
             detector.begin(normal)
             detector.settle(normal)
             raw = detector.raw_maps(own)
+            torch.testing.assert_close(raw, detector._raw_maps(own))  # of all images at once
         expected = quantiles(torch.stack([one.flatten() for one in raw]), (0.9, 0.995))
         torch.testing.assert_close(detector.quantiles, expected)
         scores, maps = detector.score(own)
