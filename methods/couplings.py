@@ -16,6 +16,7 @@ and (2) to (5) have a gradient that is written by hand. Subnets may compute in b
 (6) are exact of it, in float32.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from errors import UsageError
 SHRINK = 0.1  # of what a subnet gives
 BETA = 0.5  # of the softplus that g is
 START = 9.986524  # gamma at which g is 1: 2 ln(e^5 - 1)
+BITS = 1 / math.log(2)  # in a natural logarithm's unit
 
 Subnet = tuple[nn.Module, nn.Conv2d]  # all but the last convolution, and that one
 
@@ -188,10 +190,11 @@ def _couple(
     bounded = inner.sigmoid()  # tanh x = 2 sigmoid 2 x - 1, in a seventh of tanh's time
     factor = torch.add(_column(log_gain - clamp), bounded, alpha=2 * clamp)
     logdet = factor.sum(dim=(1, 2, 3))
-    factor = factor.exp_()
     if torch.compiler.is_compiling():
+        factor = factor.exp()
         v = torch.cat([kept * _column(gain) + _column(offset), torch.addcmul(shift, changed, factor)], dim=1)
     else:
+        factor = factor.mul_(BITS).exp2_()  # in half of exp's time
         v = kept.new_empty(len(kept), len(order), *kept.shape[2:])
         torch.mul(kept, _column(gain), out=v[:, :count]).add_(_column(offset))
         torch.addcmul(shift, changed, factor, out=v[:, count:])
@@ -206,7 +209,7 @@ class _Coupling(torch.autograd.Function):
         kept, changed, a, gain, _, _, _, back, clamp = inputs
         *outputs, bounded, factor = _couple(*inputs)
         ctx.save_for_backward(kept, changed, gain, back, bounded, factor)
-        ctx.slope, ctx.precision = 2 * clamp, a.dtype
+        ctx.slope, ctx.precision, ctx.channels_last = 2 * clamp, a.dtype, not a.is_contiguous()
         return tuple(outputs)
 
     @staticmethod
@@ -216,12 +219,21 @@ class _Coupling(torch.autograd.Function):
         count, places = len(gain), (0, 2, 3)
         of_v = torch.cat(halves, dim=1)
         of_kept = of_v.index_select(1, back[:count])
-        of_a = kept.new_empty(len(kept), 2 * changed.shape[1], *kept.shape[2:])
-        of_inner, of_shift = of_a.chunk(2, dim=1)
-        torch.index_select(of_v, 1, back[count:], out=of_shift)
+        of_shift = of_v.index_select(1, back[count:])
         of_changed = of_shift * factor
         of_log = torch.addcmul((ctx.slope * of_logdet).view(-1, 1, 1, 1), of_changed, changed, value=ctx.slope)
-        torch.ops.aten.sigmoid_backward.grad_input(of_log, bounded, grad_input=of_inner)
+        of_a = _joined(torch.ops.aten.sigmoid_backward(of_log, bounded), of_shift, ctx.channels_last)
         of_affine = (of_kept * kept).sum(dim=places), of_kept.sum(dim=places), of_log.sum(dim=places) / ctx.slope
         of_kept *= _column(gain)
         return of_kept, of_changed, of_a.to(ctx.precision), *of_affine, None, None, None
+
+
+def _joined(first: Tensor, second: Tensor, channels_last: bool) -> Tensor:
+    """Both one behind the other; channels are brought to the end of each half alone, in half of the time of all."""
+    if not channels_last:
+        return torch.cat([first, second], dim=1)
+    batch, channels, *cells = first.shape
+    found = first.new_empty(batch, *cells, 2 * channels).movedim(-1, 1)
+    for own, half in zip(found.chunk(2, dim=1), (first, second), strict=True):
+        own.copy_(half)
+    return found
