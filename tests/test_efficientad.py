@@ -144,7 +144,7 @@ def test_predictions_and_what_they_are_made_of():
             detector.begin(normal)
             detector.settle(normal)
             raw = detector.raw_maps(own)
-            torch.testing.assert_close(raw, detector._raw_maps(own))  # of all images at once
+            torch.testing.assert_close(raw, detector._raw_maps(own), rtol=1e-4, atol=1e-4)  # of all images at once
         expected = quantiles(torch.stack([one.flatten() for one in raw]), (0.9, 0.995))
         torch.testing.assert_close(detector.quantiles, expected)
         scores, maps = detector.score(own)
@@ -310,7 +310,11 @@ def test_images_too_small_for_a_patch_are_refused():
 
 
 def test_training_is_that_of_anomalib(monkeypatch):
-    """Where it is installed, from equal weights and images; dropout and random colours apart."""
+    """Where it is installed, from equal weights and images; dropout and random colours apart.
+
+    Adam moves a weight whose gradient is nearly nothing by that gradient's sign, which rounding decides: here its eps is
+    above what is nearly nothing, in both.
+    """
     pytest.importorskip("anomalib")
     from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
 
@@ -332,11 +336,13 @@ def test_training_is_that_of_anomalib(monkeypatch):
     theirs.mean_std["mean"].data.copy_(detector.mean.view(1, -1, 1, 1))
     theirs.mean_std["std"].data.copy_(detector.deviation.view(1, -1, 1, 1))
     trainer = _Trainer(detector, None, 1000)
+    trainer.optimizer.param_groups[0]["eps"] = eps = 1e-6
     changed, punished = iter(other_colours), iter(foreign)
     monkeypatch.setattr("methods.efficientad.recoloured", lambda image, rng: normalised(next(changed))[0])
     monkeypatch.setattr(trainer, "_foreign", lambda count, rng: normalised(next(punished)))
     found = [tuple(one.item() for one in stats) for stats in trainer.steps(batches)]
-    optimizer = torch.optim.Adam([*theirs.student.parameters(), *theirs.ae.parameters()], lr=1e-4, weight_decay=1e-5)
+    learned = [*theirs.student.parameters(), *theirs.ae.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=1e-4, weight_decay=1e-5, eps=eps)
     theirs.train()
     for own, other, none, (_, hard, penalty, autoencoder, agreement) in zip(
         pixels, other_colours, foreign, found, strict=True
@@ -349,4 +355,4 @@ def test_training_is_that_of_anomalib(monkeypatch):
         optimizer.step()
     for own, other in ((detector.student, theirs.student), (detector.autoencoder, theirs.ae)):
         for one, another in zip(own.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one, another, rtol=1e-4, atol=2e-5)
