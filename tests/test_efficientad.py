@@ -312,8 +312,8 @@ def test_images_too_small_for_a_patch_are_refused():
 def test_training_is_that_of_anomalib(monkeypatch):
     """Where it is installed, from equal weights and images; dropout and random colours apart.
 
-    Adam moves a weight whose gradient is nearly nothing by that gradient's sign, which rounding decides: here its eps is
-    above what is nearly nothing, in both.
+    Adam moves a weight whose gradient is nearly nothing by that gradient's sign, which rounding decides: here its eps
+    is above what is nearly nothing, in both.
     """
     pytest.importorskip("anomalib")
     from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
