@@ -91,6 +91,8 @@ def test_onnx_gives_the_predictions(model, exported, mvtec, tmp_path, capsys, ki
     thresholds = json.loads((model / "model.json").read_text())["thresholds"]
     assert float(notes["image_threshold"]) == thresholds["image"]
     assert float(notes["pixel_threshold"]) == thresholds["pixel"]
+    bounds = json.loads(notes["brightness"])
+    assert (list(bounds), list(bounds.values())) == (["lowest", "low", "high", "highest"], thresholds["brightness"])
     assert (notes["class"], notes["title"]) == ("bolt", "mvtec_bolt")
     assert kind in notes["input"]
     assert json.loads(notes["reading"]) == {"bit_depth": 16, "oriented": True, "background": "black"}

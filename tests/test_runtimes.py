@@ -1,6 +1,5 @@
 """Exports in other runtimes than ONNX Runtime's Python: OpenVINO, and the C++ example; skipped where these are not."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from PIL import Image
 
 import main
 from experiment.use.export import BOUND
-from files import read_json
 from methods import load
 
 DOCS = ROOT / "docs" / "models.md"
@@ -59,14 +57,6 @@ def test_openvino_gives_the_predictions(kind, mvtec, request, monkeypatch):
             assert np.abs(said[name] - wanted).max() <= BOUND * max(1, np.abs(wanted).max())
 
 
-def test_an_export_says_how_bright_its_images_are(net):
-    model, path = net
-    notes = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
-    bounds = json.loads(notes["brightness"])
-    assert list(bounds) == ["lowest", "low", "high", "highest"]
-    assert list(bounds.values()) == read_json(model / "model.json", "a model")["thresholds"]["brightness"]
-
-
 def places():
     """Folders that may hold ONNX Runtime's headers and library."""
     if root := os.environ.get("ONNXRUNTIME_ROOT"):
@@ -89,7 +79,7 @@ def commands():
 
 
 @pytest.fixture(scope="module")
-def example(net, commands, tmp_path_factory):
+def example(request, commands, tmp_path_factory):
     """Runs the example on an image, in a folder with the model; with the wheel's library where headers come alone."""
     if not shutil.which("g++"):
         pytest.skip("no C++ compiler: g++ is not installed")
@@ -104,7 +94,7 @@ def example(net, commands, tmp_path_factory):
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (folder / "ort" / "lib" / name).symlink_to(own.resolve() if own.exists() else wheel[0])
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "model.onnx").symlink_to(net[1])
+    (folder / "model.onnx").symlink_to(request.getfixturevalue("net")[1])
     env = {**os.environ, "ONNXRUNTIME_ROOT": str(folder / "ort")}
     compile_it, run_it = commands
 
