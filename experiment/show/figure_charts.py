@@ -12,15 +12,12 @@ from errors import UsageError
 from experiment.record.read import RunRecord
 from experiment.show.comparison import OF_IMAGES, Contender, compare
 from experiment.show.verdict import auroc_table
-from files import unreadable
-from late import pandas as pd
 from metrics import significance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INCHES = {"one": 3.35, "two": 6.9}  # of a column, and of both: 85 and 175 mm
-COST = "cost.csv"  # of a run: what each model took
 INK, LETTER = "#1d2129", 0.054  # a letter's width in inches
 
 
@@ -97,8 +94,8 @@ def draw_cost(records: Sequence[RunRecord], width: str) -> Figure:
     """Image AUROC against milliseconds per image, means over the classes that all runs have.
 
     Raises:
-        UsageError: a run that has no cost.csv, as those of earlier versions.
-        DataError: a cost.csv that is damaged.
+        UsageError: a run that does not know what its models cost, as those of earlier versions.
+        DataError: a cost.json that is damaged.
     """
     from matplotlib.figure import Figure
 
@@ -129,18 +126,12 @@ def milliseconds(contender: Contender, classes: Collection[str]) -> float:
     """What an image took a contender, the mean over its models of some classes.
 
     Raises:
-        UsageError: its run has no cost.csv, or that lacks these classes.
+        UsageError: a model of these has no cost.json.
         DataError: it is damaged.
     """
-    path = contender.record.directory / COST
-    if not path.is_file():
-        raise UsageError(f"--cost: '{contender.record.directory}' has no {COST}, as of earlier versions: run it anew")
-    try:
-        table = pd.read_csv(path, dtype={"class": str})
-        titles = {job.title for name in classes for job in contender.jobs[name]}
-        found = table.loc[table["class"].isin(titles), "ms_from_file"].astype(float).dropna()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise unreadable(path, "what models cost", error) from error
-    if not len(found) or not (found > 0).all():
-        raise UsageError(f"--cost: '{path}' does not say how long images of {', '.join(sorted(classes))} took")
-    return float(found.mean())
+    known = contender.record.cost_of
+    jobs = [job for name in classes for job in contender.jobs[name]]
+    if unknown := [job.folder for job in jobs if job not in known or not known[job].ms_from_file > 0]:
+        folder = contender.record.directory / unknown[0]
+        raise UsageError(f"--cost: '{folder}' does not say how long an image took, as of earlier versions: run it anew")
+    return float(np.mean([known[job].ms_from_file for job in jobs]))
