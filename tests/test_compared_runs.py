@@ -58,7 +58,7 @@ def make(tmp_path, like, monkeypatch):
             columns = {"image": names, "label": labels, "defect_type": kinds, "score": scores, "decision": decided}
             write_csv(model / "predictions.csv", pd.DataFrame(columns)[::order])
             counts = count_pixels(masks, maps)
-            write_pixels(model / PIXELS, type(counts)(*(part[::order] for part in counts)))
+            write_pixels(model / PIXELS, counts.of(slice(None, None, order)))
             values = image_metrics(labels, scores) | map_metrics(masks, maps)
             values |= combined_metrics(values)
             key = {"class": job.title, "seed": job.seed}

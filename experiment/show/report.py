@@ -30,7 +30,7 @@ from experiment.show.ablation import is_grid, overview, read_runs
 from experiment.show.comparison import Comparison, compare
 from experiment.show.costs import cost_table
 from experiment.show.failures import failures
-from experiment.show.pictures import WORST, picture_name, worst
+from experiment.show.pictures import WORST, picture_name, smaller, worst
 from experiment.show.published import published
 from experiment.show.tables import Table, beside_papers, decisions, light_note, light_notes, render, run_labels
 from experiment.show.verdict import comparison_tables, notes, verdicts
@@ -38,7 +38,7 @@ from files import write_text
 from methods import DETECTORS
 
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
-PICTURES = 300  # about so many of test images on a page: of many models each shows fewer
+PICTURES = 300  # about so many of test images on a page: of many models each shows fewer, and smaller ones
 LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
@@ -179,12 +179,14 @@ def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobVie
         charts=charts,
         failures=failures(record, job),
         light=light_note(record, job),
-        misses=_pictures(record, job, predictions, misses),
-        alarms=_pictures(record, job, predictions, alarms),
+        misses=_pictures(record, job, predictions, misses, shown < WORST),
+        alarms=_pictures(record, job, predictions, alarms, shown < WORST),
     )
 
 
-def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+def _pictures(
+    record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int], is_small: bool
+) -> list[Picture]:
     try:
         root = root_of(record, job)
     except (DataError, OSError):  # a run outlives its data
@@ -197,7 +199,8 @@ def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indice
         kind = row["defect_type"] if row["label"] else "normal"
         caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
         file = "" if root is None else (root / row["image"]).absolute().as_uri()
-        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg"), file))
+        drawn = record.read(job, picture_name(index))
+        pictures.append(Picture(caption, _uri(smaller(drawn) if is_small else drawn, "jpeg"), file))
     return pictures
 
 
@@ -205,7 +208,7 @@ def _chart(draw: Any, *data: Any) -> str:
     figure = Figure(figsize=(3.6, 2.5), layout="constrained")
     draw(figure.subplots(), *data)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _uri(buffer.getvalue(), "svg+xml")
 
 
@@ -219,7 +222,8 @@ def _draw_histogram(
     edges = np.histogram_bin_edges(scores, bins=30, range=_span(scores))
     for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
         if chosen.any():
-            axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
+            label = f"{name} ({chosen.sum()})"
+            axes.hist(scores[chosen], edges, histtype="stepfilled", color=colour, alpha=0.6, label=label)
     axes.axvline(threshold, color="#222", linewidth=1, linestyle="--", label="threshold")
     axes.set(xlabel=f"{kind} score", ylabel=f"{kind}s")
     axes.legend(frameon=False)

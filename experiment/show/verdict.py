@@ -45,9 +45,8 @@ def intervals(comparison: Comparison, is_short: bool) -> Table:
                     cell = _cell(comparison.value(i, metric.name, own), comparison.interval(i, metric.name, own))
                 rows[start + i].append(cell)
             bold |= {(start + i, column) for i in comparison.best(metric.name, own)} if several and own else set()
-    return Table(
-        "metrics and 95 % intervals, percent", ["class", "run", *(m.title for m in shown)], rows, frozenset(bold)
-    )
+    heads = ["class", "run", *(metric.title for metric in shown)]
+    return Table("metrics and 95 % intervals, percent", heads, rows, frozenset(bold), names=2)
 
 
 def pairs(comparison: Comparison) -> Table:
