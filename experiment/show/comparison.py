@@ -85,6 +85,16 @@ class Comparison:
         """Those that all contenders have of any class."""
         return [metric for name, metric in KNOWN.items() if self.shared(name)]
 
+    @cached_property
+    def unsure(self) -> list[Metric]:
+        """Those without intervals, of which a run keeps nothing that other test sets could be drawn from."""
+        measured = [one for own in self.measured for one in own]
+        return [
+            metric
+            for metric in self.metrics
+            if any(metric.name in one.values and np.isnan(one.deviations[metric.name]).all() for one in measured)
+        ]
+
     def shared(self, name: str, classes: Sequence[int] | None = None) -> list[int]:
         """Of some classes, or of all, the indices of those of which all contenders have a metric."""
         own = range(len(self.classes)) if classes is None else classes

@@ -147,6 +147,7 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
         tables=tables,
         compared=comparison_tables(comparison) if comparison else [],
         verdicts=verdicts(comparison) if comparison else [],
+        notes=notes(comparison),
         several_seeds=any(len(record.seeds) > 1 for record in records),
         beside=beside,
         papers=[paper for paper in sources if paper["paper"] in named],
