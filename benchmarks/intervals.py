@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often DeLong's test sees a difference that is not there.
 
-    python benchmarks/intervals.py [--sets 1000] [--draws 300]
+    python benchmarks/intervals.py [--sets 1000] [--draws 200]
 
 Test sets are simulated, so that the truth is known. Scores of images are normal around 0, or further off where an image
 is anomalous and by a spread of its own. Maps are noise with an image's own shift and a square that is brighter by an
@@ -143,7 +143,7 @@ def _covered(intervals: Iterator, truth: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000, help="simulated test sets of each row")
-    parser.add_argument("--draws", type=int, default=300, help="test sets that the bootstrap draws of each")
+    parser.add_argument("--draws", type=int, default=200, help="test sets that the bootstrap draws of each")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     print(f"{given.sets} simulated test sets a row, {given.draws} bootstrap draws each\n")

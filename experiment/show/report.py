@@ -5,6 +5,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
@@ -37,8 +39,9 @@ from experiment.show.verdict import comparison_tables, notes, verdicts
 from files import write_text
 from methods import DETECTORS
 
+DOTS, COLOURS = 150, 64  # an inch of a chart that is no svg, and in all of it
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
-PICTURES = 300  # about so many of test images on a page: of many models each shows fewer, and smaller ones
+PICTURES = 300  # about so many of test images on a page: many models show fewer each, and smaller ones
 LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
@@ -165,12 +168,13 @@ def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobVie
     history = record.tables.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
     kind = "row" if description.table else "image"
-    charts = [Picture(f"{kind.title()} scores", _chart(_draw_histogram, scores, anomalous, threshold, kind))]
+    chart = partial(_chart, "png" if shown < WORST else "svg")
+    charts = [Picture(f"{kind.title()} scores", chart(_draw_histogram, scores, anomalous, threshold, kind))]
     if anomalous.any() and not anomalous.all():
-        charts.append(Picture(f"ROC curve of {kind} scores", _chart(_draw_roc, scores, anomalous)))
+        charts.append(Picture(f"ROC curve of {kind} scores", chart(_draw_roc, scores, anomalous)))
     decided = predictions["decision"].to_numpy().astype(bool)
-    charts.append(Picture("Decisions at the threshold", _chart(_draw_confusion, anomalous, decided)))
-    charts.append(Picture("Training", _chart(_draw_training, history)))
+    charts.append(Picture("Decisions at the threshold", chart(_draw_confusion, anomalous, decided)))
+    charts.append(Picture("Training", chart(_draw_training, history)))
     misses, alarms = ([], []) if description.table else worst(anomalous, scores, shown)
     auroc = metrics.auroc(anomalous, scores)
     return JobView(
@@ -205,12 +209,19 @@ def _pictures(
     return pictures
 
 
-def _chart(draw: Any, *data: Any) -> str:
+def _chart(style: str, draw: Any, *data: Any) -> str:
+    """A chart as svg, whose text is sharp at every size, or as png, of which a browser opens hundreds at once."""
     figure = Figure(figsize=(3.6, 2.5), layout="constrained")
     draw(figure.subplots(), *data)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _uri(buffer.getvalue(), "svg+xml")
+    if style == "svg":
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        return _uri(buffer.getvalue(), "svg+xml")
+    figure.savefig(buffer, format="png", dpi=DOTS)
+    drawn = Image.open(buffer).convert("RGB").quantize(COLOURS)
+    buffer = io.BytesIO()
+    drawn.save(buffer, "png")
+    return _uri(buffer.getvalue(), "png")
 
 
 def _uri(content: bytes, kind: str) -> str:
