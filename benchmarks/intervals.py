@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often DeLong's test sees a difference that is not there.
 
-    python benchmarks/intervals.py [--sets 1000] [--draws 100]
+    python benchmarks/intervals.py [--sets 1000] [--draws 200]
 
 Test sets are simulated, so that the truth is known. Scores of images are normal around 0, or further off where an image
 is anomalous and by a spread of its own. Maps are noise with an image's own shift and a square that is brighter by an
@@ -21,16 +21,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from metrics import METRICS, bootstrap, count_pixels, map_metrics
+from metrics import DECISION_METRICS, METRICS, bootstrap, count_pixels, map_metrics, pixel_decision_metrics
 from metrics.significance import (
     CHANCE,
-    Interval,
     auroc_interval,
     estimate,
     p_value,
     placements,
     symmetric_interval,
-    unit_interval,
 )
 
 SETTINGS = (  # normal and anomalous images, how far apart their scores are, and the spread of the anomalous ones
@@ -40,9 +38,9 @@ SETTINGS = (  # normal and anomalous images, how far apart their scores are, and
     (40, 100, 3.0, 1.2),
     (20, 40, 4.0, 1.5),
 )
-DRAWN = SETTINGS[:2]  # of which the bootstrap is tried: it takes a second a test set
+DRAWN = SETTINGS[:2]  # of which the bootstrap is tried
 MAPS = ((40, 60),)  # normal and anomalous images
-SIDE, DEFECT = 16, 5  # of a map, and of its square
+SIDE, DEFECT, THRESHOLD = 16, 5, 1.5  # of a map, of its square, and of a pixel that is called defective
 MANY = 20_000  # images that are taken for all
 Row = tuple[str, str, float, float]
 
@@ -103,7 +101,7 @@ def of_bootstrap(sets: int, draws: int, rng: np.random.Generator) -> Iterator[Ro
             labels, scores = image_scores(*shape, rng)
             drawn = bootstrap.draw(labels, int(rng.integers(2**32)), draws)
             found = bootstrap.deviations(labels, scores, scores > 1, None, drawn)
-            return {name: _interval(METRICS[name].function(labels, scores), found[name]) for name in names}
+            return {name: bootstrap.interval(METRICS[name].function(labels, scores), found[name]) for name in names}
 
         yield from _rows(one, sets, truths, f"{normal} + {anomalous}")
 
@@ -112,26 +110,30 @@ def of_maps(sets: int, draws: int, rng: np.random.Generator) -> Iterator[Row]:
     """Bootstrap intervals of the metrics of pixels, images drawn whole."""
     for normal, anomalous in MAPS:
         share = MANY // (normal + anomalous)
-        truths = map_metrics(*maps_of(share * normal, share * anomalous, rng))
+        whole = maps_of(share * normal, share * anomalous, rng)
+        truths = map_metrics(*whole) | pixel_decision_metrics(whole[0], whole[1] > THRESHOLD)
 
         def one(shape: tuple = (normal, anomalous)) -> dict:
             masks, maps = maps_of(*shape, rng)
             labels = masks.any((1, 2))
-            drawn = bootstrap.draw(labels, int(rng.integers(2**32)), draws)
-            found = bootstrap.deviations(labels, maps.max((1, 2)), labels, count_pixels(masks, maps), drawn)
-            return {name: _interval(value, found[name]) for name, value in map_metrics(masks, maps).items()}
+            drawn, called = bootstrap.draw(labels, int(rng.integers(2**32)), draws), maps > THRESHOLD
+            pixels = count_pixels(masks, maps, decisions=called)
+            found = bootstrap.deviations(labels, maps.max((1, 2)), labels, pixels, drawn)
+            values = map_metrics(masks, maps) | pixel_decision_metrics(masks, called)
+            return {name: bootstrap.interval(value, found[name]) for name, value in values.items()}
 
         yield from _rows(one, sets, truths, f"{normal} + {anomalous}")
-
-
-def _interval(value: float, deviation: NDArray[np.float64]) -> Interval:
-    return unit_interval(bootstrap.estimate(value, deviation))
 
 
 def _rows(one: Callable[[], dict], sets: int, truths: dict[str, float], images: str) -> Iterator[Row]:
     found = [one() for _ in range(sets)]
     for name, truth in truths.items():
-        yield f"{METRICS[name].title}, bootstrap", images, truth, _covered((own[name] for own in found), truth)
+        yield (
+            f"{(METRICS | DECISION_METRICS)[name].title}, bootstrap",
+            images,
+            truth,
+            _covered((own[name] for own in found), truth),
+        )
 
 
 def _covered(intervals: Iterator, truth: float) -> float:
@@ -141,7 +143,7 @@ def _covered(intervals: Iterator, truth: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000, help="simulated test sets of each row")
-    parser.add_argument("--draws", type=int, default=100, help="test sets that the bootstrap draws of each")
+    parser.add_argument("--draws", type=int, default=200, help="test sets that the bootstrap draws of each")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     print(f"{given.sets} simulated test sets a row, {given.draws} bootstrap draws each\n")

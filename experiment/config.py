@@ -216,7 +216,7 @@ class FigureConfig:
     subdatasets: tuple[str, ...] = option((), "Class, such as mvtec_bottle, repeatable; none: all.", "--class", "-d")
     seed: int = option(0, "Of --images random.", at_least=0, at_most=LARGEST_SEED)
     ranks: bool = option(False, "Mean ranks over the classes, with the critical difference of Nemenyi's test.")
-    cost: bool = option(False, "Image AUROC against milliseconds per image, by cost.csv of the runs.")
+    cost: bool = option(False, "Image AUROC against milliseconds per image, by what the runs cost.")
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
 
 

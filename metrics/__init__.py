@@ -17,10 +17,11 @@ from metrics.entries import (
     image_metrics,
     loco_metrics,
     map_metrics,
+    of_kinds,
     pixel_decision_metrics,
 )
 from metrics.pixels import RankedPixels, pixel_metrics, pro, rank_defects, rank_pixels, spro, spro_at
-from metrics.ranking import auroc, average_precision, f1_max
+from metrics.ranking import auroc, average_precision, f1_max, rank_images
 
 __all__ = [
     "DECISION_METRICS",
@@ -40,10 +41,12 @@ __all__ = [
     "image_metrics",
     "loco_metrics",
     "map_metrics",
+    "of_kinds",
     "pixel_decision_metrics",
     "pixel_metrics",
     "pro",
     "rank_defects",
+    "rank_images",
     "rank_pixels",
     "spro",
     "spro_at",

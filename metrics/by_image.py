@@ -1,12 +1,12 @@
 """Pixels counted image by image, from which the metrics of pixels of some of the images, or of some twice, are read."""
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metrics.decisions import Decided
 from metrics.pixels import RankedPixels, region_shares
 from metrics.ranking import Crossings
 
@@ -21,42 +21,56 @@ class PixelCounts(NamedTuple):
         normal, defective: pixels outside and inside of defects [N, K].
         overlap: the shares of an image's regions that are found, added up [N, K].
         regions: how many an image has [N].
+        called: normal and defective pixels that a model calls defective [N, 2]; None where that is not known.
     """
 
     normal: NDArray[np.integer]
     defective: NDArray[np.integer]
     overlap: NDArray[np.floating]
     regions: NDArray[np.integer]
+    called: NDArray[np.integer] | None = None
 
     @property
     def defective_share(self) -> NDArray[np.float64]:
         """Of every image the share of its pixels that is defective [N]."""
         return self.defective[:, -1] / (self.defective[:, -1] + self.normal[:, -1])
 
-    def ranked(self, weights: ArrayLike) -> Iterator[RankedPixels | None]:
+    @property
+    def decided(self) -> Decided | None:
+        """How the pixels of every image were decided [N]; None where that is not known."""
+        if self.called is None:
+            return None
+        alarms, hits = self.called.T
+        return Decided(hits, self.defective[:, -1] - hits, alarms, self.normal[:, -1] - alarms)
+
+    def of(self, images: ArrayLike | slice) -> "PixelCounts":
+        """Those of some images, in their order."""
+        return PixelCounts(*(None if own is None else own[images] for own in self))
+
+    def ranked(self, weights: ArrayLike) -> RankedPixels:
         """The pixels of the images together, each image as often as its weight says.
 
         Between two of the K scores curves are straight lines, where those of rank_pixels have a corner at every score
         of a defective pixel.
 
         Args:
-            weights: [B, N], of B choices of images.
+            weights: [N], or [B, N] of B sets of images.
 
-        Yields:
-            Of every choice its pixels, or None without defective or without normal ones.
+        Returns:
+            Arrays of NaN, so that every metric is, where a set has no defective or no normal pixels.
         """
         chosen = np.asarray(weights, dtype=float)
         normal, defective, overlap = (chosen @ own for own in (self.normal, self.defective, self.overlap))
-        for false, true, found, regions in zip(normal, defective, overlap, chosen @ self.regions, strict=True):
-            if not false[-1] or not true[-1]:
-                yield None
-                continue
-            first = int(np.argmax(false + true > 0))
-            above = np.concatenate([[0.0], false[first:-1]])
-            yield RankedPixels(Crossings(above, false[first:], true[first:], false[-1]), found[first:] / regions)
+        exists = (normal[..., -1:] > 0) & (defective[..., -1:] > 0)
+        normal, defective = (np.where(exists, own, math.nan) for own in (normal, defective))
+        regions = np.where(exists, (chosen @ self.regions)[..., None], math.nan)
+        above = np.concatenate([np.zeros_like(normal[..., :1]), normal[..., :-1]], axis=-1)
+        return RankedPixels(Crossings(above, normal, defective, normal[..., -1]), overlap / regions)
 
 
-def count_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None) -> PixelCounts | None:
+def count_pixels(
+    masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None, decisions: ArrayLike | None = None
+) -> PixelCounts | None:
     """Count the pixels of every image at scores that are close together where metrics are decided.
 
     Half of these are scores of defective pixels, in even steps of their rank, and half of normal ones, in steps that
@@ -64,6 +78,7 @@ def count_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = 
 
     Args:
         masks, maps, regions: as of metrics.pixel_metrics.
+        decisions: [N, H, W], non-zero where a model calls a pixel defective; None: nothing is known of that.
 
     Returns:
         None where no pixel or every pixel is defective.
@@ -86,7 +101,16 @@ def count_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = 
             overlap[i] = np.bincount(inside, shares_here, minlength=len(rising))
             numbers[i] = round(shares_here.sum())
     counts, overlap = (np.cumsum(own[..., ::-1], axis=-1) for own in (counts, overlap))
-    return PixelCounts(counts[0], counts[1], overlap, numbers)
+    return PixelCounts(
+        counts[0], counts[1], overlap, numbers, None if decisions is None else _called(defective, decisions)
+    )
+
+
+def _called(defective: NDArray[np.bool_], decisions: ArrayLike) -> NDArray[np.int64]:
+    """Of every image the normal and the defective pixels that are called defective [N, 2]."""
+    called = np.asarray(decisions).astype(bool, copy=False)
+    found = [Decided.of(mask, own) for mask, own in zip(defective, called, strict=True)]
+    return np.array([[own.alarms, own.hits] for own in found], np.int64)
 
 
 def _chosen_scores(defective: NDArray[np.bool_], scores: NDArray[np.floating]) -> NDArray[np.floating]:

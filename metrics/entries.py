@@ -5,16 +5,25 @@ The order of the entries is that of the columns.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metrics.decisions import accuracy, f1, precision, recall
+from metrics.decisions import Decided, accuracy, f1, precision, recall
 from metrics.pixels import RankedPixels, rank_pixels
-from metrics.ranking import auroc, average_precision, best_f1, f1_max, precision_sum, roc_area
+from metrics.ranking import (
+    Crossings,
+    Values,
+    auroc,
+    average_precision,
+    best_f1,
+    f1_max,
+    precision_sum,
+    roc_area,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Metric:
         name: of its column in CSV and JSON files, and in TensorBoard.
         title: of its column in tables to read, which show it in percent.
         function: of what its table below says; a finite number, or NaN where the metric does not exist.
+        of_sets: of images: the same of Crossings of several sets of them, whose values are an array; None: it is called
+            for one after another. (All other functions are given arrays of several sets where there are several.)
         of_pixels: whether it needs masks; such a function is given RankedPixels or, of decisions, those of all pixels.
         of_values: whether it is made of the metrics before it; such a function is given their values by name.
         higher_is_better: which value of several is the best one.
@@ -33,11 +44,12 @@ class Metric:
 
     name: str
     title: str
-    function: Callable[..., float]
+    function: Callable[..., Values]
     of_pixels: bool = False
     of_values: bool = False
     higher_is_better: bool = True
     main: bool = False
+    of_sets: Callable[[Crossings], Values] | None = None
 
     @property
     def is_of_images(self) -> bool:
@@ -49,14 +61,12 @@ class Kind(NamedTuple):
     """The anomalies of one kind among all normal images.
 
     Attributes:
-        labels: bool [N], True for anomalous; may all be the same.
-        scores: finite [N].
+        images: ranked; None where none is of the kind, or none normal.
         pixels: ranked, with the overlap with saturated defects; None without any.
     """
 
-    labels: NDArray[np.bool_]
-    scores: NDArray[np.floating]
-    pixels: RankedPixels | None
+    images: Crossings | None
+    pixels: RankedPixels | None = None
 
 
 KINDS = ("logical", "structural")
@@ -74,17 +84,21 @@ def _of_kinds(name: str, title: str, function: Callable[[Kind], float]) -> Itera
     yield Metric(f"{name}_mean", f"{title} mean", lambda kinds: sum(map(function, kinds.values())) / len(kinds))
 
 
-def _auspro(kind: Kind, max_fpr: float) -> float:
+def _area(kind: Kind) -> Values:
+    return math.nan if kind.images is None else roc_area(kind.images)
+
+
+def _auspro(kind: Kind, max_fpr: float) -> Values:
     return math.nan if kind.pixels is None else kind.pixels.overlap_area(max_fpr)
 
 
 # Of labels (bool [N], both occur) and finite scores [N], of RankedPixels, or of the values of those before.
 METRICS = _by_name(
-    Metric("image_auroc", "image AUROC", auroc, main=True),
+    Metric("image_auroc", "image AUROC", auroc, main=True, of_sets=roc_area),
     Metric("pixel_auroc", "pixel AUROC", lambda pixels: roc_area(pixels.ranked), of_pixels=True, main=True),
     Metric("pro", "PRO", lambda pixels: pixels.overlap_area(0.3), of_pixels=True, main=True),
-    Metric("image_ap", "image AP", average_precision),
-    Metric("image_f1_max", "image max-F1", f1_max),
+    Metric("image_ap", "image AP", average_precision, of_sets=precision_sum),
+    Metric("image_f1_max", "image max-F1", f1_max, of_sets=best_f1),
     Metric("pixel_ap", "pixel AP", lambda pixels: precision_sum(pixels.ranked), of_pixels=True),
     Metric("pixel_f1_max", "pixel max-F1", lambda pixels: best_f1(pixels.ranked), of_pixels=True),
     Metric("pro_0.05", "PRO 0.05", lambda pixels: pixels.overlap_area(0.05), of_pixels=True),
@@ -93,13 +107,13 @@ METRICS = _by_name(
 
 # Of a Kind for every one of KINDS: of MVTec LOCO and `assembly` only.
 LOCO_METRICS = _by_name(
-    *_of_kinds("image_auroc", "image AUROC", lambda kind: auroc(kind.labels, kind.scores)),
+    *_of_kinds("image_auroc", "image AUROC", _area),
     *_of_kinds("auspro_0.05", "AUsPRO 0.05", lambda kind: _auspro(kind, 0.05)),
     *_of_kinds("auspro_0.3", "AUsPRO 0.3", lambda kind: _auspro(kind, 0.3)),
 )
 
-# Of labels (bool [N], both occur) and decisions (bool [N]) at the stored threshold, known once training is over; or of
-# masks and decisions of pixels, both bool [N, H, W].
+# Of images, of which both normal and anomalous ones occur, or of pixels, Decided at the stored threshold, known once
+# training is over.
 DECISION_METRICS = _by_name(
     Metric("precision", "precision", precision),
     Metric("recall", "recall", recall),
@@ -141,8 +155,7 @@ def decision_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str, float
 
     NaN where all labels are the same, as of AUROC, or a share is of nothing.
     """
-    chosen = {name: metric for name, metric in DECISION_METRICS.items() if metric.is_of_images}
-    return _of_both_labels(chosen, labels, np.asarray(decisions, dtype=bool))
+    return _of_decided([metric for metric in DECISION_METRICS.values() if metric.is_of_images], labels, decisions)
 
 
 def pixel_decision_metrics(masks: ArrayLike, decisions: ArrayLike) -> dict[str, float]:
@@ -150,8 +163,13 @@ def pixel_decision_metrics(masks: ArrayLike, decisions: ArrayLike) -> dict[str, 
 
     NaN where no pixel or every pixel is defective.
     """
-    chosen = {name: metric for name, metric in DECISION_METRICS.items() if metric.of_pixels}
-    return _of_both_labels(chosen, masks, np.asarray(decisions, dtype=bool))
+    return _of_decided([metric for metric in DECISION_METRICS.values() if metric.of_pixels], masks, decisions)
+
+
+def of_kinds(anomalous: NDArray[np.bool_], defect_types: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+    """By kind the images [N] that its metrics are of: those with its anomalies, and all normal ones."""
+    types = np.asarray(defect_types)
+    return {kind: ~anomalous | (types == f"{kind}_anomalies") for kind in KINDS}
 
 
 def _of_both_labels(table: Mapping[str, Metric], labels: ArrayLike, values: NDArray) -> dict[str, float]:
@@ -159,6 +177,13 @@ def _of_both_labels(table: Mapping[str, Metric], labels: ArrayLike, values: NDAr
     if anomalous.all() or not anomalous.any():
         return dict.fromkeys(table, math.nan)
     return _values(table, anomalous, values)
+
+
+def _of_decided(chosen: Iterable[Metric], labels: ArrayLike, decisions: ArrayLike) -> dict[str, float]:
+    own = Decided.of(labels, decisions)
+    table = {metric.name: metric for metric in chosen}
+    exists = own.hits + own.misses and own.alarms + own.rests
+    return _values(table, own) if exists else dict.fromkeys(table, math.nan)
 
 
 def _values(table: Mapping[str, Metric], *of: object) -> dict[str, float]:

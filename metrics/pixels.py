@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metrics.ranking import Crossings, best_f1, crossings, precision_sum, reached, roc_area
+from metrics.ranking import Crossings, Values, best_f1, crossings, precision_sum, reached, roc_area
 
 
 class RankedPixels(NamedTuple):
-    """Pixel scores, ranked, from which every metric of pixels is read.
+    """Pixel scores, ranked, from which every metric of pixels is read; of several sets of images as Crossings are.
 
     Attributes:
         ranked: defective among normal pixels.
@@ -22,7 +22,7 @@ class RankedPixels(NamedTuple):
     ranked: Crossings
     overlap: NDArray[np.float64]
 
-    def overlap_area(self, max_fpr: float) -> float:
+    def overlap_area(self, max_fpr: float) -> Values:
         """Area under the curve of the overlap over the false-positive rate up to max_fpr, divided by max_fpr."""
         return self.ranked.area(self.overlap, max_fpr)
 
@@ -53,10 +53,10 @@ def pixel_metrics(
     if pixels is None:
         return dict.fromkeys(("auroc", "ap", "f1_max", "pro"), float("nan"))
     return {
-        "auroc": roc_area(pixels.ranked),
-        "ap": precision_sum(pixels.ranked),
-        "f1_max": best_f1(pixels.ranked),
-        "pro": pixels.overlap_area(max_fpr),
+        "auroc": float(roc_area(pixels.ranked)),
+        "ap": float(precision_sum(pixels.ranked)),
+        "f1_max": float(best_f1(pixels.ranked)),
+        "pro": float(pixels.overlap_area(max_fpr)),
     }
 
 
@@ -69,7 +69,7 @@ def pro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3, regions: ArrayL
     """
     _check_limits(max_fpr)
     pixels = rank_pixels(masks, maps, regions)
-    return float("nan") if pixels is None else pixels.overlap_area(max_fpr)
+    return float("nan") if pixels is None else float(pixels.overlap_area(max_fpr))
 
 
 def spro(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, max_fpr: float = 0.3) -> float:
@@ -96,7 +96,7 @@ def spro_at(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLike, li
     """spro for several values of max_fpr from one sort of the scores."""
     _check_limits(*limits)
     pixels = rank_defects(defects, maps)
-    return [float("nan") if pixels is None else pixels.overlap_area(limit) for limit in limits]
+    return [float("nan") if pixels is None else float(pixels.overlap_area(limit)) for limit in limits]
 
 
 def rank_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = None) -> RankedPixels | None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from itertools import chain
 
 import numpy as np
@@ -18,7 +19,7 @@ from experiment.record.results import EPOCH, JobResult, make_tables, write_resul
 from experiment.record.sheets import write_csv
 from experiment.show.comparison import compare
 from experiment.show.pictures import picture_name, worst
-from experiment.show.verdict import intervals, pairs, ranked, verdicts
+from experiment.show.verdict import intervals, notes, pairs, ranked, verdicts
 from metrics import bootstrap, combined_metrics, count_pixels, decision_metrics, image_metrics, map_metrics
 from metrics.significance import auroc_interval, estimate, p_value, placements
 
@@ -58,7 +59,7 @@ def make(tmp_path, like, monkeypatch):
             columns = {"image": names, "label": labels, "defect_type": kinds, "score": scores, "decision": decided}
             write_csv(model / "predictions.csv", pd.DataFrame(columns)[::order])
             counts = count_pixels(masks, maps)
-            write_pixels(model / PIXELS, type(counts)(*(part[::order] for part in counts)))
+            write_pixels(model / PIXELS, counts.of(slice(None, None, order)))
             values = image_metrics(labels, scores) | map_metrics(masks, maps)
             values |= combined_metrics(values)
             key = {"class": job.title, "seed": job.seed}
@@ -211,3 +212,24 @@ def test_runs_of_before_have_no_intervals_of_pixels(make):
     path.write_text(json.dumps(content))
     row = rows_of(intervals(compare([read_run(folder)]), is_short=False))[0]
     assert re.fullmatch(r"\d+\.\d", row["PRO"]) and "[" in row["image AP"]
+
+
+def test_what_has_no_intervals_is_said(make):
+    """AUsPRO, of which a run keeps no overlaps; image AUROC of its kinds has some, drawn among the normal images."""
+    folders = []
+    for name, gap in (("one", 2), ("two", 1)):
+        folders.append(folder := make(name, gap, ["a"], noise=gap))
+        model = folder / "models/0/mvtec_a"
+        content = json.loads((model / "job.json").read_text())
+        for own in (content["row"], content["best_row"], *content["history"]):
+            own |= {"image_auroc_logical": 0.9, "auspro_0.3_logical": 0.6}
+        table = pd.read_csv(model / "predictions.csv")
+        table.loc[table["label"] == 1, "defect_type"] = "logical_anomalies"
+        table.to_csv(model / "predictions.csv", index=False)
+        content["sha256"]["predictions.csv"] = sha256((model / "predictions.csv").read_bytes()).hexdigest()
+        (model / "job.json").write_text(json.dumps(content))
+    comparison, table, *_ = tables_of(*folders)
+    row = rows_of(table)[0]
+    assert re.fullmatch(r"90\.0 \[\d+\.\d, \d+\.\d\]", row["image AUROC logical"])
+    assert row["AUsPRO 0.3 logical"] == "60.0"
+    assert "no intervals of AUsPRO 0.3 logical: a run does not keep" in notes(comparison)[0]

@@ -60,7 +60,9 @@ def test_an_entry_is_all_that_a_metric_takes(chain, monkeypatch, capsys):
     grid = GROUP / "test"
     chain("--grid", "dsc_hidden=8")
     add(monkeypatch, replace(GAP, higher_is_better=False), HIT)
-    monkeypatch.setitem(DECISION_METRICS, "called", Metric("called", "called", lambda labels, called: called.mean()))
+    monkeypatch.setitem(
+        DECISION_METRICS, "called", Metric("called", "called", lambda own: (own.hits + own.alarms) / sum(own))
+    )
     capsys.readouterr()
     chain("--grid", "dsc_hidden=8,6,5")
     said = capsys.readouterr()

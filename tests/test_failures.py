@@ -72,7 +72,7 @@ def test_types_and_sizes_stand_among_all_normal_images(run):
         found = own.loc[own["label"] == 1, "decision"].mean()
         assert rows[kind]["found at the threshold"] == f"{100 * found:.1f}"
         weights = predictions["defect_type"].isin([kind, "good"])
-        assert rows[kind]["PRO"] == f"{100 * next(pixels.ranked([weights])).overlap_area(0.3):.1f}"
+        assert rows[kind]["PRO"] == f"{100 * pixels.ranked(weights).overlap_area(0.3):.1f}"
     names = list(rows)
     assert names[:2] == [kind for _, kind in sorted(zip(aurocs, ("crack", "dent"), strict=True))]
     assert [name.split(":")[0] for name in names[2:]] == ["smallest third", "middle third", "largest third"]

@@ -3,17 +3,19 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from test_compared_runs import like, make  # noqa: F401 - fixtures
+from test_cost import COST
 
 import main
 from errors import DataError, UsageError
 from experiment.config import FigureConfig, job_names
+from experiment.record.cost import write_cost
 from experiment.record.read import read_run
 from experiment.show.comparison import Contender
 from experiment.show.figure_charts import draw_cost, draw_ranks, joined, milliseconds
@@ -120,13 +122,13 @@ def test_images_that_a_file_names(runs, tmp_path):
         (["--images", "nicest"], "--images nicest: expected worst, best, random, or a file of names"),
         (["-d", "mvtec_nut"], "-d mvtec_nut: expected a class that all runs have, such as mvtec_bolt"),
         (["--ranks"], "--ranks needs three runs or more on the same two classes or more, not 2 and 1"),
-        (["--cost"], "one' has no cost.csv, as of earlier versions"),
+        (["--cost"], "mvtec_bolt' does not say how long an image took, as of earlier versions"),
     ],
 )
 def test_mistakes(runs, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.png").write_bytes(b"mine")
-    (runs[0] / "cost.csv").unlink()
+    next(runs[0].rglob("cost.json")).unlink()
     with pytest.raises(UsageError, match=re.escape(message)):
         figure(*runs, *words)
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
@@ -142,11 +144,11 @@ def test_runs_without_maps_or_data(runs):
         draw_images(FigureConfig(tuple(runs)), [read_run(folder) for folder in runs])
 
 
-def test_cost_of_one_of_several_backbones(tmp_path):
-    """Whose rows are told apart by the titles of its jobs, as a run writes them."""
-    (tmp_path / "cost.csv").write_text("class,ms_from_file\nmvtec_a (x),3\nmvtec_a (y),8\nMean,5.5\n")
-    jobs = {"mvtec_a": [job_names([("mvtec", ["a"])], ["x", "y"], [0])[1]]}
-    assert milliseconds(Contender("y", SimpleNamespace(directory=tmp_path), "y", jobs), ["mvtec_a"]) == 8
+def test_cost_of_one_of_several_backbones():
+    jobs = job_names([("mvtec", ["a"])], ["x", "y"], [0])
+    known = {job: replace(COST, ms_from_file=ms) for job, ms in zip(jobs, (3, 8), strict=True)}
+    record = SimpleNamespace(cost_of=known)
+    assert milliseconds(Contender("y", record, "y", {"mvtec_a": jobs[1:]}), ["mvtec_a"]) == 8
 
 
 def test_bars_join_what_chance_may_tell_apart():
@@ -169,8 +171,9 @@ def test_ranks(make):  # noqa: F811
 def test_cost(make):  # noqa: F811
     runs = [make("slow", 2, ["a", "b"]), make("fast", 1, ["a"], noise=2)]
     for folder, ms in zip(runs, (40.0, 5.0), strict=True):
-        rows = {"class": ["mvtec_a", "mvtec_b"], "seed": 0, "backbone": "resnet18", "ms_from_file": [ms, 900.0]}
-        pd.DataFrame(rows).to_csv(folder / "cost.csv", index=False)
+        for name, own in (("a", ms), ("b", 900.0)):
+            if (model := folder / f"models/0/mvtec_{name}").is_dir():
+                write_cost(model, replace(COST, ms_from_file=own))
     drawn = draw_cost([read_run(folder) for folder in runs], "one")
     (axes,) = drawn.axes
     assert axes.get_xscale() == "log" and [text.get_text() for text in axes.texts] == ["slow", "fast"]
@@ -181,9 +184,7 @@ def test_cost(make):  # noqa: F811
     table = record.predictions(record.jobs[0])
     ends = axes.lines[-1].get_ydata()
     assert ends == pytest.approx(100 * np.array(auroc_interval(placements(table["label"], table["score"]))))
-    (runs[1] / "cost.csv").write_text("class,ms_from_file\nmvtec_q,3\n")
-    with pytest.raises(UsageError, match=r"cost.csv' does not say how long images of mvtec_a took"):
-        draw_cost([read_run(folder) for folder in runs], "one")
-    (runs[1] / "cost.csv").write_text("class\nmvtec_a\n")
-    with pytest.raises(DataError, match=r"cost.csv' cannot be read as what models cost"):
+    path = runs[1] / "models/0/mvtec_a/cost.json"
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"cost.json' cannot be read as what a model costs"):
         draw_cost([read_run(folder) for folder in runs], "one")

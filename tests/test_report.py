@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -22,7 +23,8 @@ from experiment.config import job_names
 from experiment.record.read import read_run
 from experiment.record.results import EPOCH, JobResult, make_tables, write_result, write_tables
 from experiment.record.sheets import write_csv
-from experiment.show.pictures import panel, picture_name, worst
+from experiment.show import report
+from experiment.show.pictures import encoded, panel, picture_name, smaller, worst
 from experiment.show.published import BEST_EPOCH, COMPARED, MEAN, PROTOCOLS, published
 from experiment.show.report import page
 from experiment.show.tables import beside_papers, decisions, render, run_labels, summary
@@ -284,6 +286,30 @@ def test_panel():
     assert (panel(image, None, heat, (-3, 5))[:, 6:12] == drawn[:, 12:18]).all()
     flat = panel(image, None, np.ones((8, 6)), (1, 1))  # of no range
     assert (flat[:, 6:12] == drawn[0, 12]).all()  # as the coldest of another
+
+
+def test_of_many_models_charts_and_pictures_are_small(small_run, pages, monkeypatch):
+    """Hundreds of SVG charts take a browser seconds; the number of pictures falls with that of models."""
+    usual = pages["small_run"]
+    monkeypatch.setattr(report, "PICTURES", 1)
+    html = page([read_run(small_run)])
+    assert "data:image/png" not in usual and "data:image/svg" not in html
+    assert html.count("data:image/png") == usual.count("data:image/svg") == 16
+    assert html.count("data:image/jpeg") == 8 < usual.count("data:image/jpeg")  # a miss and an alarm of each model
+    wide = encoded(np.zeros((288, 1152, 3), np.uint8), ".jpg")
+    assert Image.open(io.BytesIO(smaller(wide))).size == (768, 192)
+    assert smaller(b"no picture") == b"no picture" and smaller(smaller(wide)) == smaller(wide)
+
+
+def test_rows_of_a_class_stand_under_its_name(mvtec_run, monkeypatch):
+    """Which is a row of its own, so that the first column says the run where a phone shows few columns."""
+    monkeypatch.setattr(report, "_chart", lambda *_: "")
+    records = [replace(read_run(mvtec_run), called=name) for name in ("one", "two")]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page(records), re.S)
+    first = next(i for i, row in enumerate(rows) if "<span>mvtec_bottle</span>" in row)
+    heads = [re.findall(r"<th[^>]*>(.*?)</th>", row) for row in rows[first - 1 : first + 4]]
+    assert heads[0][:2] == ["detector", "image AUROC"]
+    assert heads[1:] == [["<span>mvtec_bottle</span>"], ["one"], ["two"], ["<span>mvtec_cable</span>"]]
 
 
 def test_report_command(run_main, mvtec_run, tmp_path, capsys):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 import metrics
 from errors import DataError
 from experiment.record.pixels import parse_pixels, write_pixels
-from metrics import DECISION_METRICS, METRICS, bootstrap, count_pixels
+from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, Kind, bootstrap, count_pixels
 from metrics.significance import (
     Estimate,
     auroc_interval,
@@ -183,10 +184,12 @@ def test_counted_pixels_of_some_images_are_those_images(pixels):
     counts = count_pixels(masks, maps)
     assert counts.defective_share == pytest.approx(masks.mean((1, 2)))
     for chosen in (list(range(8)), [0, 1, 1, 4, 4, 4, 7], [2, 5]):
-        ranked = next(counts.ranked([np.bincount(chosen, minlength=8)]))
+        ranked = counts.ranked(np.bincount(chosen, minlength=8))
         plain = metrics.map_metrics(masks[chosen], maps[chosen])
         assert {name: METRICS[name].function(ranked) for name in plain} == pytest.approx(plain)
-    assert list(counts.ranked([[1, 1, 1, 0, 0, 0, 0, 0]])) == [None]
+    several = counts.ranked([[1, 1, 1, 0, 0, 0, 0, 0], [1] * 8])
+    for name, value in metrics.map_metrics(masks, maps).items():
+        assert METRICS[name].function(several) == pytest.approx([math.nan, value], nan_ok=True)
     assert count_pixels(np.zeros_like(masks), maps) is None
 
 
@@ -199,7 +202,7 @@ def test_many_scores_lose_next_to_nothing():
     regions = np.concatenate([np.where(np.nonzero(mask)[0] < 40, 2 * i, 2 * i + 1) for i, mask in enumerate(masks)])
     counts = count_pixels(masks, maps, regions)
     assert counts.regions.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and counts.normal.shape[1] <= 1001
-    (ranked,) = counts.ranked([np.ones(12)])
+    ranked = counts.ranked(np.ones(12))
     plain = metrics.map_metrics(masks, maps, regions)
     assert {name: METRICS[name].function(ranked) for name in plain} == pytest.approx(plain, abs=2e-3)
 
@@ -209,13 +212,21 @@ def test_deviations_are_those_of_the_drawn_images(pixels):
     scores, decisions = maps.max((1, 2)), maps.max((1, 2)) > 5.4
     drawn = bootstrap.draw(labels, 1, 5)
     assert (labels[drawn] == np.sort(labels)).all() and len({tuple(row) for row in drawn.tolist()}) > 1
-    found = bootstrap.deviations(labels, scores, decisions, count_pixels(masks, maps), drawn)
-    assert list(found.keys() ^ (METRICS | DECISION_METRICS)) == ["seg_f1"]
+    called = maps > 4.5
+    types = np.where(labels, "structural_anomalies", "good").astype(object)
+    types[[4, 6]] = "logical_anomalies"
+    counts = count_pixels(masks, maps, decisions=called).of(np.arange(8))
+    found = bootstrap.deviations(labels, scores, decisions, counts, drawn, types)
+    assert found.keys() == (METRICS | LOCO_METRICS | DECISION_METRICS).keys()
 
     def plain(own):
         values = metrics.image_metrics(labels[own], scores[own]) | metrics.map_metrics(masks[own], maps[own])
         values |= metrics.combined_metrics(values)
-        return values | metrics.decision_metrics(labels[own], decisions[own])
+        values |= metrics.pixel_decision_metrics(masks[own], called[own])
+        kinds = {}
+        for kind, chosen in metrics.of_kinds(labels[own], types[own]).items():
+            kinds[kind] = Kind(metrics.rank_images(labels[own][chosen], scores[own][chosen]))
+        return values | metrics.decision_metrics(labels[own], decisions[own]) | metrics.loco_metrics(kinds)
 
     whole = plain(np.arange(8))
     for i, own in enumerate(drawn):
@@ -223,11 +234,25 @@ def test_deviations_are_those_of_the_drawn_images(pixels):
         assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, nan_ok=True)
     without = bootstrap.deviations(labels, scores, decisions, None, drawn)
     assert np.isnan(without["pro"]).all() and np.isnan(without["mad"]).all()
-    assert (without["image_ap"] == found["image_ap"]).all()
+    assert (without["image_ap"] == found["image_ap"]).all() and np.isnan(without["image_auroc_mean"]).all()
+    unknown = bootstrap.deviations(labels, scores, decisions, count_pixels(masks, maps), drawn)
+    assert np.isnan(unknown["seg_f1"]).all() and (unknown["pro"] == found["pro"]).all()
+
+
+def test_intervals_of_deviations():
+    """Percentiles less twice what drawn test sets add, as they are drawn from images that are the best case already."""
+    drawn = np.random.default_rng(0).normal(0.4, 1, 4001)
+    values = expit(logit(0.8) + drawn)
+    low, high = logit(bootstrap.interval(0.8, np.append(values - 0.8, math.nan)))
+    middle = logit(0.8) - drawn.mean()
+    assert (low, high) == pytest.approx((middle - 1.96, middle + 1.96), abs=0.12)
+    for value, known in ((1.0, [0.0, -0.1]), (0.7, [0.0, 0.0]), (0.7, [math.nan]), (0.0, [0.1])):
+        assert all(map(math.isnan, bootstrap.interval(value, np.array(known))))
+    low, high = bootstrap.interval(0.999, np.array([-0.01, 0.001, 0.0, -0.002] * 50))
+    assert 0.9 < low < 0.999 < high <= 1
 
 
 def test_estimates_of_deviations():
-    """Less what drawn test sets add, as they are drawn from images that are the best case already."""
     spread = np.array([0.0, 0.1, 0.2, math.nan, 0.3])
     assert bootstrap.estimate(0.7, spread) == pytest.approx((0.55, 0.0125))
     assert bootstrap.estimate(0.7, np.zeros(4)) == (0.7, 0)
@@ -245,7 +270,14 @@ def test_counts_come_back_from_their_file(pixels, tmp_path):
     write_pixels(path, counts)
     first = path.read_bytes()
     back = parse_pixels(path, first, 8)
-    assert all(np.allclose(own, theirs, atol=1e-6) for own, theirs in zip(back, counts, strict=True))
+    assert all(np.allclose(own, theirs, atol=1e-6) for own, theirs in zip(back[:4], counts, strict=False))
+    assert back.called is None
+    called = count_pixels(masks, maps, decisions=maps > 4.5)
+    write_pixels(path, called)
+    back = parse_pixels(path, path.read_bytes(), 8).called
+    assert back.tolist() == [
+        [(hot & ~mask).sum(), (hot & mask).sum()] for hot, mask in zip(maps > 4.5, masks, strict=True)
+    ]
     write_pixels(path, counts)
     assert path.read_bytes() == first
     for content, images in ((b"", 8), (first[: len(first) // 2], 8), (first, 7)):

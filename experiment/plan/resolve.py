@@ -38,8 +38,6 @@ def find_classes(data: DatasetConfig) -> tuple[Path, list[str]]:
     elif not path.is_dir():
         raise UsageError(f"DATA_PATH '{path}' is not a folder")
     root, known = find_root(reader, path)
-    if root != path:
-        click.echo(f"Reading dataset '{data.name}' from '{root}'", err=True)
     for name in known:
         if Path(name).name != name:
             raise DataError(f"dataset '{data.name}' in '{root}' names class '{name}', which is no folder's name")

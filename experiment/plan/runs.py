@@ -163,7 +163,8 @@ def plan_run(
             own = replace(detector, options=options)
             said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, looked_at) + _notes_of_names(detector, names) + said
+    notes = _notes_of_roots(datasets, [root for root, _ in found]) + _geometry_notes(datasets, looked_at)
+    notes += _notes_of_names(detector, names) + said
     notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
 
@@ -225,6 +226,15 @@ def _with_geometry(data: DatasetConfig, classes: Sequence[ClassFound]) -> Datase
     if data.resize_mode is not None:
         return data
     return replace(data, resize_mode="aspect" if all(one.is_square for one in classes) else "square")
+
+
+def _notes_of_roots(datasets: Sequence[DatasetConfig], roots: Sequence[Path]) -> list[str]:
+    """What is said of datasets that lie in another folder than the one that is named."""
+    return [
+        f"Reading dataset '{data.name}' from '{root}'"
+        for data, root in zip(datasets, roots, strict=True)
+        if data.data_path not in (None, root)
+    ]
 
 
 def _geometry_notes(datasets: Sequence[DatasetConfig], found: Mapping[ClassKey, ClassFound]) -> list[str]:

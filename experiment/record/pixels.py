@@ -23,6 +23,7 @@ def write_pixels(path: Path, counts: PixelCounts) -> None:
         defective=_added(counts.defective).astype(np.uint32),
         overlap=_added(counts.overlap).astype(np.float32),
         regions=counts.regions.astype(np.uint32),
+        **({} if counts.called is None else {"called": counts.called.astype(np.uint32)}),
     )
     write_bytes(path, buffer.getvalue())
 
@@ -35,13 +36,14 @@ def parse_pixels(path: Path, content: bytes, images: int) -> PixelCounts:
     """
     try:
         with np.load(io.BytesIO(content)) as arrays:
-            added = {
-                name: arrays[name].astype(float if name == "overlap" else np.int64) for name in PixelCounts._fields
-            }
+            added = {name: arrays[name].astype(float if name == "overlap" else np.int64) for name in arrays}
+        called = added.pop("called", None)  # earlier versions left it out
         regions = added.pop("regions")
-        counts = PixelCounts(**{name: np.cumsum(own, axis=1) for name, own in added.items()}, regions=regions)
+        reached = {name: np.cumsum(own, axis=1) for name, own in added.items()}
+        counts = PixelCounts(**reached, regions=regions, called=called)
         shape = (images, counts.normal.shape[1])
-        if regions.shape != shape[:1] or any(own.shape != shape for own in counts[:3]):
+        is_right = regions.shape == shape[:1] and (called is None or called.shape == (images, 2))
+        if not is_right or any(own.shape != shape for own in counts[:3]):
             raise ValueError(f"it is of other images than the {images} of predictions.csv")
         return counts
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, BadZipFile, zlib.error) as error:

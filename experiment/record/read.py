@@ -6,12 +6,13 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from errors import DataError, UsageError
 from experiment.config import JobName, job_names
-from experiment.record.cost import cost_table, read_costs
+from experiment.record.cost import Cost, cost_table, read_costs
 from experiment.record.pixels import PIXELS, parse_pixels
 from experiment.record.provenance import CONFIG, KIND, datasets_of, read_config
 from experiment.record.results import JobResult, Tables, make_tables, read_failures, read_results
@@ -39,10 +40,15 @@ class RunRecord:
     def seeds(self) -> list[int]:
         return self.config["run"]["seeds"]
 
+    @cached_property
+    def cost_of(self) -> dict[JobName, Cost]:
+        """What the models of those jobs cost of which it is known."""
+        return read_costs(self.directory, self.jobs)
+
     @property
     def costs(self) -> pd.DataFrame:
         """What the models cost, as cost.csv; empty where that is not known."""
-        return cost_table(read_costs(self.directory, self.jobs))
+        return cost_table(self.cost_of)
 
     @property
     def grid(self) -> dict[str, str]:

@@ -118,4 +118,5 @@ def ablation_table(records: Sequence[RunRecord], best_epoch: bool = False) -> Ta
         chosen = ([record.choices.get(flag, "") for flag in flags] for record in records)
         rows += [[name, *own, *cells] for own, cells in zip(chosen, shown, strict=True)]
     title = f"{BEST if best_epoch else LAST}, percent"
-    return Table(title, ["class", *flags, *(metric.title for metric in metrics)], rows, frozenset(bold))
+    heads = ["class", *flags, *(metric.title for metric in metrics)]
+    return Table(title, heads, rows, frozenset(bold), names=1 + len(flags))

@@ -18,10 +18,10 @@ from experiment.record.provenance import datasets_of
 from experiment.record.read import RunRecord
 from experiment.show.tables import run_labels
 from late import pandas as pd
-from metrics import DECISION_METRICS, METRICS, Metric, bootstrap, significance
+from metrics import DECISION_METRICS, LOCO_METRICS, METRICS, Metric, bootstrap, significance
 from metrics.significance import CHANCE, Estimate, Interval, Placements
 
-KNOWN = METRICS | DECISION_METRICS
+KNOWN = METRICS | LOCO_METRICS | DECISION_METRICS
 OF_IMAGES = "image_auroc"  # the metric that has a variance of its own
 NAMED = 3  # images that a message names
 
@@ -85,6 +85,16 @@ class Comparison:
         """Those that all contenders have of any class."""
         return [metric for name, metric in KNOWN.items() if self.shared(name)]
 
+    @cached_property
+    def unsure(self) -> list[Metric]:
+        """Those without intervals, of which a run keeps nothing that other test sets could be drawn from."""
+        measured = [one for own in self.measured for one in own]
+        return [
+            metric
+            for metric in self.metrics
+            if any(metric.name in one.values and np.isnan(one.deviations[metric.name]).all() for one in measured)
+        ]
+
     def shared(self, name: str, classes: Sequence[int] | None = None) -> list[int]:
         """Of some classes, or of all, the indices of those of which all contenders have a metric."""
         own = range(len(self.classes)) if classes is None else classes
@@ -98,8 +108,7 @@ class Comparison:
         """Where the mean over classes may well lie on other test images like these."""
         own = [self.measured[i][j] for j in classes]
         if name != OF_IMAGES:
-            found = bootstrap.estimate(self.value(i, name, classes), self._deviation(i, name, classes))
-            return significance.unit_interval(found)
+            return bootstrap.interval(self.value(i, name, classes), self._deviation(i, name, classes))
         if len(own) == 1:
             return significance.auroc_interval(own[0].placements)
         return significance.unit_interval(_mean_estimate([one.placements for one in own]))
@@ -212,7 +221,8 @@ def _measure(
     """A contender on a class, whose images stand in the order of a table."""
     record, labels = contender.record, order["label"].to_numpy().astype(bool)
     rows = [record.results_of[job].row for job in jobs]
-    values = {metric: float(np.mean([row.get(metric, math.nan) for row in rows])) for metric in KNOWN}
+    known = {metric: float(np.mean([row.get(metric, math.nan) for row in rows])) for metric in KNOWN}
+    values = {metric: value for metric, value in known.items() if not math.isnan(value)}
     drawn = bootstrap.draw(labels, crc32(name.encode()), bootstrap.DRAWS)
     has_both = not labels.all() and labels.any()
     placed, deviations = [], []
@@ -222,15 +232,16 @@ def _measure(
         own, pixels = table.iloc[where], record.pixels(job, len(table))
         scores = own["score"].to_numpy()
         if pixels is not None:
-            pixels = type(pixels)(*(part[where] for part in pixels))
-        deviations.append(bootstrap.deviations(labels, scores, own["decision"].to_numpy(), pixels, drawn))
+            pixels = pixels.of(where)
+        kinds = own["defect_type"].to_numpy() if values.keys() & LOCO_METRICS else None
+        deviations.append(bootstrap.deviations(labels, scores, own["decision"].to_numpy(), pixels, drawn, kinds))
         if has_both:
             placed.append(significance.placements(labels, scores))
     means = {metric: np.mean([one[metric] for one in deviations], axis=0) for metric in deviations[0]}
     return Measured(
-        {metric: value for metric, value in values.items() if not math.isnan(value)},
+        values,
         significance.mean_placements(placed) if placed else None,
-        {metric: means.get(metric, np.full(len(drawn), math.nan)) for metric in KNOWN},
+        means,
     )
 
 

@@ -66,5 +66,4 @@ def _by_size(anomalous: NDArray[np.bool_], pixels: PixelCounts) -> dict[str, NDA
 
 
 def _pro(pixels: PixelCounts | None, chosen: NDArray[np.bool_]) -> float:
-    ranked = None if pixels is None else next(pixels.ranked([chosen]))
-    return math.nan if ranked is None else METRICS["pro"].function(ranked)
+    return math.nan if pixels is None else float(METRICS["pro"].function(pixels.ranked(chosen)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +13,14 @@ from errors import UsageError
 from experiment.record.read import RunRecord
 from experiment.show.comparison import OF_IMAGES, Contender, compare
 from experiment.show.verdict import auroc_table
-from files import unreadable
-from late import pandas as pd
 from metrics import significance
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INCHES = {"one": 3.35, "two": 6.9}  # of a column, and of both: 85 and 175 mm
-COST = "cost.csv"  # of a run: what each model took
+STEPS = (1, 2, 5)  # of a logarithmic axis, within each power of ten
 INK, LETTER = "#1d2129", 0.054  # a letter's width in inches
 
 
@@ -97,10 +97,11 @@ def draw_cost(records: Sequence[RunRecord], width: str) -> Figure:
     """Image AUROC against milliseconds per image, means over the classes that all runs have.
 
     Raises:
-        UsageError: a run that has no cost.csv, as those of earlier versions.
-        DataError: a cost.csv that is damaged.
+        UsageError: a run that does not know what its models cost, as those of earlier versions.
+        DataError: a cost.json that is damaged.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     comparison = compare(records)
     classes = comparison.shared(OF_IMAGES)
@@ -109,6 +110,7 @@ def draw_cost(records: Sequence[RunRecord], width: str) -> Figure:
     names = {comparison.classes[j] for j in classes}
     drawn = Figure(figsize=(INCHES[width], 0.72 * INCHES["one"]), layout="constrained")
     axes = drawn.subplots()
+    points = []
     for place, contender in enumerate(comparison.contenders):
         x = milliseconds(contender, names)
         y = 100 * comparison.value(place, OF_IMAGES, classes)
@@ -116,31 +118,52 @@ def draw_cost(records: Sequence[RunRecord], width: str) -> Figure:
         if low == low:
             axes.plot([x, x], [low, high], color="#9aa3af", linewidth=0.8, zorder=1)
         axes.scatter([x], [y], s=14, color="#3569a8", zorder=2)
-        axes.annotate(contender.label, (x, y), (4, 3), textcoords="offset points")
+        points.append((x, y))
     axes.set_xscale("log")
     axes.set(xlabel="milliseconds per image, from file to decision", ylabel="image AUROC, % (bars: 95 %)")
-    axes.margins(0.12)
+    axes.margins(x=0.15, y=0.08)
+    times = [x for x, _ in points]
+    axes.xaxis.set_major_locator(LogLocator(subs=STEPS) if max(times) > 5 * min(times) else MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color="#e5e8ec", linewidth=0.5)
     axes.set_axisbelow(True)
+    _name_points(axes, points, comparison.labels)
     return drawn
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+    """Write names beside points, of the places around each that which covers least of the others and of their names."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # what is measured below is known from here on
+    taken = [Bbox.from_bounds(*(axes.transData.transform(point) - 4), 8, 8) for point in points]
+    for i, (point, label) in enumerate(zip(points, labels, strict=True)):
+        tried = []
+        for (x, across), (y, up) in product(((4, "left"), (-4, "right"), (0, "center")), ((4, "bottom"), (-4, "top"))):
+            text = axes.annotate(label, point, (x, y), textcoords="offset points", ha=across, va=up, in_layout=False)
+            box = text.get_window_extent()
+            others = [one for j, one in enumerate(taken) if j != i]
+            covered = sum(both.width * both.height for one in others if (both := Bbox.intersection(box, one)))
+            inside = Bbox.intersection(box, axes.bbox)
+            outside = box.width * box.height - (inside.width * inside.height if inside else 0)
+            tried.append((covered + outside, len(tried), text, box))
+        tried.sort(key=lambda one: one[:2])
+        for *_, text, _ in tried[1:]:
+            text.remove()
+        taken.append(tried[0][3])
 
 
 def milliseconds(contender: Contender, classes: Collection[str]) -> float:
     """What an image took a contender, the mean over its models of some classes.
 
     Raises:
-        UsageError: its run has no cost.csv, or that lacks these classes.
+        UsageError: a model of these has no cost.json.
         DataError: it is damaged.
     """
-    path = contender.record.directory / COST
-    if not path.is_file():
-        raise UsageError(f"--cost: '{contender.record.directory}' has no {COST}, as of earlier versions: run it anew")
-    try:
-        table = pd.read_csv(path, dtype={"class": str})
-        titles = {job.title for name in classes for job in contender.jobs[name]}
-        found = table.loc[table["class"].isin(titles), "ms_from_file"].astype(float).dropna()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise unreadable(path, "what models cost", error) from error
-    if not len(found) or not (found > 0).all():
-        raise UsageError(f"--cost: '{path}' does not say how long images of {', '.join(sorted(classes))} took")
-    return float(found.mean())
+    known = contender.record.cost_of
+    jobs = [job for name in classes for job in contender.jobs[name]]
+    if unknown := [job.folder for job in jobs if job not in known or not known[job].ms_from_file > 0]:
+        folder = contender.record.directory / unknown[0]
+        raise UsageError(f"--cost: '{folder}' does not say how long an image took, as of earlier versions: run it anew")
+    return float(np.mean([known[job].ms_from_file for job in jobs]))

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 CHOICES = ("worst", "best", "random")
 LONGEST = 480  # pixels of a drawn image: as many as print shows
 COLOURS = "viridis"
-SCALE = "from the lowest to the highest pixel score of a detector on the class's test images; line: the mask"
-MARGIN, GAP, LINE, BAR = 0.17, 0.025, 0.115, 0.3  # inches
+SCALE = "from the lowest to the highest pixel score of a detector on the class's test images"
+OUTLINE = "; line: the mask"
+GAP, BAR, EDGE = 0.025, 0.3, 0.05  # inches
+HEAD, SMALL, SMALLEST = 7.0, 6.0, 4.5  # points: of letters over columns, beside rows, and where a word is long
+LEADING = 1.2 / 72  # inches a line, by points
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _rows(contenders: Sequence[Contender], chosen: Sequence[tuple[str, str]], gp
     for one in chosen:
         picture, sample = pictures[one].copy(), samples[one]
         picture.thumbnail((LONGEST, LONGEST))
-        label = f"{one[0].partition('_')[2]}, {sample.defect_type}"
+        label = f"{one[0].partition('_')[2]}, {sample.defect_type}".replace("_", " ")
         yield Row(label, picture, pictures[one].size, read_masks(sample), maps[one])
 
 
@@ -179,27 +182,48 @@ def _drawn(rows: Sequence[Row], labels: Sequence[str], width: float) -> Figure:
 
     has_masks = any(row.masks for row in rows)
     heads = ["image", *(["mask"] if has_masks else []), *labels]
-    cell = (width - MARGIN) / len(heads) - GAP
-    heads = [textwrap.fill(head, max(4, int(cell / 0.058))) for head in heads]
-    heights = [cell * min(row.size[1] / row.size[0], 2.0) for row in rows]
-    top = 0.04 + LINE * max(head.count("\n") + 1 for head in heads)
+    shapes = [min(row.size[1] / row.size[0], 2.0) for row in rows]
+    margin, cell, beside = EDGE, 0.0, [""] * len(rows)
+    for _ in range(2):  # the lines beside a row make the margin, which makes the cells, which make the lines
+        cell = (width - margin) / len(heads) - GAP
+        beside = [_wrapped(row.label, cell * shape, SMALL) for row, shape in zip(rows, shapes, strict=True)]
+        margin = EDGE + SMALL * LEADING * max(label.count("\n") + 1 for label in beside)
+    words = max((word for head in heads for word in head.split()), key=lambda word: _inches(word, HEAD))
+    size = max(SMALLEST, min(HEAD, HEAD * cell / _inches(words, HEAD)))
+    heads = [_wrapped(head, cell, size) for head in heads]
+    heights = [cell * shape for shape in shapes]
+    top = EDGE + size * LEADING * max(head.count("\n") + 1 for head in heads)
     height = top + sum(heights) + GAP * len(rows) + BAR
     drawn, y = Figure(figsize=(width, height)), height - top
     for i, (row, own) in enumerate(zip(rows, heights, strict=True)):
         y -= own
         for j in range(len(heads)):
-            x = MARGIN + j * (cell + GAP)
+            x = margin + j * (cell + GAP)
             axes = drawn.add_axes((x / width, y / height, cell / width, own / height))
             axes.set(xticks=[], yticks=[], xlim=(0, row.size[0]), ylim=(row.size[1], 0))
             axes.spines[:].set(visible=True, color="#9aa3af", linewidth=0.4)
             _fill(axes, row, j, has_masks)
             if i == 0:
-                axes.set_title(heads[j], fontsize=7, pad=2, linespacing=1.0)
+                axes.set_title(heads[j], fontsize=size, pad=2, linespacing=1.0)
             if j == 0:
-                axes.set_ylabel(row.label, fontsize=6, labelpad=2)
+                axes.set_ylabel(beside[i], fontsize=SMALL, labelpad=2, linespacing=1.0)
         y -= GAP
-    _add_scale(drawn, width, height)
+    _add_scale(drawn, width, height, margin, SCALE + OUTLINE * has_masks)
     return drawn
+
+
+def _inches(text: str, size: float) -> float:
+    """How wide a line of text is in letters of so many points."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72
+
+
+def _wrapped(text: str, width: float, size: float) -> str:
+    """A text in lines that are not wider than so many inches, broken between words where these are short enough."""
+    letter = _inches(text, size) / len(text)
+    lines = textwrap.wrap(text, max(4, int(width / letter)))
+    return "\n".join(lines)
 
 
 def _fill(axes: Axes, row: Row, column: int, has_masks: bool) -> None:
@@ -221,12 +245,13 @@ def _fill(axes: Axes, row: Row, column: int, has_masks: bool) -> None:
     axes.set(xlim=(0, width), ylim=(height, 0))
 
 
-def _add_scale(drawn: Figure, width: float, height: float) -> None:
+def _add_scale(drawn: Figure, width: float, height: float, margin: float, said: str) -> None:
     """The colours of the maps, and what they mean."""
-    bar = drawn.add_axes(((MARGIN + 0.02) / width, 0.115 / height, min(1.1, 0.3 * width) / width, 0.07 / height))
+    length = min(1.1, 0.3 * width)
+    bar = drawn.add_axes((margin / width, 0.115 / height, length / width, 0.07 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=COLOURS, extent=(0, 1, 0, 1))
     bar.set(xticks=[], yticks=[])
     bar.spines[:].set_visible(False)
-    left = MARGIN + 0.1 + min(1.1, 0.3 * width)
-    text = textwrap.fill(SCALE, max(20, int((width - left) / 0.045)))
-    drawn.text(left / width, 0.15 / height, text, va="center", fontsize=6, linespacing=1.0)
+    left = margin + length + 0.08
+    text = _wrapped(said, width - left, SMALL)
+    drawn.text(left / width, 0.15 / height, text, va="center", fontsize=SMALL, linespacing=1.0)

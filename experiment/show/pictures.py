@@ -11,6 +11,7 @@ WORST = 5  # misses, and as many false alarms
 OVERLAY = 0.45  # the map's share
 MASK_COLOUR = (0, 255, 0)  # of the mask's outline on the overlay
 CAPTION, FONT = 22, 13  # pixels
+SHOWN = 768  # pixels of a page's width
 NO_MAP = "no map"
 
 
@@ -78,6 +79,16 @@ def encoded(drawn: NDArray[np.uint8], suffix: str) -> bytes:
     """An RGB picture, or a grey one [H, W], as the bytes of a file that ends in .png or .jpg."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     return cv2.imencode(suffix, drawn if drawn.ndim == 2 else drawn[..., ::-1], options)[1].tobytes()
+
+
+def smaller(content: bytes) -> bytes:
+    """A picture of a file, as wide as a page shows it at most; the same where it is no wider, or no picture."""
+    drawn = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if drawn is None or drawn.shape[1] <= SHOWN:
+        return content
+    height = round(drawn.shape[0] * SHOWN / drawn.shape[1])
+    drawn = cv2.resize(drawn, (SHOWN, height), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
 def worst(anomalous: ArrayLike, scores: ArrayLike, count: int = WORST) -> tuple[list[int], list[int]]:

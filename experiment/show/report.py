@@ -5,6 +5,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
@@ -30,15 +32,16 @@ from experiment.show.ablation import is_grid, overview, read_runs
 from experiment.show.comparison import Comparison, compare
 from experiment.show.costs import cost_table
 from experiment.show.failures import failures
-from experiment.show.pictures import WORST, picture_name, worst
+from experiment.show.pictures import WORST, picture_name, smaller, worst
 from experiment.show.published import published
 from experiment.show.tables import Table, beside_papers, decisions, light_note, light_notes, render, run_labels
 from experiment.show.verdict import comparison_tables, notes, verdicts
 from files import write_text
 from methods import DETECTORS
 
+DOTS, COLOURS = 150, 64  # an inch of a chart that is no svg, and in all of it
 NORMAL, ANOMALOUS = "#3569a8", "#cf5a1e"
-PICTURES = 300  # about so many of test images on a page: of many models each shows fewer
+PICTURES = 300  # about so many of test images on a page: many models show fewer each, and smaller ones
 LOSSES = {"loss": "#555", "image_loss": "#2f8f5b", "table_loss": "#8a4fa3", "held_out_loss": "#bbb"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, sharp at every size
@@ -147,6 +150,7 @@ def page(records: Sequence[RunRecord], comparison: Comparison | None = None) -> 
         tables=tables,
         compared=comparison_tables(comparison) if comparison else [],
         verdicts=verdicts(comparison) if comparison else [],
+        notes=notes(comparison),
         several_seeds=any(len(record.seeds) > 1 for record in records),
         beside=beside,
         papers=[paper for paper in sources if paper["paper"] in named],
@@ -164,12 +168,13 @@ def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobVie
     history = record.tables.history
     history = history[(history["class"] == job.title) & (history["seed"] == job.seed)]
     kind = "row" if description.table else "image"
-    charts = [Picture(f"{kind.title()} scores", _chart(_draw_histogram, scores, anomalous, threshold, kind))]
+    chart = partial(_chart, "png" if shown < WORST else "svg")
+    charts = [Picture(f"{kind.title()} scores", chart(_draw_histogram, scores, anomalous, threshold, kind))]
     if anomalous.any() and not anomalous.all():
-        charts.append(Picture(f"ROC curve of {kind} scores", _chart(_draw_roc, scores, anomalous)))
+        charts.append(Picture(f"ROC curve of {kind} scores", chart(_draw_roc, scores, anomalous)))
     decided = predictions["decision"].to_numpy().astype(bool)
-    charts.append(Picture("Decisions at the threshold", _chart(_draw_confusion, anomalous, decided)))
-    charts.append(Picture("Training", _chart(_draw_training, history)))
+    charts.append(Picture("Decisions at the threshold", chart(_draw_confusion, anomalous, decided)))
+    charts.append(Picture("Training", chart(_draw_training, history)))
     misses, alarms = ([], []) if description.table else worst(anomalous, scores, shown)
     auroc = metrics.auroc(anomalous, scores)
     return JobView(
@@ -179,12 +184,14 @@ def _job_view(record: RunRecord, label: str, job: JobName, shown: int) -> JobVie
         charts=charts,
         failures=failures(record, job),
         light=light_note(record, job),
-        misses=_pictures(record, job, predictions, misses),
-        alarms=_pictures(record, job, predictions, alarms),
+        misses=_pictures(record, job, predictions, misses, shown < WORST),
+        alarms=_pictures(record, job, predictions, alarms, shown < WORST),
     )
 
 
-def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int]) -> list[Picture]:
+def _pictures(
+    record: RunRecord, job: JobName, predictions: pd.DataFrame, indices: Sequence[int], is_small: bool
+) -> list[Picture]:
     try:
         root = root_of(record, job)
     except (DataError, OSError):  # a run outlives its data
@@ -197,16 +204,24 @@ def _pictures(record: RunRecord, job: JobName, predictions: pd.DataFrame, indice
         kind = row["defect_type"] if row["label"] else "normal"
         caption = f"{row['image']} ({kind}), score {row['score']:.3f}"
         file = "" if root is None else (root / row["image"]).absolute().as_uri()
-        pictures.append(Picture(caption, _uri(record.read(job, picture_name(index)), "jpeg"), file))
+        drawn = record.read(job, picture_name(index))
+        pictures.append(Picture(caption, _uri(smaller(drawn) if is_small else drawn, "jpeg"), file))
     return pictures
 
 
-def _chart(draw: Any, *data: Any) -> str:
+def _chart(style: str, draw: Any, *data: Any) -> str:
+    """A chart as svg, whose text is sharp at every size, or as png, of which a browser opens hundreds at once."""
     figure = Figure(figsize=(3.6, 2.5), layout="constrained")
     draw(figure.subplots(), *data)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri(buffer.getvalue(), "svg+xml")
+    if style == "svg":
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        return _uri(buffer.getvalue(), "svg+xml")
+    figure.savefig(buffer, format="png", dpi=DOTS)
+    drawn = Image.open(buffer).convert("RGB").quantize(COLOURS)
+    buffer = io.BytesIO()
+    drawn.save(buffer, "png")
+    return _uri(buffer.getvalue(), "png")
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -219,7 +234,8 @@ def _draw_histogram(
     edges = np.histogram_bin_edges(scores, bins=30, range=_span(scores))
     for chosen, colour, name in ((~anomalous, NORMAL, "normal"), (anomalous, ANOMALOUS, "anomalous")):
         if chosen.any():
-            axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
+            label = f"{name} ({chosen.sum()})"
+            axes.hist(scores[chosen], edges, histtype="stepfilled", color=colour, alpha=0.6, label=label)
     axes.axvline(threshold, color="#222", linewidth=1, linestyle="--", label="threshold")
     axes.set(xlabel=f"{kind} score", ylabel=f"{kind}s")
     axes.legend(frameon=False)

@@ -32,12 +32,17 @@ NONE = "-"  # a metric that does not exist
 
 @dataclass(frozen=True)
 class Table:
-    """A title, column heads, rows of cells, and which cells are bold, as (row, column)."""
+    """A title, column heads, rows of cells, and which cells are bold, as (row, column).
+
+    Attributes:
+        names: how many columns, from the first, name a row; of several, rows that share the first stand together.
+    """
 
     title: str
     heads: list[str]
     rows: list[list[str]]
     bold: frozenset[tuple[int, int]] = frozenset()
+    names: int = 1
 
 
 def run_labels(records: Sequence[RunRecord]) -> list[str]:

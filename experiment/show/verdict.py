@@ -45,9 +45,8 @@ def intervals(comparison: Comparison, is_short: bool) -> Table:
                     cell = _cell(comparison.value(i, metric.name, own), comparison.interval(i, metric.name, own))
                 rows[start + i].append(cell)
             bold |= {(start + i, column) for i in comparison.best(metric.name, own)} if several and own else set()
-    return Table(
-        "metrics and 95 % intervals, percent", ["class", "run", *(m.title for m in shown)], rows, frozenset(bold)
-    )
+    heads = ["class", "run", *(metric.title for metric in shown)]
+    return Table("metrics and 95 % intervals, percent", heads, rows, frozenset(bold), names=2)
 
 
 def pairs(comparison: Comparison) -> Table:
@@ -132,8 +131,13 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 def notes(comparison: Comparison | None) -> list[str]:
     """What a user should know of what was compared, if anything was."""
-    left = comparison.left_out if comparison else []
-    return [f"--compare leaves out what not all runs have: {', '.join(left)}"] if left else []
+    said = []
+    if comparison and comparison.left_out:
+        said.append(f"--compare leaves out what not all runs have: {', '.join(comparison.left_out)}")
+    if comparison and comparison.unsure:
+        titles = ", ".join(metric.title for metric in comparison.unsure)
+        said.append(f"--compare has no intervals of {titles}: a run does not keep what they would be drawn from")
+    return said
 
 
 def _cell(value: float, found: Interval) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backbones import FeatureBank, Features
 from backbones.bank import PLACES, bank_bytes, beside_bank, choose_place
 from backbones.features import Shape, Types, joined, shape_of, types_of
-from datasets import BatchLoader, ClassSamples, ImageDataset, Kept, Seen, region_labels
+from datasets import BatchLoader, ClassSamples, Defect, ImageDataset, Kept, Seen, read_defects, region_labels
 from detection import Detector
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
@@ -42,6 +42,7 @@ class ClassBanks:
         test: in the samples' order.
         masks: of the test images, bool [N, H, W]; None where none has any.
         regions: of all their defective pixels, see datasets.region_labels.
+        defects: of the test images, for sPRO, see datasets.read_defects.
         brightness: of the test images, [N].
         normal_brightness: of the images that thresholds come from, [N]; empty where none of them is kept.
         seconds: that embedding the images to train on took.
@@ -53,6 +54,7 @@ class ClassBanks:
     test: FeatureBank
     masks: NDArray[np.bool_] | None
     regions: NDArray[np.integer]
+    defects: list[Defect]
     brightness: NDArray[np.float64]
     normal_brightness: NDArray[np.float64]
     seconds: float
@@ -114,8 +116,9 @@ def build_banks(
     click.echo(f"{title}: feature bank of {size:.2f} GiB ({places})", err=True)
     normal = validation if samples.validation else train
     regions = region_labels(samples.test, data.test_transform)
+    defects = read_defects(samples.test, samples.saturation, data.test_transform)
     levels, seconds = normal.brightness if normal else np.empty(0), train.seconds if train else 0.0
-    return ClassBanks(*parts, masks, regions, test.brightness, levels, seconds, memory.so_far())
+    return ClassBanks(*parts, masks, regions, defects, test.brightness, levels, seconds, memory.so_far())
 
 
 def embed_all(

@@ -160,7 +160,7 @@ class ClassFeatures:
         normal: predictions of the images that thresholds come from: held out, where any are, else trained on.
         test: predictions of the test images.
         defects: of the test images, for sPRO; see read_defects.
-        regions: of all their defective pixels; read once for all jobs that share banks.
+        regions: of all their defective pixels; both are read once for all jobs that share banks.
 
     Raises:
         DataError: a mask that cannot be used.
@@ -179,8 +179,9 @@ class ClassFeatures:
             self.normal = Predictions(detector, samples.train, data, banks and banks.train, brightness=levels)
         bank, masks = (banks.test, banks.masks) if banks else (None, None)
         self.test = Predictions(detector, samples.test, data, bank, masks, test_levels, job.name.title)
-        self.defects = read_defects(samples.test, samples.saturation, data.test_transform)
-        self.regions = banks.regions if banks else region_labels(samples.test, data.test_transform)
+        transform = data.test_transform
+        self.defects = banks.defects if banks else read_defects(samples.test, samples.saturation, transform)
+        self.regions = banks.regions if banks else region_labels(samples.test, transform)
 
     @property
     def test_set(self) -> dict[str, Any]:

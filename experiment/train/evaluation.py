@@ -133,11 +133,11 @@ def _by_kind(
 ) -> dict[str, metrics.Kind]:
     """The anomalies of every kind among all normal images."""
     kinds: dict[str, metrics.Kind] = {}
-    for kind in metrics.KINDS:
-        chosen = [i for i, s in enumerate(samples) if not s.anomalous or s.defect_type == f"{kind}_anomalies"]
-        place = {i: k for k, i in enumerate(chosen)}
-        labels = np.array([samples[i].anomalous for i in chosen])
+    anomalous = np.array([sample.anomalous for sample in samples])
+    for kind, is_of_kind in metrics.of_kinds(anomalous, [sample.defect_type for sample in samples]).items():
+        chosen = np.flatnonzero(is_of_kind)
+        place = {i: k for k, i in enumerate(chosen.tolist())}
         own = [(place[i], mask, area) for i, mask, area in defects if i in place]
         pixels = None if maps is None else metrics.rank_defects(own, maps[chosen])
-        kinds[kind] = metrics.Kind(labels, scores[chosen], pixels)
+        kinds[kind] = metrics.Kind(metrics.rank_images(anomalous[chosen], scores[chosen]), pixels)
     return kinds

@@ -136,7 +136,10 @@ def write_predictions(
         **evaluation.terms,
     }
     write_csv(folder / "predictions.csv", pd.DataFrame(table), float_format="%.9g")
-    counts = None if evaluation.masks is None else count_pixels(evaluation.masks, evaluation.maps, evaluation.regions)
+    counts, masks, maps = None, evaluation.masks, evaluation.maps
+    if masks is not None:
+        called = is_anomalous(maps, description.thresholds.pixel)
+        counts = count_pixels(masks, maps, evaluation.regions, called)
     if counts is not None:
         write_pixels(folder / PIXELS, counts)
     return [folder / "predictions.csv", *([] if counts is None else [folder / PIXELS]), *examples]
