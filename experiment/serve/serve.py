@@ -1,11 +1,15 @@
 """serve: a page and an interface for programs, of trained models on this machine."""
 
+from __future__ import annotations
+
 import importlib.util
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +22,10 @@ from experiment.use.finding import Finder
 from experiment.use.latency import warm_up
 from experiment.use.unused import refuse_unused_weights
 from methods import load
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from uvicorn import Server
 
 EXTRA = "requirements-serve.txt"
 PACKAGES = ("fastapi", "uvicorn", "python_multipart")
@@ -39,27 +47,24 @@ def serve(config: ServeConfig) -> int:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"serve needs {', '.join(missing)}: pip install -r {EXTRA}")
-    import uvicorn  # late: other commands do without
-
     with closing(listening(config.host, config.port)) as own, service(config) as app:
         port = own.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         click.echo(f"Serving on http://{host}:{port}/ until Ctrl-C", err=True)
         if not _is_local(config.host):
             click.echo(f"Whoever reaches {config.host} can use it: there is no password", err=True)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="error",
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=PATIENCE,
-            )
-        )
         with suppress(Interrupted):  # it has no other end
-            server.run(sockets=[own])
+            server(app).run(sockets=[own])
     return 0
+
+
+def server(app: FastAPI) -> Server:
+    """What answers requests by an application, and says nothing but its own faults."""
+    import uvicorn  # late, as all of these packages: other commands do without
+
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # of what is sent, its sender is told
+    more = {"server_header": False, "access_log": False, "log_level": "error", "lifespan": "off"}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=PATIENCE, **more))
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -86,7 +91,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def service(config: ServeConfig) -> Iterator["FastAPI"]:  # noqa: F821 (of an optional package)
+def service(config: ServeConfig) -> Iterator[FastAPI]:
     """The application, with its models loaded and its folders begun.
 
     Raises:

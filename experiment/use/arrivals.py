@@ -40,7 +40,7 @@ class Arrivals:
     Args:
         folder: to watch.
         read: an item with its pixels, or its error.
-        known: paths that were taken before, as files.readable gives them.
+        known: paths, as files.readable gives them, that were taken before; such as are there at the start are not again.
         stop: ends it, when it is set.
 
     Raises:
@@ -86,8 +86,7 @@ class Arrivals:
         self._waiting = {path: own for path, own in self._waiting.items() if path in found}
         ready = []
         for path, state in found.items():
-            if (name := readable(str(path))) in self._known:
-                self._known.remove(name)
+            if readable(str(path)) in self._known:
                 self._taken[path] = state
             if self._taken.get(path) == state:
                 continue
@@ -96,6 +95,7 @@ class Arrivals:
             own.state = state
             if own.looks > 1:
                 ready.append(path)
+        self._known.clear()  # a later file of such a name is another
         return ready
 
     def _look(self) -> dict[Path, State] | None:
