@@ -155,6 +155,8 @@ def test_what_is_wrong_with_an_upload_is_one_line(port, files, query, status, er
         ("GET", "/scored/..%2f..", None, {}, 404),
         ("GET", "/scored?since=-1", None, {}, 422),
         ("GET", "/health", None, {"Host": "evil.example"}, 400),
+        ("GET", "/", None, {"Host": "[127.0.0.1"}, 400),
+        ("GET", "/models", None, {"Host": "127.0.0.1.evil.example:80"}, 400),
     ],
 )
 def test_other_requests_that_are_wrong(port, method, path, body, head, status):

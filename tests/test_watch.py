@@ -159,7 +159,7 @@ def watch(model, folder, tmp_path, monkeypatch):
     """Call predict --watch, which is interrupted after some steps; the exit code."""
 
     def call(*words, steps=(None, None)):
-        monkeypatch.setattr(arrivals.threading, "Event", lambda: Steps(*steps, at_end=interrupt))
+        monkeypatch.setattr(arrivals, "Event", lambda: Steps(*steps, at_end=interrupt))
         line = ["predict", model, "--watch", folder, "--out", tmp_path / "out", *words]
         return main.main([str(word) for word in line], standalone_mode=False)
 

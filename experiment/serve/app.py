@@ -43,7 +43,7 @@ def make_app(engine: Engine, scored: Scored, hosts: Sequence[str], most_bytes: i
     counters, slots = Counters(), asyncio.Semaphore(AT_ONCE)
 
     def check_host(request: Request) -> None:
-        if hosts and (request.url.hostname or "") not in hosts:
+        if hosts and _host(request.headers.get("host", hosts[0])) not in hosts:
             raise HTTPException(400, f"this service is asked as {hosts[0]}, not under another name")
 
     app = FastAPI(dependencies=[Depends(check_host)], openapi_url=None)  # its pages of documentation need the network
@@ -98,6 +98,12 @@ def make_app(engine: Engine, scored: Scored, hosts: Sequence[str], most_bytes: i
         return PlainTextResponse(counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
+
+
+def _host(header: str) -> str:
+    """The name in a request's head, without a port."""
+    name = header.strip().lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 def _asked(

@@ -166,7 +166,7 @@ class Scored:
             if item.error:
                 raise DataError(item.error)
             if item.tensor is not None and finder is self.engine.finder(None):
-                return finder.found(item).score
+                return finder.found(item, item.path).score
             return finder.find(Path(item.path), item.path).score
 
     def _add(self, **values: Any) -> None:

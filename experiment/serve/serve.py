@@ -106,8 +106,9 @@ def service(config: ServeConfig) -> Iterator[FastAPI]:
     engine = Engine(finders)
     scored = Scored(engine)
     try:
-        for finder in finders.values():
-            engine.submit(warm_up, finder.model, config.warm_up).result()
+        with one_line_when_full(ADVICE):
+            for finder in finders.values():
+                engine.submit(warm_up, finder.model, config.warm_up).result()
         if config.folder is not None:
             scored.take_folder(config.folder)
         if config.watch is not None:

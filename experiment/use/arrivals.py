@@ -1,10 +1,10 @@
 """A folder that is watched: each image that comes into it, once, as soon as it is there as a whole."""
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import click
 
@@ -40,7 +40,7 @@ class Arrivals:
     Args:
         folder: to watch.
         read: an item with its pixels, or its error.
-        known: paths, as files.readable gives them, that were taken before; such as are there at the start are not again.
+        known: paths, as files.readable gives them, that were taken before: such are not again if they are there now.
         stop: ends it, when it is set.
 
     Raises:
@@ -48,13 +48,13 @@ class Arrivals:
     """
 
     def __init__(
-        self, folder: Path, read: Callable[[Item], Item], known: Iterable[str] = (), stop: threading.Event | None = None
+        self, folder: Path, read: Callable[[Item], Item], known: Iterable[str] = (), stop: Event | None = None
     ) -> None:
         if not folder.is_dir():
             raise UsageError(f"--watch '{folder}' is not a folder: expected one that images come into")
         self.folder = folder
         self.read = read
-        self.stop = stop or threading.Event()
+        self.stop = stop or Event()
         self._place = _place(folder)
         self._is_readable = True
         self._known = set(known)

@@ -1,5 +1,6 @@
 """What a model finds in one image at a time: the numbers of the row that predict writes for it alone."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Finder:
             is_foreign: a file of somebody else's, of which nothing is decoded before its size is known.
 
         Raises:
-            DataError: it cannot be read, or is too large.
+            DataError: it cannot be read, is too large, or has a score that is no number.
         """
         try:
             if is_foreign:
@@ -79,7 +80,7 @@ class Finder:
                 raise DataError(item.error)
         except DataError as error:
             raise DataError(str(error).replace(f"'{path}'", f"'{shown}'")) from error
-        return self.found(item)
+        return self.found(item, shown)
 
     def regions(self, finding: Finding, threshold: float, min_area: int) -> Regions | None:
         """The regions of pixels above a threshold; None without a map, or where that is of less than a pixel."""
@@ -96,12 +97,18 @@ class Finder:
             raise DataError(f"'{path}' is not an image that can be read")
         check_pixels(path, size, self.transform.reading.max_pixels)
 
-    def found(self, item: Item) -> Finding:
-        """What the model finds in an image that was read, its own pixels kept."""
+    def found(self, item: Item, shown: str) -> Finding:
+        """What the model finds in an image that was read, its own pixels kept.
+
+        Raises:
+            DataError: its score is no number.
+        """
         allow_tf32(precision_name(self.model.description.dtype) != "fp32")  # another model may have come before
         prediction = self._latency.predict_read(torch.stack([item.tensor]))
         (score,) = prediction.scores.tolist()
         embed, scoring = self._latency.taken()
+        if not math.isfinite(score):
+            raise DataError(f"the model gives '{shown}' a score that is no number")
         normal = self.model.thresholds.normal
         cells = among_normal(normal.p_values(score).item()) if normal else (None, None)
         return Finding(
