@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import signal
 import socket
 import struct
 import threading
@@ -17,7 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from commands import wait_for
+from browser import chromium, needs_chromium
+from commands import Command, wait_for
 from PIL import Image
 
 import main
@@ -155,7 +157,7 @@ def test_what_is_wrong_with_an_upload_is_one_line(port, files, query, status, er
         ("GET", "/scored/..%2f..", None, {}, 404),
         ("GET", "/scored?since=-1", None, {}, 422),
         ("GET", "/health", None, {"Host": "evil.example"}, 400),
-        ("GET", "/", None, {"Host": "[127.0.0.1"}, 400),
+        ("GET", "/", None, {"Host": "[evil.example"}, 400),
         ("GET", "/models", None, {"Host": "127.0.0.1.evil.example:80"}, 400),
     ],
 )
@@ -247,6 +249,33 @@ def test_the_page_needs_nothing_else(port):
     assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
     (told, _) = ask(port, "GET", "/models")[1]
     assert told["name"] == "mvtec_bolt" and told["threshold"] > 0 and told["draws_maps"]
+
+
+@needs_chromium
+def test_the_page_in_chromium(port):
+    """It runs without a word on the console, and shows what is scored."""
+    wait_for(lambda: (own := ask(port, "GET", "/scored")[1])["done"] == own["total"])
+    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    words = [rules, "--virtual-time-budget=5000", "--dump-dom", f"http://127.0.0.1:{port}/"]
+    done = chromium(*words, width=1000, height=800)
+    assert "CONSOLE" not in done.stderr
+    threshold = ask(port, "GET", "/models")[1][0]["threshold"]
+    rows = ask(port, "GET", "/scored")[1]["rows"]
+    alarms = sum(row["scores"]["mvtec_bolt"] > threshold for row in rows if not row["is_bad"])
+    assert f"false alarms: {alarms} of 2 good images" in done.stdout
+    assert all(f'<span class="name" title="{row["name"]}">' in done.stdout for row in rows)
+
+
+def test_ctrl_c_ends_it(model, tmp_path):
+    process = Command(["serve", model, "--port", 0, "--warm_up", 1], tmp_path)
+    said = process._streams[1]
+    place = wait_for(
+        lambda: said.exists() and re.search(r"Serving on http://127.0.0.1:(\d+)/ ", said.read_text()), process
+    )
+    assert ask(int(place[1]), "GET", "/health")[1]["status"] == "ok"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 0 and "Traceback" not in errors and "Error" not in errors
 
 
 def scored_table(path, models=("m",)):
