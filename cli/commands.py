@@ -43,6 +43,7 @@ ROOMS = {  # of experiment/
     "report": "show.report",
     "figure": "show.figure",
     "predict": "use.predict",
+    "serve": "serve.serve",
     "export": "use.export",
     "extend": "train.extend",
     "distill": "train.distill",
@@ -53,6 +54,7 @@ ALONE = {  # links of no chain: their options, in experiment/, imported when ask
     "report": ("config.ReportConfig", "Tables and a page of finished runs."),
     "figure": ("config.FigureConfig", "A figure of finished runs for a paper."),
     "predict": ("model_config.PredictConfig", "Scores and anomaly maps of your own images."),
+    "serve": ("model_config.ServeConfig", "A page to look at images with, and its interface for programs."),
     "export": ("model_config.ExportConfig", "A trained model as one ONNX file."),
     "extend": ("model_config.ExtendConfig", "Further normal images for a model with a memory bank."),
     "calibrate": ("model_config.CalibrateConfig", "A model's thresholds by fresh good images."),
@@ -139,7 +141,7 @@ def sections() -> Sections:
         "Detectors": {name: (entry.summary, partial(detector, name)) for name, entry in ENTRIES.items()},
         "Data": {"dataset": ("Images or rows to train and test on.", dataset)},
         "Teachers": listed("distill"),
-        "Finished runs and models": listed("report", "figure", "predict", "export", "extend", "calibrate"),
+        "Finished runs and models": listed("report", "figure", "predict", "serve", "export", "extend", "calibrate"),
     }
 
 

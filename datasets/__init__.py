@@ -4,7 +4,7 @@ from datasets.assembly import ASSEMBLY, AssemblyOptions, assembly_reader
 from datasets.brightness import LUMA, brightness_of
 from datasets.btad import BTAD
 from datasets.cifar10 import CIFAR10
-from datasets.decode import MAX_PIXELS, Header, Reading, bit_depth_of, largest_value, read_image
+from datasets.decode import MAX_PIXELS, Header, Reading, bit_depth_of, declared_size, largest_value, read_image
 from datasets.draw import drawn
 from datasets.elpv import ELPV
 from datasets.folder import FolderNames, folder_reader
@@ -64,6 +64,7 @@ __all__ = [
     "bit_depth_of",
     "brightness_of",
     "check_headers",
+    "declared_size",
     "drawn",
     "find_root",
     "folder_reader",

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from errors import DataError
 from options import option
@@ -96,8 +96,7 @@ def read_image(path: Path, reading: Reading = Reading()) -> Image.Image:
                 return turned(_opaque(image, reading.background), orientation)
             values = _deep_values(path, image)
     except UnknownKindError:
-        values = _colours_by_opencv(path, with_alpha=True)
-        check_pixels(path, values.shape[1::-1], reading.max_pixels)
+        values = _of_unknown_kind(path, reading.max_pixels)
     return turned(Image.fromarray(_to_8_bits(path, values, reading)).convert("RGB"), orientation)
 
 
@@ -115,10 +114,22 @@ def read_header(path: Path, reading: Reading = Reading()) -> Header:
             width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
             return Header(width, height, orientation, _is_deep(image), _has_alpha(image))
     except UnknownKindError:
-        values = _colours_by_opencv(path, with_alpha=True)
+        values = _of_unknown_kind(path, reading.max_pixels)
         height, width = values.shape[:2]
-        check_pixels(path, (width, height), reading.max_pixels)
         return Header(width, height, 1, values.dtype != np.uint8, values.shape[2:] == (4,))
+
+
+def declared_size(path: Path) -> tuple[int, int] | None:
+    """Width and height that a file's header says, of which no pixel is decoded; None where none says them.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    try:
+        with opened(path) as image:
+            return image.size
+    except UnknownKindError:
+        return _tiff_size(path)
 
 
 def largest_value(path: Path) -> int:
@@ -262,6 +273,28 @@ def decoded_by_opencv(path: Path) -> NDArray[np.generic] | None:
         return None
     finally:
         cv2.utils.logging.setLogLevel(level)
+
+
+def _of_unknown_kind(path: Path, limit: int) -> NDArray[np.uint8 | np.uint16]:
+    """The pixels of a file that Pillow does not know the kind of; a TIFF's size is known before they are decoded."""
+    if (size := _tiff_size(path)) is not None:
+        check_pixels(path, size, limit)
+    values = _colours_by_opencv(path, with_alpha=True)
+    check_pixels(path, values.shape[1::-1], limit)
+    return values
+
+
+def _tiff_size(path: Path) -> tuple[int, int] | None:
+    """Width and height by a TIFF's tags; None of any other file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start + (file.read(8) if start[2:3] == b"+" else b""))
+            file.seek(tags.next)
+            tags.load(file)
+            return int(tags[TiffImagePlugin.IMAGEWIDTH]), int(tags[TiffImagePlugin.IMAGELENGTH])
+    except Exception:  # what is no TIFF, or a damaged one, may raise anything
+        return None
 
 
 def _colours_by_opencv(path: Path, with_alpha: bool = False) -> NDArray[np.uint8 | np.uint16]:

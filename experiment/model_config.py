@@ -1,4 +1,4 @@
-"""What the command line says of a trained model that is used: predict, extend, calibrate and export."""
+"""What the command line says of a trained model that is used: predict, serve, extend, calibrate and export."""
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from options import option
 # Of predict's options that are of images, what stands where they are not given.
 OF_IMAGES: dict[str, Any] = {"batch_size": 8, "num_workers": None, "map": "overlay", "raw_format": "npy"}
 
-REGIONS = "Regions"
+REGIONS, LINE = "Regions", "At a line"
 
 
 def _moved_weights() -> Any:
@@ -34,7 +34,8 @@ class PredictConfig:
     standard input, one a line. Writes predictions.csv (path, score, decision, percentile, p_value, seconds, error,
     picture, map) and the pictures, with --regions also where in them what lies. An image that cannot be read is
     reported in its row, the others go on, and the exit code is 1. Nothing that predict did not write is replaced, and
-    earlier predictions are kept beside --out unless the new ones say the same.
+    earlier predictions are kept beside --out unless the new ones say the same. With --watch they stay in it, and the
+    images that they are of are not scored again.
     """
 
     model_dir: Path = option(MISSING, "Of the model.", argument=True)
@@ -77,6 +78,20 @@ class PredictConfig:
         shown="none",
         group=REGIONS,
     )
+    watch: Path | None = option(
+        None,
+        "Score each image that comes into this folder, once and as a whole, until Ctrl-C; rows are added to "
+        "predictions.csv.",
+        metavar="FOLDER",
+        group=LINE,
+    )
+    stream: Literal["csv", "jsonl"] | None = option(
+        None, "Write each row to standard output too, at once: csv or jsonl.", shown="none", group=LINE
+    )
+    latency: bool = option(
+        False, "Add decode_ms, embed_ms and score_ms to the table, milliseconds per image.", group=LINE
+    )
+    warm_up: int = option(0, "Score so many black batches first.", at_least=0, at_most=1000, group=LINE)
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,38 @@ class CalibrateConfig:
     )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
     max_pixels: int | None = _max_pixels()
+    backbone_weights: str | None = _moved_weights()
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve the models in the folders MODEL: a page to look at images with, and the same for programs.
+
+    \b
+    The page takes images that are dropped on it, shows score, percentile, decision, map and regions, and tries
+    thresholds on the images of --folder. Programs send images to /predict and read JSON; /health and /metrics say how
+    it is. Ends with Ctrl-C. Needs the packages of requirements-serve.txt.
+    """
+
+    models: tuple[Path, ...] = option(MISSING, "Of the models.", metavar="MODEL...", argument=True)
+    host: str = option("127.0.0.1", "Address to listen at; others than this machine can reach 0.0.0.0.")
+    port: int = option(8000, "Port to listen at; 0: one that is free.", at_least=0, at_most=65535)
+    folder: Path | None = option(
+        None,
+        "Folder of images to try thresholds on, scored at the start: good ones in its folder good, bad ones in others. "
+        "Or a predictions.csv of predict or of a run.",
+        metavar="PATH",
+    )
+    watch: Path | None = option(
+        None, "Score each image that comes into this folder, once and as a whole.", metavar="FOLDER"
+    )
+    max_upload: int = option(50, "Megabytes of a request.", at_least=1, at_most=100_000)
+    max_images: int = option(16, "Images of a request.", at_least=1, at_most=10_000)
+    max_pixels: int = option(
+        40_000_000, "Of the largest image that is read; its map and regions take about 20 bytes a pixel.", at_least=1
+    )
+    warm_up: int = option(1, "Score so many black images with each model first.", at_least=0, at_most=1000)
+    gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
     backbone_weights: str | None = _moved_weights()
 
 

@@ -162,6 +162,15 @@ ALONE = {  # options of commands outside the chain, tested in test_report.py, te
     "--images",  # these in test_distill; of figures in test_figure
     "--steps",
     "--crops",
+    "--watch",  # these in test_watch and test_serve
+    "--stream",
+    "--latency",
+    "--warm_up",
+    "--host",
+    "--port",
+    "--folder",
+    "--max_upload",
+    "--max_images",
 }
 ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, test_resume, test_grid and so on
     "--precision",

@@ -13,8 +13,22 @@ import main
 from detection import Detector, is_anomalous
 
 EXPERIMENT = ROOT / "experiment"
-ROOMS = ["options", "machine", "plan", "record", "show", "train", "scale", "use", "run"]  # each knows those before it
-APART = {"use": {"plan", "train", "scale"}}  # what a room has nothing to do with, though it stands before
+ROOMS = [
+    "options",
+    "machine",
+    "plan",
+    "record",
+    "show",
+    "train",
+    "scale",
+    "use",
+    "serve",
+    "run",
+]  # each knows those before it
+APART = {
+    "use": {"plan", "train", "scale"},
+    "serve": {"plan", "train", "scale"},
+}  # what a room has nothing to do with, though it stands before
 FILES = {path.relative_to(EXPERIMENT).with_suffix("").as_posix(): path for path in sorted(EXPERIMENT.rglob("*.py"))}
 
 

@@ -36,10 +36,15 @@ def device_name(device: torch.device) -> str:
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in; auto is the best for the device. TF32 is allowed unless fp32 is asked for."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
+    allow_tf32(name != "fp32")
     name = best_precision(device) if name == "auto" else name
     click.echo(f"Computing in {name}", err=True)
     return PRECISIONS[name]
+
+
+def allow_tf32(is_allowed: bool) -> None:
+    """Whether GPUs may round what float32 products are made of."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_allowed
 
 
 def best_precision(device: torch.device) -> str:

@@ -24,10 +24,12 @@ from files import PARTIAL, free_name, partial
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
 REGIONS, MASKS, CONTOURS, COCO = "regions.csv", "masks", "contours", "coco.json"
 FILES = ("picture", "map", "mask", "contours")  # the columns that name files
-TIMED = "seconds"  # the column that differs between two predictions of the same
-COLUMNS = ("path", "score", "decision", "percentile", "p_value", TIMED, "error", "picture", "map")
+SECONDS = "seconds"
+LATENCY = ("decode_ms", "embed_ms", "score_ms")
+TIMED = (SECONDS, *LATENCY)  # the columns that differ between two predictions of the same
+COLUMNS = ("path", "score", "decision", "percentile", "p_value", SECONDS, "error", "picture", "map")
 WITH_REGIONS = (*COLUMNS, "regions", "mask", "contours")
-EVER = ("path", "score", "decision", TIMED, "error")  # of predictions.csv, also before it had the others
+EVER = ("path", "score", "decision", SECONDS, "error")  # of predictions.csv, also before it had the others
 OF_TABLES = ("score", "decision", "percentile", "p_value")  # what is added behind a table's own columns
 BEFORE = ("score", "decision")  # what was
 OF_REGIONS = ("image", "region", "left", "top", "width", "height", "area", "area_percent", "centre_x", "centre_y")
@@ -59,10 +61,14 @@ def check_free(out: Path) -> None:
 
 
 @contextmanager
-def own_folder(out: Path) -> Iterator[None]:
+def own_folder(out: Path, goes_on: bool = False) -> Iterator[None]:
     """Have an empty folder that nobody else writes into; what predict wrote there before is kept beside it.
 
     If the block ends well and has written all of that again, the earlier files are removed.
+
+    Args:
+        out: the folder.
+        goes_on: what is there stays, for it is added to.
 
     Raises:
         UsageError: as check_free, or the folder cannot be written or moved.
@@ -72,7 +78,7 @@ def own_folder(out: Path) -> Iterator[None]:
     with ExitStack() as stack:
         unlock = stack.enter_context(only_writer(out, FLAG))
         _refuse_others(out)
-        earlier = _move_aside(out, unlock)
+        earlier = None if goes_on else _move_aside(out, unlock)
         if earlier is None:
             yield
             return
@@ -143,6 +149,12 @@ def _foreign(out: Path) -> str | None:
     return None
 
 
+def earlier_rows(out: Path) -> Iterator[dict[str, str]]:
+    """The rows of a folder's predictions.csv; none where there is none."""
+    if (out / TABLE).is_file():
+        yield from _rows(out / TABLE)
+
+
 def _named(table: Path) -> set[str]:
     """The files that the rows of a predictions.csv name."""
     return {_composed(Path(row[own])) for row in _rows(table) for own in FILES if row.get(own)}
@@ -205,8 +217,8 @@ def _same(new: Path, old: Path) -> bool:
 
 
 def _untimed(table: Path) -> set[tuple[str, ...]]:
-    """What the rows of a predictions.csv say but for their seconds."""
-    return {tuple(f"{name} {cell}" for name, cell in row.items() if name != TIMED) for row in _rows(table)}
+    """What the rows of a predictions.csv say but for the time that they took."""
+    return {tuple(f"{name} {cell}" for name, cell in row.items() if name not in TIMED) for row in _rows(table)}
 
 
 def _say_where(out: Path, earlier: Path) -> None:

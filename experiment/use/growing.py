@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from errors import UsageError
 from experiment.record.sheets import BOM
-from files import cannot_write, move, partial, readable
+from files import cannot_write, move, partial, readable, write_text
+
+BLOCK = 1 << 16  # bytes
 
 
 @contextmanager
@@ -51,6 +54,66 @@ def growing(path: Path, start: str, end: Callable[[], str] = str) -> Iterator[Ca
         if not is_ascii:
             _mark(temporary)
         move(temporary, path)
+
+
+@contextmanager
+def appending(path: Path, start: str) -> Iterator[Callable[[str], None]]:
+    """As growing, of a table that grows at its place, row by row, behind those that it has already.
+
+    Raises:
+        UsageError: it starts otherwise.
+        DataError: as growing.
+    """
+    if not path.exists() and partial(path).exists():  # of a process that was killed
+        partial(path).rename(path)
+    is_marked = path.exists() and _cut_to_whole_lines(path, start)
+
+    def write(text: str) -> None:
+        nonlocal is_marked
+        if not path.exists():  # at first, or where it was moved away since
+            write_text(path, start)
+            is_marked = False
+        text = readable(text)
+        if not (is_marked or text.isascii()):
+            _mark(path)
+            is_marked = True
+        try:
+            with path.open("ab", buffering=0) as file:
+                end, left = file.tell(), memoryview(text.encode())
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except BaseException:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            raise cannot_write(path, error, len(text)) from error
+
+    write("")
+    yield write
+
+
+def _cut_to_whole_lines(path: Path, start: str) -> bool:
+    """Take away a last line that was half written; whether the file has a byte order mark.
+
+    Raises:
+        UsageError: its first line is another.
+    """
+    with path.open("rb+") as file:
+        first = file.readline()
+        if first.decode("utf-8-sig", "replace") != start:
+            raise UsageError(f"'{path}' has other columns than the rows that are to be added: choose another --out")
+        end = length = file.seek(0, os.SEEK_END)
+        while end > len(first):
+            begin = max(len(first), end - BLOCK)
+            file.seek(begin)
+            if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+                end = begin + found + 1
+                break
+            end = begin
+        if end < length:
+            file.truncate(end)
+    return first.startswith(BOM.encode())
 
 
 def csv_lines(rows: Iterable[Iterable[Any]]) -> str:

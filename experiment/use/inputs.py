@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,7 @@ class Item:
         size: width and height of the file's image.
         original: its pixels, where they are drawn.
         error: what is wrong with it.
+        seconds: that reading took.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Item:
     size: tuple[int, int] = (0, 0)
     original: NDArray[np.uint8] | None = None
     error: str = ""
+    seconds: float = 0.0
 
 
 class Inputs:
@@ -124,6 +127,25 @@ def allowing(transform: ImageTransform, max_pixels: int | None) -> ImageTransfor
     return replace(transform, reading=replace(transform.reading, max_pixels=max_pixels))
 
 
+def read_item(item: Item, transform: ImageTransform, keep_original: bool) -> Item:
+    """An item with its pixels, or with what is wrong with it."""
+    try:
+        start = time.perf_counter()
+        path = Path(item.path)
+        if path.is_dir():
+            raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
+        refuse_video(path)
+        image = read_image(path, transform.reading)
+        tensor = transform.pixels(image)
+        seconds = time.perf_counter() - start
+        original = np.asarray(image) if keep_original else None
+        return Item(item.path, item.name, tensor, brightness_of(tensor), image.size, original, seconds=seconds)
+    except DataError as error:
+        return Item(item.path, item.name, error=str(error))
+    except Exception as error:  # a damaged file may raise anything, a large one has no room
+        return Item(item.path, item.name, error=f"'{item.path}' cannot be read: {first_line(error)}")
+
+
 def read_ahead(
     items: Iterator[Item], transform: ImageTransform, threads: int, ahead: int, keep_originals: bool
 ) -> Iterator[Item]:
@@ -136,27 +158,11 @@ def read_ahead(
         ahead: so many items at most are read before they are asked for.
         keep_originals: whether the images' own pixels are kept too.
     """
-
-    def read(item: Item) -> Item:
-        try:
-            path = Path(item.path)
-            if path.is_dir():
-                raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
-            refuse_video(path)
-            image = read_image(path, transform.reading)
-            tensor = transform.pixels(image)
-            original = np.asarray(image) if keep_originals else None
-            return Item(item.path, item.name, tensor, brightness_of(tensor), image.size, original)
-        except DataError as error:
-            return Item(item.path, item.name, error=str(error))
-        except Exception as error:  # a damaged file may raise anything, a large one has no room
-            return Item(item.path, item.name, error=f"'{item.path}' cannot be read: {first_line(error)}")
-
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Item]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(read, item))
+            waiting.append(pool.submit(read_item, item, transform, keep_originals))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,21 +16,34 @@ from numpy.typing import NDArray
 from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
-from errors import DataError
+from errors import DataError, Interrupted
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
 from experiment.model_config import OF_IMAGES, PredictConfig
 from experiment.record.sheets import quote_formula
 from experiment.show.pictures import captioned, encoded, panel
-from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, WITH_REGIONS, check_free, own_folder
-from experiment.use.growing import csv_lines, growing
+from experiment.use.arrivals import watched
+from experiment.use.folder import (
+    COLUMNS,
+    LATENCY,
+    MAPS,
+    OVERLAYS,
+    SECONDS,
+    TABLE,
+    WITH_REGIONS,
+    check_free,
+    own_folder,
+)
+from experiment.use.growing import appending, csv_lines, growing
 from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.latency import Latency, warm_up
 from experiment.use.maps import full_size, raw
 from experiment.use.normal import among_normal, normal_said
 from experiment.use.region_files import RegionFiles, region_files, region_pictures
 from experiment.use.regions import Regions, find_regions
 from experiment.use.rows import predict_tables
+from experiment.use.telling import telling
 from experiment.use.unused import refuse_of_images, refuse_of_maps, refuse_unused, refuse_unused_weights
 from files import readable, write_bytes
 from methods import load
@@ -50,7 +64,7 @@ def predict(config: PredictConfig) -> int:
         DataError: a folder without images, a model that cannot be used, or no memory or room.
     """
     refuse_unused(config)
-    inputs = Inputs(config.paths)
+    inputs = Inputs(config.paths) if config.watch is None else None
     check_free(config.out)
     with one_line_when_full(ADVICE):
         device = choose_device((config.gpu,))
@@ -62,29 +76,38 @@ def predict(config: PredictConfig) -> int:
             refuse_of_maps(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         threshold = model.thresholds.image if config.threshold is None else config.threshold
-        with own_folder(config.out):
+        with own_folder(config.out, goes_on=config.watch is not None):
             if model.table is not None:
                 code = predict_tables(model, [(Path(item.path), item.name) for item in inputs], threshold, config.out)
                 _say_false_alarms(config, model)
                 return code
             unset = {name: value for name, value in OF_IMAGES.items() if getattr(config, name) is None}
+            if config.watch is not None:
+                unset["batch_size"] = 1
             return _predict_images(replace(config, **unset), model, inputs, threshold)
 
 
-def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, threshold: float) -> int:
+def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs | None, threshold: float) -> int:
+    """Predict the images of `inputs`; None: those that come into the folder that is watched."""
     counts: Counter[str] = Counter()
     outside, normal = model.thresholds.outside, model.thresholds.normal
-    score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
+    latency = Latency(model.detector) if config.latency else None
+    score = Halving((latency or model.detector).predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     transform = allowing(model.transform, config.max_pixels)
-    stream = read_ahead(
-        iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
-    )
-    columns = WITH_REGIONS if config.regions else COLUMNS
+    warm_up(model, config.warm_up, config.batch_size)
+    if inputs is None:
+        table, stream = appending, watched(config.watch, config.out, transform, draws_originals)
+    else:
+        table, threads = growing, reader_count(config.num_workers)
+        stream = read_ahead(iter(inputs), transform, threads, 2 * config.batch_size, draws_originals)
+    columns = (*(WITH_REGIONS if config.regions else COLUMNS), *(LATENCY if config.latency else ()))
+    tell = telling(config.stream, columns)
     with (
-        growing(config.out / TABLE, csv_lines([columns])) as write,
+        suppress(*([Interrupted] if inputs is None else [])),  # what is watched has no other end
+        table(config.out / TABLE, csv_lines([columns])) as write,
         region_files(config) as regions,
-        progress("predict", total=inputs.total, unit="image") as bar,
+        progress("predict", total=inputs and inputs.total, unit="image") as bar,
     ):
         while batch := list(islice(stream, config.batch_size)):
             read = [item.tensor for item in batch if not item.error]
@@ -94,7 +117,10 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             scores = prediction.scores.tolist()
             counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
-            seconds = (time.perf_counter() - start) / max(len(read), 1)
+            took = {SECONDS: f"{(time.perf_counter() - start) / max(len(read), 1):.4f}"}
+            if latency is not None:
+                parts = (f"{1000 * own / max(len(read), 1):.3f}" for own in latency.taken())
+                took |= dict(zip(LATENCY[1:], parts, strict=True))
             results = zip(scores, maps, strict=True)
             rows: list[list[str]] = []
             try:
@@ -102,7 +128,7 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
                     row = dict.fromkeys(columns, "") | {"path": quote_formula(item.path)}
                     rows.append(row)
                     error = item.error or _predict_one(
-                        config, model, item, threshold, row, regions, seconds, *next(results)
+                        config, model, item, threshold, row, regions, took, *next(results)
                     )
                     if error:
                         row["error"] = quote_formula(error)
@@ -111,8 +137,10 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
                     counts["broken" if not row["score"] else "anomalous" if row["decision"] == "1" else "normal"] += 1
                     counts["errors"] += bool(error)
             finally:  # also of pictures that were written before something else went wrong
-                write(csv_lines(row.values() for row in rows if row["score"] or row["error"]))
+                done = [row for row in rows if row["score"] or row["error"]]
+                write(csv_lines(row.values() for row in done))
                 regions.write()
+                tell(done)
             bar.update(len(batch))
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
@@ -120,7 +148,7 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     click.echo(normal_said(model.thresholds, counts["beyond"]), err=True)
     if outside and (note := outside.sentence("images")):
         click.echo(note, err=True)
-    if inputs.said:
+    if inputs and inputs.said:
         click.echo(inputs.said, err=True)
     return 1 if counts["errors"] else 0
 
@@ -138,12 +166,14 @@ def _predict_one(
     threshold: float,
     row: dict[str, str],
     files: RegionFiles,
-    seconds: float,
+    took: dict[str, str],
     score: float,
     anomaly_map: NDArray[np.float32] | None,
 ) -> str:
     """Fill an image's row and write its pictures; what is wrong with those, or nothing."""
-    row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold))), "seconds": f"{seconds:.4f}"}
+    row |= {"score": f"{score:.9g}", "decision": str(int(is_anomalous(score, threshold)))} | took
+    if config.latency:
+        row[LATENCY[0]] = f"{1000 * item.seconds:.3f}"
     if model.thresholds.normal:
         row["percentile"], row["p_value"] = among_normal(model.thresholds.normal.p_values(score).item())
     try:

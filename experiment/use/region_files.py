@@ -12,7 +12,7 @@ from experiment.model_config import PredictConfig
 from experiment.record.sheets import quote_formula
 from experiment.show.pictures import encoded
 from experiment.use.folder import COCO, COCO_START, CONTOURS, MASKS, OF_REGIONS, REGIONS
-from experiment.use.growing import csv_lines, growing
+from experiment.use.growing import appending, csv_lines, growing
 from experiment.use.inputs import Item
 from experiment.use.regions import Region, Regions
 from files import readable
@@ -67,7 +67,8 @@ def region_files(config: PredictConfig) -> Iterator[RegionFiles]:
     files = RegionFiles()
     with ExitStack() as stack:
         if config.regions:
-            files.write_rows = stack.enter_context(growing(config.out / REGIONS, csv_lines([OF_REGIONS])))
+            table = growing if config.watch is None else appending
+            files.write_rows = stack.enter_context(table(config.out / REGIONS, csv_lines([OF_REGIONS])))
         if config.contours == "coco":
             files.write_annotations = stack.enter_context(growing(config.out / COCO, COCO_START, files.end))
         yield files

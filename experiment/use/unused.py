@@ -7,11 +7,13 @@ from experiment.model_config import OF_IMAGES, PredictConfig
 
 
 def refuse_unused(config: PredictConfig) -> None:
-    """Refuse what is said of maps that are not written, or of regions that are not looked for.
+    """Refuse what is said of maps that are not written, of regions that are not looked for, or of many images at once.
 
     Raises:
         UsageError: it is.
     """
+    if config.watch is not None:
+        _refuse_beside_watch(config)
     chosen = config.map or OF_IMAGES["map"]
     if config.raw_format is not None and chosen not in ("raw", "both"):
         raise UsageError(f"--raw_format is of raw maps, and --map {chosen} writes none: give --map raw or both")
@@ -19,6 +21,15 @@ def refuse_unused(config: PredictConfig) -> None:
         raise UsageError("--full_size is of maps, and --map none writes none: leave one of them out")
     if not config.regions and (given := _of_regions(config)):
         raise UsageError(f"{', '.join(given)} is of regions: give --regions too, or leave it out")
+
+
+def _refuse_beside_watch(config: PredictConfig) -> None:
+    if config.paths:
+        raise UsageError(f"--watch stands in the place of PATH: leave out it or '{config.paths[0]}'")
+    if given := [f"--{name}" for name in ("batch_size", "num_workers") if getattr(config, name) is not None]:
+        raise UsageError(f"{' and '.join(given)} is of many images, and --watch scores each as it comes: leave it out")
+    if config.contours == "coco":
+        raise UsageError("--contours coco is one file of all images, and --watch knows no last one: give geojson")
 
 
 def _of_regions(config: PredictConfig) -> list[str]:
@@ -33,8 +44,8 @@ def refuse_of_images(config: PredictConfig) -> None:
     Raises:
         UsageError: something is.
     """
-    given = [name for name in (*OF_IMAGES, "max_pixels") if getattr(config, name) is not None]
-    given += [name for name in ("full_size", "regions") if getattr(config, name)]
+    given = [name for name in (*OF_IMAGES, "max_pixels", "watch", "stream") if getattr(config, name) is not None]
+    given += [name for name in ("full_size", "regions", "latency", "warm_up") if getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name}" for name in given)
         raise UsageError(f"'{config.model_dir}' is a model of a table, and {flags} is of images: leave it out")
