@@ -12,6 +12,7 @@ from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
 from datasets.images import Batch, BatchLoader, ImageDataset, check_headers, reader_count, remarks_on_masks
+from datasets.interest import InterestMasks, digest_of, pixels_of_interest, read_interest, with_interest
 from datasets.kept import Kept
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
@@ -26,7 +27,7 @@ from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.sizes import ImageSizes
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of
+from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of, unpacked
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -51,6 +52,7 @@ __all__ = [
     "ImageDataset",
     "ImageSizes",
     "ImageTransform",
+    "InterestMasks",
     "Kept",
     "RandomTransform",
     "Reading",
@@ -64,6 +66,7 @@ __all__ = [
     "bit_depth_of",
     "brightness_of",
     "check_headers",
+    "digest_of",
     "drawn",
     "find_root",
     "folder_reader",
@@ -72,8 +75,10 @@ __all__ = [
     "largest_value",
     "normalised",
     "pixels_of",
+    "pixels_of_interest",
     "read_defects",
     "read_image",
+    "read_interest",
     "read_table",
     "read_whole_table",
     "reader_count",
@@ -83,5 +88,7 @@ __all__ = [
     "require_images",
     "split",
     "table_reader",
+    "unpacked",
     "videos_in",
+    "with_interest",
 ]

@@ -161,7 +161,8 @@ def plan_run(
         if backbone not in checked:
             options = task.jobs[0].identity["options"]
             own = replace(detector, options=options)
-            said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
+            is_masked = any(data.mask_of_interest is not None for data in datasets)
+            said += check_detector(sources[task.backbone], backbone, own, task.imagesize, is_masked)
             checked.add(backbone)
     notes = _geometry_notes(datasets, looked_at) + _notes_of_names(detector, names) + said
     notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)

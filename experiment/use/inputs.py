@@ -4,7 +4,7 @@ import io
 import math
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets import ImageTransform, brightness_of, images_in, read_image, refuse_video, require_images, videos_in
+from datasets import (
+    ImageTransform,
+    brightness_of,
+    images_in,
+    pixels_of_interest,
+    read_image,
+    refuse_video,
+    require_images,
+    videos_in,
+)
+from datasets.interest import Interest
 from errors import DataError, UsageError, first_line
 from experiment.show.names import Names
 from experiment.use.folder import holds_drawings
@@ -30,7 +40,8 @@ class Item:
     Attributes:
         path: as given.
         name: of what is written for it, without an ending; no other item's.
-        tensor: the model's input, uint8 [3, H, W], once it is read.
+        relative: its path below the folder that was given, or its name; other items may have the same.
+        tensor: the model's input, uint8 [3 or 4, H, W], once it is read; see ImageTransform.pixels.
         brightness: of that.
         size: width and height of the file's image.
         original: its pixels, where they are drawn.
@@ -39,6 +50,7 @@ class Item:
 
     path: str
     name: Path
+    relative: Path = Path()
     tensor: Tensor | None = None
     brightness: float = math.nan
     size: tuple[int, int] = (0, 0)
@@ -74,8 +86,8 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Item]:
         names = Names()
-        for path, name in self._found:
-            yield Item(str(path), names.take(name))
+        for path, relative in self._found:
+            yield Item(str(path), names.take(relative.parent / relative.stem), relative)
 
     @property
     def said(self) -> str:
@@ -88,7 +100,7 @@ class Inputs:
             if of_drawings(path.parent):
                 self.passed_over += 1
             else:
-                yield path, name.parent / Path(name.name).stem
+                yield path, name
 
 
 def _of_lines() -> Iterator[tuple[Path, Path]]:
@@ -125,7 +137,12 @@ def allowing(transform: ImageTransform, max_pixels: int | None) -> ImageTransfor
 
 
 def read_ahead(
-    items: Iterator[Item], transform: ImageTransform, threads: int, ahead: int, keep_originals: bool
+    items: Iterator[Item],
+    transform: ImageTransform,
+    threads: int,
+    ahead: int,
+    keep_originals: bool,
+    mask_of: Callable[[Item], tuple[Interest, Path]] | None = None,
 ) -> Iterator[Item]:
     """The items with their pixels or what is wrong with them, in order.
 
@@ -135,6 +152,7 @@ def read_ahead(
         threads: so many read.
         ahead: so many items at most are read before they are asked for.
         keep_originals: whether the images' own pixels are kept too.
+        mask_of: gives an item's mask of interest, and where it is.
     """
 
     def read(item: Item) -> Item:
@@ -144,13 +162,16 @@ def read_ahead(
                 raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
             refuse_video(path)
             image = read_image(path, transform.reading)
-            tensor = transform.pixels(image)
+            if mask_of is None:
+                tensor = transform.pixels(image)
+            else:
+                tensor = pixels_of_interest(transform, image, *mask_of(item), path)
             original = np.asarray(image) if keep_originals else None
-            return Item(item.path, item.name, tensor, brightness_of(tensor), image.size, original)
+            return replace(item, tensor=tensor, brightness=brightness_of(tensor), size=image.size, original=original)
         except DataError as error:
-            return Item(item.path, item.name, error=str(error))
+            return replace(item, error=str(error))
         except Exception as error:  # a damaged file may raise anything, a large one has no room
-            return Item(item.path, item.name, error=f"'{item.path}' cannot be read: {first_line(error)}")
+            return replace(item, error=f"'{item.path}' cannot be read: {first_line(error)}")
 
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Item]] = deque()

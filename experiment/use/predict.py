@@ -25,6 +25,7 @@ from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, WITH_REGIONS, check_free, own_folder
 from experiment.use.growing import csv_lines, growing
 from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.interest import masks_for
 from experiment.use.maps import full_size, raw
 from experiment.use.normal import among_normal, normal_said
 from experiment.use.region_files import RegionFiles, region_files, region_pictures
@@ -77,8 +78,9 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     transform = allowing(model.transform, config.max_pixels)
+    mask_of = masks_for(model, config.model_dir, config.mask_of_interest)
     stream = read_ahead(
-        iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
+        iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals, mask_of
     )
     columns = WITH_REGIONS if config.regions else COLUMNS
     with (
@@ -199,7 +201,7 @@ def _pictures(
     if config.full_size:
         anomaly_map = full_size(anomaly_map, model.transform, item.size)
     if config.map in ("overlay", "both"):
-        image = item.tensor.permute(1, 2, 0).numpy() if item.original is None else item.original
+        image = item.tensor[:3].permute(1, 2, 0).numpy() if item.original is None else item.original
         outlined = regions and (regions.mask if config.full_size else regions.seen(len(image)))
         picture = panel(image, None, anomaly_map, model.description.map_range, outlined)
         content = encoded(captioned(picture, score, threshold), ".png")

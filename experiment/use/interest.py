@@ -1,0 +1,41 @@
+"""The mask of interest of an image that is predicted: the model's own, or one of a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import InterestMasks, read_interest
+from datasets.interest import FLAG, Interest
+from detection import TrainedModel
+from detection.description import EACH, MASK
+from errors import DataError, UsageError
+from experiment.use.inputs import Item
+
+MaskOf = Callable[[Item], tuple[Interest, Path]]  # the mask of an item, and where it is
+
+
+def masks_for(model: TrainedModel, folder: Path, path: Path | None) -> MaskOf | None:
+    """What gives the masks of images to a model in a folder; None of one that looks at all of them.
+
+    Raises:
+        UsageError: a path where the model wants none, or none where it does.
+        DataError: as InterestMasks.at.
+    """
+    kind = model.description.interest
+    if kind != EACH:
+        if path is not None:
+            own = "has its own, which is used" if kind else "was trained without one"
+            raise UsageError(f"{FLAG} {path}: the model in '{folder}' {own}: leave it out")
+        return None if kind is None else lambda _: (model.mask, folder / MASK)
+    if path is None:
+        raise UsageError(f"'{folder}' was trained with a mask of interest per image: give {FLAG} FOLDER")
+    masks = InterestMasks.at(path)
+
+    def of(item: Item) -> tuple[Interest, Path]:
+        found = masks.of(item.relative)
+        if found is None:
+            raise masks.missing([item.path], item.relative)
+        if masks.by_name is not None and item.name != item.relative.with_suffix(""):
+            raise DataError(f"'{item.path}' has the name of another image, so that '{found}' would be the mask of both")
+        return read_interest(found), found
+
+    return of
