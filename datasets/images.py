@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.brightness import brightness_of
 from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
-from datasets.interest import other_shape, pixels_of_interest, read_interest
+from datasets.interest import meets, other_shape, pixels_of_interest, read_interest
 from datasets.kept import Kept, Read
 from datasets.masks import mask_size, read_mask
 from datasets.order import Draws, Shuffled
@@ -30,6 +30,7 @@ from datasets.transforms import ImageTransform, normalised
 from errors import DataError
 
 NAMED, SHOWN = 3, 20  # files that a remark names, and an error
+UNSEEN = "lie wholly outside of what is of interest, where nothing is found, though their images count as anomalous"
 MOST_READERS = 16
 
 
@@ -172,6 +173,8 @@ def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str], read
                 continue
             if mask.doubt is not None:
                 said[mask.doubt][path] = None
+            elif sample.interest_path is not None and not meets(mask.values > 0, read_interest(sample.interest_path)):
+                said[UNSEEN][path] = None
             elif not mask.values.any():
                 said["have no defective pixel, though their images are anomalous"][path] = None
     _raise_all(problems)

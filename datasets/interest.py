@@ -20,7 +20,7 @@ from datasets.decode import MAX_PIXELS, Reading, read_image
 from datasets.folders import images, one_of_each
 from datasets.sample import ClassSamples, Sample
 from datasets.sizes import have_one_shape
-from datasets.transforms import ImageTransform
+from datasets.transforms import ImageTransform, RandomTransform
 from errors import DataError, UsageError
 
 FLAG = "--mask_of_interest"
@@ -138,6 +138,12 @@ def at_size(mask: Interest, size: tuple[int, int], path: Path | str, of: Path | 
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
+def meets(defective: NDArray[np.bool_], mask: Interest) -> bool:
+    """Whether any of an image's defective pixels, or none that there are, is of interest; both of its shape."""
+    seen = Image.fromarray(mask).resize(defective.shape[::-1], Image.Resampling.NEAREST)
+    return not defective.any() or bool((defective & np.asarray(seen)).any())
+
+
 def other_shape(path: Path | str, own: tuple[int, int], of: Path | str, size: tuple[int, int]) -> DataError:
     """That a mask of a size does not fit an image of a size."""
     return DataError(
@@ -154,8 +160,11 @@ def pixels_of_interest(
     Raises:
         DataError: as at_size, or nothing of the mask lies within what the network sees.
     """
-    pixels = transform.pixels(image, at_size(mask, image.size, path, of))
-    if transform.random.is_identity and not pixels[3].any():
+    own = at_size(mask, image.size, path, of)
+    pixels = transform.pixels(image, own)
+    if not pixels[3].any():  # random changes may have moved it away
+        pixels = replace(transform, random=RandomTransform()).pixels(image, own)
+    if not pixels[3].any():
         raise DataError(
             f"mask of interest '{path}' leaves nothing of '{of}' at the network's size: expected white that is a few "
             "pixels wide within what --resize and --imagesize leave of the image"

@@ -61,7 +61,7 @@ class Exported(nn.Module):
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         normalised = (pixels - self.mean) / self.std
-        interest = None if self.interest is None else self.interest.expand(len(images), -1, -1)
+        interest = None if self.interest is None else self.interest.expand(images.shape[0], -1, -1)
         if interest is not None:
             normalised = blanked(normalised, interest)
         if self.light is not None:
