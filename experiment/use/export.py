@@ -242,6 +242,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
         "reading": json.dumps(description.reading),
+        **({"mask_of_interest": "applied within: maps are NaN outside"} if description.keeps_mask else {}),
         "normalisation": json.dumps(description.backbone["normalisation"]),
         "trained_precision": description.precision,
     }
