@@ -84,7 +84,7 @@ class TrainedModel:
             ValueError: a tensor or array of another shape or type, something else, or nothing to predict.
             DataError: an image or table that cannot be read.
         """
-        if (masks is None) == (self.description.interest == EACH):
+        if (masks is None) == (self.description.mask_of_interest == EACH):
             raise ValueError(f"masks: the model needs {'one per image' if masks is None else 'none'}")
         if isinstance(images, Tensor):
             return self.detector.predict(images, self._of_tensors(len(images), masks))
@@ -208,7 +208,7 @@ def _read_mask(folder: Path, description: Description) -> Interest | None:
     if not description.keeps_mask:
         return None
     mask = read_interest(folder / MASK)
-    if digest_of(mask) != description.interest:
+    if digest_of(mask) != description.mask_of_interest:
         raise DataError(f"'{folder / MASK}' is not the mask of interest that the model was trained with: put it back")
     return mask
 

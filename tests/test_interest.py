@@ -303,7 +303,7 @@ def test_a_run_with_a_mask(one, data, capsys):
     assert "masks that lie wholly outside of what is of interest" in said and "crack/002_mask.png')" in said
     assert (one / "predictions.csv").read_bytes() == before
     other = save(data / "other.png", left(share=0.5))
-    with pytest.raises(UsageError, match="was trained with interest "):
+    with pytest.raises(UsageError, match="was trained with mask_of_interest "):
         call(*words, other, "mvtec", data / "data")
     row = pd.read_csv(one.parents[2] / "results.csv").iloc[0]
     assert row["pixel_auroc"] > 0.9 and row["image_auroc"] < 1  # 002 scores as a normal image
@@ -315,7 +315,7 @@ def test_a_mask_per_image(one, data, tmp_path, monkeypatch, capsys):
     masks, images = data / "masks", data / "data/bolt/test"
     call(*CHAIN, "--mask_of_interest", masks, "mvtec", data / "data")
     each = next(Path("results").rglob("mvtec_bolt"))
-    assert scores(each) == scores(one) and json.loads((each / "model.json").read_text())["interest"] == "each"
+    assert scores(each) == scores(one) and json.loads((each / "model.json").read_text())["mask_of_interest"] == "each"
     assert not (each / "mask_of_interest.png").exists()
     for words in (["predict", each, images], ["calibrate", each, images], ["extend", each, images / "good"]):
         with pytest.raises(UsageError, match="give --mask_of_interest"):

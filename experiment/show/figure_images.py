@@ -157,7 +157,7 @@ def _rows(contenders: Sequence[Contender], chosen: Sequence[tuple[str, str]], gp
             own = [one for one in dict.fromkeys(chosen) if one[0] == name]
             given = [samples[one].image_path if samples[one].pixels is None else samples[one].pixels for one in own]
             low, high = model.description.map_range
-            masks = [samples[one].interest_path for one in own] if model.description.interest == EACH else None
+            masks = [samples[one].interest_path for one in own] if model.description.mask_of_interest == EACH else None
             for one, found in zip(own, model.predict(given, masks).maps.cpu().numpy(), strict=True):
                 window = model.transform.window(*pictures[one].size)
                 maps[one].append(DrawnMap(np.clip((found - low) / max(high - low, 1e-12), 0, 1), window))

@@ -7,7 +7,7 @@ import click
 
 from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images, split, with_interest
 from detection.checkpoint import save
-from detection.description import EACH, MASK
+from detection.description import MASK
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
 from errors import UsageError
@@ -42,9 +42,7 @@ def extend(config: ExtendConfig) -> int:
         device = choose_device((config.gpu,))
         model = load(config.model_dir, device, config.backbone_weights)
         detector, description = model.detector, model.description
-        if (config.mask_of_interest is None) == (description.interest == EACH):
-            needs = "give --mask_of_interest, for it was trained" if description.interest else "leave it out: it"
-            raise UsageError(f"'{config.model_dir}': {needs}")
+        description.check_mask(config.model_dir, config.mask_of_interest)
         if not isinstance(detector, Extensible):
             raise UsageError(
                 f"'{config.model_dir}' is a model of {description.detector}, which keeps no memory bank to extend: "

@@ -59,7 +59,7 @@ def calibrate(config: CalibrateConfig) -> int:
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         levels: list[float] = []
         mask_of = masks_for(model, config.model_dir, config.mask_of_interest)
-        if model.description.interest == EACH:
+        if model.description.mask_of_interest == EACH:
             _refuse_one_name(good, bad)
         predictions = _predictions(model, good, config, "good", levels, mask_of)
         scores, pixel = normal_scores(predictions, len(good), 1 - config.false_alarms)

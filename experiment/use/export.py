@@ -95,7 +95,7 @@ def _export(config: ExportConfig) -> None:
         raise UsageError(f"'{config.model_dir}' is a model of a table, and export is of images: use predict")
     if why := model.detector.not_exported:
         raise UsageError(f"'{config.model_dir}' cannot be exported ({why}): use predict")
-    if model.description.interest == EACH:
+    if model.description.mask_of_interest == EACH:
         raise UsageError(
             f"'{config.model_dir}' was trained with a mask of interest per image, and an export reads images alone: "
             "use predict"

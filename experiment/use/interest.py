@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import InterestMasks, read_interest
-from datasets.interest import FLAG, Interest
+from datasets.interest import Interest
 from detection import TrainedModel
 from detection.description import EACH, MASK
-from errors import DataError, UsageError
+from errors import DataError
 from experiment.use.inputs import Item
 
 MaskOf = Callable[[Item], tuple[Interest, Path]]  # the mask of an item, and where it is
@@ -20,14 +20,10 @@ def masks_for(model: TrainedModel, folder: Path, path: Path | None) -> MaskOf | 
         UsageError: a path where the model wants none, or none where it does.
         DataError: as InterestMasks.at.
     """
-    kind = model.description.interest
+    kind = model.description.mask_of_interest
+    model.description.check_mask(folder, path)
     if kind != EACH:
-        if path is not None:
-            own = "has its own, which is used" if kind else "was trained without one"
-            raise UsageError(f"{FLAG} {path}: the model in '{folder}' {own}: leave it out")
         return None if kind is None else lambda _: (model.mask, folder / MASK)
-    if path is None:
-        raise UsageError(f"'{folder}' was trained with a mask of interest per image: give {FLAG} FOLDER")
     masks = InterestMasks.at(path)
 
     def of(item: Item) -> tuple[Interest, Path]:
