@@ -17,7 +17,16 @@ from PIL import Image
 import backbones
 import main
 import metrics
-from datasets import ImageDataset, ImageTransform, RandomTransform, Sample, read_image, unpacked
+from datasets import (
+    DATASETS,
+    ImageDataset,
+    ImageTransform,
+    RandomTransform,
+    Sample,
+    read_image,
+    unpacked,
+    with_interest,
+)
 from datasets.interest import pixels_of_interest, read_interest
 from detection import Mapped, Prediction
 from detection.anomaly_map import mean_of_highest
@@ -25,6 +34,7 @@ from detection.interest import BLANK, blanked, cells_inside, lowest_outside
 from detection.moments import Moments
 from detection.normal_scores import normal_scores
 from errors import DataError, UsageError
+from experiment.record.inputs import Inputs
 from experiment.use.maps import full_size
 from methods import DETECTORS, load
 from metrics import count_pixels
@@ -366,6 +376,16 @@ def test_what_cannot_be_used(data, tmp_path, monkeypatch, words, mask, error, me
     chain = [*(words or small("patchcore")), "dataset", *SMALL_DATA]
     with pytest.raises(error, match=message):
         call(*chain, "--mask_of_interest", "m.png", "mvtec", data / "data")
+
+
+def test_another_mask_is_another_input(data, tmp_path):
+    """A run that is there is not taken for one with a mask that was changed."""
+    samples = DATASETS["mvtec"].read_class(data / "data", "bolt")
+    found = [Inputs.of(samples, data / "data")]
+    for share in (0.5, 0.6):
+        masked = with_interest(samples, save(tmp_path / "m.png", left(share=share)), data / "data")
+        found.append(Inputs.of(masked, data / "data"))
+    assert len({own.content for own in found}) == 3
 
 
 def test_masks_that_are_missing_or_there_twice(data, tmp_path, monkeypatch):
