@@ -3,7 +3,7 @@
 from backbones.alignment import Alignment
 from backbones.bank import FeatureBank
 from backbones.extractor import INPUT, FeatureExtractor
-from backbones.features import Features, each
+from backbones.features import Features, Masked, each
 from backbones.layouts import LayerInfo
 from backbones.names import PIXELS, TOGETHER
 from backbones.normalisation import IMAGENET, Normalisation, normalisation_of
@@ -21,6 +21,7 @@ __all__ = [
     "FeatureExtractor",
     "Features",
     "LayerInfo",
+    "Masked",
     "Normalisation",
     "Several",
     "each",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backbones.devices import sent_ahead, takes_pinned
-from backbones.features import Features, Shape, Types, each, parts
+from backbones.features import Features, Masked, Shape, Types, each, parts
 from backbones.host_memory import free_memory
 from errors import DataError
 
@@ -42,7 +42,7 @@ class FeatureBank:
         self.place = place
         self.device = device
         tensors = [allocate(own, kind, place, device) for own, kind in _tensors(shape, dtype)]
-        self.features: Features = tuple(tensors) if isinstance(shape, list) else tensors[0]
+        self.features: Features = _shaped(shape, tensors)
 
     def __len__(self) -> int:
         return len(parts(self.features)[0])
@@ -84,6 +84,13 @@ def _pinned(indices: Tensor, features: Tensor) -> Tensor:
     return torch.index_select(features, 0, indices, out=torch.empty(shape, dtype=features.dtype, pin_memory=True))
 
 
+def _shaped(shape: Shape, tensors: list[Tensor]) -> Features:
+    """The tensors of a bank as the features that it keeps."""
+    if isinstance(shape, Masked):
+        return Masked(_shaped(shape.features, tensors[:-1]), tensors[-1])
+    return tuple(tensors) if isinstance(shape, list) else tensors[0]
+
+
 def bank_bytes(shape: Shape, dtype: Types) -> int:
     """Bytes that a bank of this shape takes."""
     return sum(math.prod(own) * kind.itemsize for own, kind in _tensors(shape, dtype))
@@ -91,6 +98,8 @@ def bank_bytes(shape: Shape, dtype: Types) -> int:
 
 def _tensors(shape: Shape, dtype: Types) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor of a bank."""
+    if isinstance(shape, Masked):
+        return [*_tensors(shape.features, dtype.features), (shape.interest, dtype.interest)]
     shapes = shape if isinstance(shape, list) else [shape]
     return list(zip(shapes, dtype if isinstance(dtype, list) else [dtype] * len(shapes), strict=True))
 

@@ -12,6 +12,7 @@ from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
 from datasets.images import Batch, BatchLoader, ImageDataset, check_headers, reader_count, remarks_on_masks
+from datasets.interest import InterestMasks, digest_of, pixels_of_interest, read_interest, with_interest
 from datasets.kept import Kept
 from datasets.mpdd import MPDD
 from datasets.mtd import MTD
@@ -26,7 +27,7 @@ from datasets.sdd2 import SDD2
 from datasets.seen import Seen
 from datasets.sizes import ImageSizes
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
-from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of
+from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of, unpacked
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
 
@@ -51,6 +52,7 @@ __all__ = [
     "ImageDataset",
     "ImageSizes",
     "ImageTransform",
+    "InterestMasks",
     "Kept",
     "RandomTransform",
     "Reading",
@@ -65,6 +67,7 @@ __all__ = [
     "brightness_of",
     "check_headers",
     "declared_size",
+    "digest_of",
     "drawn",
     "find_root",
     "folder_reader",
@@ -73,8 +76,10 @@ __all__ = [
     "largest_value",
     "normalised",
     "pixels_of",
+    "pixels_of_interest",
     "read_defects",
     "read_image",
+    "read_interest",
     "read_table",
     "read_whole_table",
     "reader_count",
@@ -84,5 +89,7 @@ __all__ = [
     "require_images",
     "split",
     "table_reader",
+    "unpacked",
     "videos_in",
+    "with_interest",
 ]

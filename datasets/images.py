@@ -18,23 +18,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.brightness import brightness_of
 from datasets.decode import SIDEWAYS, Header, Reading, read_header, read_image
+from datasets.interest import meets, other_shape, pixels_of_interest, read_interest
 from datasets.kept import Kept, Read
 from datasets.masks import mask_size, read_mask
 from datasets.order import Draws, Shuffled
 from datasets.regions import read_masks, regions_of
 from datasets.sample import Sample
 from datasets.seen import Seen, seen_of_defect, seen_of_image
+from datasets.sizes import have_one_shape
 from datasets.transforms import ImageTransform, normalised
 from errors import DataError
 
 NAMED, SHOWN = 3, 20  # files that a remark names, and an error
+UNSEEN = "lie wholly outside of what is of interest, where nothing is found, though their images count as anomalous"
 MOST_READERS = 16
 
 
 class Batch(NamedTuple):
     """images uint8 [B, 3, H, W], not normalised yet; masks bool [B, H, W], all False for normal images.
 
-    Of a table the rows float32 [B, F], and masks [B, 0, 0].
+    Images with masks of interest have these as a fourth channel, see ImageTransform.pixels. Of a table the
+    rows float32 [B, F], and masks [B, 0, 0].
     """
 
     images: Tensor
@@ -46,7 +50,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         samples: what to read.
-        transform: brings image and mask to [3, H, W] and [H, W].
+        transform: brings image and mask to [3, H, W] and [H, W]; an image with a mask of interest to [4, H, W].
     """
 
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform) -> None:
@@ -61,13 +65,13 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         """The image, normalised, and the mask at an index.
 
         Raises:
-            DataError: a file that cannot be read.
+            DataError: a file that cannot be read, or a mask of interest that leaves nothing of its image.
         """
         image, mask = self.read(index)
-        return normalised(image) if image.dtype == torch.uint8 else image, mask
+        return normalised(image[:3]) if image.dtype == torch.uint8 else image, mask
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The image's pixels, uint8 [3, H, W], or a table's row, and the mask at an index; raises as above."""
+        """The image's pixels, uint8 [3 or 4, H, W], or a table's row, and the mask at an index; raises as above."""
         sample = self.samples[index]
         if sample.values is not None:
             return torch.from_numpy(sample.values), torch.zeros(0, 0, dtype=torch.bool)
@@ -78,7 +82,19 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         masks = read_masks(sample)
         seen = (seen_of_defect(self.transform, mask) for mask in masks)
         self.seen[index] = sum(seen, seen_of_image(self.transform, *image.size))
-        return self.transform.pixels(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
+        return seen_pixels(self.transform, image, sample), torch.from_numpy(regions_of(masks, self.transform) > 0)
+
+
+def seen_pixels(transform: ImageTransform, image: Image.Image, sample: Sample) -> Tensor:
+    """What the network is to see of a sample's image, uint8 [3, H, W], or [4, H, W] with a mask of interest.
+
+    Raises:
+        DataError: as ImageDataset.
+    """
+    path = sample.interest_path
+    if path is None:
+        return transform.pixels(image)
+    return pixels_of_interest(transform, image, read_interest(path), path, sample.image_path)
 
 
 def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
@@ -108,10 +124,12 @@ def _header(sample: Sample, reading: Reading) -> Header:
     Raises:
         DataError: as check_headers, of this sample.
     """
-    if sample.pixels is not None:
-        return Header(*sample.pixels.shape[1::-1])
-    header = read_header(sample.image_path, reading)
+    header = read_header(sample.image_path, reading) if sample.pixels is None else Header(*sample.pixels.shape[1::-1])
     width, height = header[:2]
+    if sample.interest_path is not None:
+        own = mask_size(sample.interest_path)
+        if not have_one_shape((width, height), own):
+            raise other_shape(sample.interest_path, own, sample.image_path, (width, height))
     for path in sample.mask_paths:
         mask_width, mask_height = mask_size(path)
         if have_one_shape((width, height), (mask_width, mask_height)):
@@ -155,6 +173,8 @@ def remarks_on_masks(samples: Sequence[Sample], doubts: Mapping[Path, str], read
                 continue
             if mask.doubt is not None:
                 said[mask.doubt][path] = None
+            elif sample.interest_path is not None and not meets(mask.values > 0, read_interest(sample.interest_path)):
+                said[UNSEEN][path] = None
             elif not mask.values.any():
                 said["have no defective pixel, though their images are anomalous"][path] = None
     _raise_all(problems)
@@ -177,14 +197,6 @@ def _raise_all(problems: list[str]) -> None:
         count = f"{len(problems)} files cannot be used: " if len(problems) > 1 else ""
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise DataError(count + "; ".join(problems[:SHOWN]) + more)
-
-
-def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes are equal, or one is that of an image resized from the other's, to whole pixels."""
-    (width, height), (other_width, other_height) = size, other
-    if (other_width - width) * (other_height - height) <= 0:  # both sides grow, or both shrink
-        return size == other
-    return abs(other_width * height - other_height * width) < max(width, height)
 
 
 def reader_count(asked: int | None, jobs: int = 1) -> int:

@@ -23,6 +23,7 @@ class Sample:
         anomalous: the label.
         class_name: the class within the dataset, such as "bottle".
         defect_type: such as "broken_large"; "good" for normal images.
+        interest_path: the mask of interest, white where the image is looked at; None: all of it is.
         pixels: uint8 [H, W, 3] where the image is no file of its own.
         values: [F], the encoded row where the sample is a row of a table.
     """
@@ -32,6 +33,7 @@ class Sample:
     anomalous: bool
     class_name: str
     defect_type: str
+    interest_path: Path | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     values: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 

@@ -39,3 +39,11 @@ class ImageSizes:
     def __str__(self) -> str:
         width, height = (str(low) if low == high else f"{low} to {high}" for low, high in (self.width, self.height))
         return f"{width} x {height}"
+
+
+def have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are equal, or one is that of an image resized from the other's, to whole pixels."""
+    (width, height), (other_width, other_height) = size, other
+    if (other_width - width) * (other_height - height) <= 0:  # both sides grow, or both shrink
+        return size == other
+    return abs(other_width * height - other_height * width) < max(width, height)

@@ -71,12 +71,39 @@ class ImageTransform:
         """An RGB image as float32 [3, imagesize, imagesize], normalised."""
         return normalised(self.pixels(image))
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image as uint8 [3, imagesize, imagesize]: a quarter of what is sent from process to process."""
-        image = image.resize(self._resized(*image.size), Image.Resampling.BILINEAR)
+    def pixels(self, image: Image.Image, interest: NDArray[np.bool_] | None = None) -> Tensor:
+        """An RGB image as uint8 [3, imagesize, imagesize]: a quarter of what is sent from process to process.
+
+        With a mask of interest, [H, W] of the image's size, [4, imagesize, imagesize]: the fourth channel is 255 where
+        a pixel is made of nothing but pixels of interest, else 0.
+        """
+        size = self._resized(*image.size)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        inside = None if interest is None else self._wholly_inside(interest, size)
         if not self.random.is_identity:
-            image = self._random(image)
-        return torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
+            image, inside = (self._random(image), None) if inside is None else self._random_pair(image, inside)
+        pixels = torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
+        if inside is None:
+            return pixels
+        return torch.cat([pixels, torch.from_numpy(np.array(self._cropped(inside))).unsqueeze(0)])
+
+    def interest(self, mask: NDArray[np.bool_]) -> Tensor:
+        """A mask of interest [h, w] as pixels has it of an image of its size: bool [imagesize, imagesize]."""
+        inside = self._wholly_inside(mask, self._resized(*mask.shape[::-1]))
+        return torch.from_numpy(np.array(self._cropped(inside))) > 0
+
+    @staticmethod
+    def _wholly_inside(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+        """255 where a pixel of a resized image is made of pixels of interest alone, else 0."""
+        whole = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+        return Image.fromarray(np.uint8(np.asarray(whole) > 1 - 1e-5) * 255)
+
+    def _random_pair(self, image: Image.Image, inside: Image.Image) -> tuple[Image.Image, Image.Image]:
+        """An image and its mask of interest, moved alike."""
+        from torchvision import tv_tensors  # late: as _random
+
+        image, mask = self._random(image, tv_tensors.Mask(torch.from_numpy(np.array(inside)).unsqueeze(0)))
+        return image, Image.fromarray(mask[0].numpy())
 
     def nearest(self, values: Image.Image) -> NDArray[np.integer]:
         """Numbers for every pixel of an image, as [imagesize, imagesize]: nearest neighbour, so that none is new."""
@@ -132,6 +159,16 @@ class ImageTransform:
                 ),
             ]
         )
+
+
+def unpacked(read: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of what pixels gave, [B, 3 or 4, H, W], images normalised and where they are of interest, bool [B, H, W].
+
+    None is everywhere; rows of tables, float32, are as they are.
+    """
+    if read.dtype != torch.uint8:
+        return read, None
+    return normalised(read[:, :3]), read[:, 3] > 0 if read.shape[1] == 4 else None
 
 
 def normalised(pixels: Tensor) -> Tensor:

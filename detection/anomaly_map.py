@@ -1,5 +1,7 @@
 """From a grid of patch scores to an anomaly map: bilinear upsampling, then a Gaussian (SimpleNet, section 3.5)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,18 @@ from backbones.alignment import PIXELS, interpolation, interpolation_on, resampl
 from backbones.centres import Centres
 from backbones.devices import kept_on_device
 from backbones.resizing import resized
+from options import option
 
 SIGMA = 4.0  # pixels
+
+
+def align_maps(**role: bool) -> Any:
+    """The option of this name, which detectors that draw maps have; `role` says whether it decides the features."""
+    text = (
+        "Draw each layer's cells where they look, found by tracing and, of learned weights, measuring them; else they "
+        "share the image evenly, as in the papers."
+    )
+    return option(False, text, "--align_maps", "--no_align_maps", **role)
 
 
 def anomaly_maps(
@@ -57,10 +69,26 @@ def upsampled(values: Tensor, size: tuple[int, int], centres: tuple[Centres, Cen
     return resampled(values, rows, columns)
 
 
-def mean_of_highest(values: Tensor, count: int) -> Tensor:
-    """The mean of so many highest values of each image's [B, ...], of all where there are fewer: [B]."""
+def highest(values: Tensor, inside: Tensor | None = None) -> Tensor:
+    """The highest of each image's values [B, ...] where inside, bool [B, ...], is; of all where that is None: [B]."""
+    return (values if inside is None else values.masked_fill(~inside, -torch.inf)).flatten(1).amax(dim=1)
+
+
+def mean_of_highest(values: Tensor, count: int, inside: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+    """The mean of so many highest values of each image's [B, ...], of all where there are fewer: [B].
+
+    Of those inside, bool [B, ...], where that is given; then it may be fewer of some images, counts [B].
+    """
     flat = values.flatten(1)
-    return flat.topk(min(count, flat.shape[1]), dim=1).values.mean(dim=1)
+    count = min(count, flat.shape[1])
+    if inside is None:
+        return flat.topk(count, dim=1).values.mean(dim=1)
+    found = flat.masked_fill(~inside.flatten(1), -torch.inf).topk(count, dim=1).values
+    numbers = inside.flatten(1).sum(dim=1, keepdim=True).clamp(max=count)
+    if counts is not None:
+        numbers = torch.minimum(numbers, counts.unsqueeze(1))
+    is_inside = torch.arange(count, device=found.device) < numbers
+    return torch.where(is_inside, found, 0).sum(dim=1) / numbers[:, 0]
 
 
 def smoothed(maps: Tensor, sigma: float = SIGMA) -> Tensor:

@@ -18,9 +18,20 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 import backbones
-from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
+from datasets import (
+    ImageTransform,
+    Reading,
+    TableTransform,
+    digest_of,
+    pixels_of_interest,
+    read_image,
+    read_interest,
+    read_table,
+    refuse_video,
+)
+from datasets.interest import Interest, encoded
 from detection.decision import Thresholds
-from detection.description import DESCRIPTION, WEIGHTS, Description, read_description, write_description
+from detection.description import DESCRIPTION, EACH, MASK, WEIGHTS, Description, read_description, write_description
 from detection.detector import Detector
 from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
@@ -40,6 +51,7 @@ class TrainedModel:
     detector: Detector
     transform: ImageTransform
     description: Description
+    mask: Interest | None = None  # of interest, bool [H, W], where it is one for all images
 
     @property
     def thresholds(self) -> Thresholds:
@@ -53,6 +65,7 @@ class TrainedModel:
     def predict(
         self,
         images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path | NDArray[np.uint8]],
+        masks: Sequence[str | Path | Interest] | None = None,
     ) -> Prediction:
         """Image scores and anomaly maps.
 
@@ -60,18 +73,22 @@ class TrainedModel:
             images: a normalised float32 tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3]
                 of any size, uint8; the path of an image; or several paths or pixels [H, W, 3], each of its own size.
                 Of a table encoded rows [B, F], a frame, or the path of a file.
+            masks: of interest, a path or bool [H, W] for every image, of a model that was trained with one per image.
+                One that is the same for all images the model has itself.
 
         Returns:
-            Scores [B] and maps [B, H, W] of the model's size, if it draws any, higher is more anomalous; of a table's
-            n columns [B, 1, n].
+            Scores [B] and maps [B, H, W] of the model's size, if it draws any, higher is more anomalous, NaN where an
+            image is of no interest; of a table's n columns [B, 1, n].
 
         Raises:
             ValueError: a tensor or array of another shape or type, something else, or nothing to predict.
             DataError: an image or table that cannot be read.
         """
+        if (masks is None) == (self.description.mask_of_interest == EACH):
+            raise ValueError(f"masks: the model needs {'one per image' if masks is None else 'none'}")
         if isinstance(images, Tensor):
-            return self.detector.predict(images)
-        tensors = self._tensors(images) if self.table is None else self._rows(images)
+            return self.detector.predict(images, self._of_tensors(len(images), masks))
+        tensors = self._tensors(images, masks) if self.table is None else self._rows(images)
         batches = tensors.split(BATCH if self.table is None else ROWS)
         return Prediction.joined([self.detector.predict_read(batch) for batch in batches])
 
@@ -82,7 +99,21 @@ class TrainedModel:
             raise ValueError("expected a frame or the path of a table")
         return torch.from_numpy(self.table.encode(read_table(Path(table)), str(table)))
 
-    def _tensors(self, images: NDArray[np.uint8] | str | Path | Sequence[str | Path | NDArray[np.uint8]]) -> Tensor:
+    @property
+    def interest(self) -> Tensor | None:
+        """The mask of interest that is one for all images, bool [H, W] of the model's size; None without."""
+        return None if self.mask is None else self.transform.interest(self.mask)
+
+    def _of_tensors(self, count: int, masks: Sequence[str | Path | Interest] | None) -> Tensor | None:
+        if masks is None:
+            return None if self.mask is None else self.interest.expand(count, -1, -1)
+        return torch.stack([self.transform.interest(_mask(one)) for one in masks])
+
+    def _tensors(
+        self,
+        images: NDArray[np.uint8] | str | Path | Sequence[str | Path | NDArray[np.uint8]],
+        masks: Sequence[str | Path | Interest] | None,
+    ) -> Tensor:
         is_one = isinstance(images, np.ndarray) and images.dtype.kind not in "OU" and images.ndim != 4
         if isinstance(images, str | Path) or is_one:
             images = [images]
@@ -91,7 +122,21 @@ class TrainedModel:
         pictures = [_picture(one, self.transform.reading) for one in images]
         if not pictures:
             raise ValueError("no images to predict")
-        return torch.stack([self.transform.pixels(picture) for picture in pictures])
+        own = [self.mask] * len(pictures) if masks is None else [_mask(one) for one in masks]
+        if len(own) != len(pictures):
+            raise ValueError(f"{len(own)} masks of {len(pictures)} images")
+        return torch.stack(
+            [
+                self.transform.pixels(picture)
+                if mask is None
+                else pixels_of_interest(self.transform, picture, mask, "in use", f"image {i}")
+                for i, (picture, mask) in enumerate(zip(pictures, own, strict=True))
+            ]
+        )
+
+
+def _mask(mask: str | Path | Interest) -> Interest:
+    return read_interest(Path(mask)) if isinstance(mask, str | Path) else np.asarray(mask, bool)
 
 
 def _picture(image: str | Path | NDArray[np.uint8], reading: Reading) -> Image.Image:
@@ -107,8 +152,10 @@ def _picture(image: str | Path | NDArray[np.uint8], reading: Reading) -> Image.I
     return Image.fromarray(image)
 
 
-def save(folder: Path, detector: Detector, description: Description) -> None:
-    """Write a model into a folder that exists."""
+def save(folder: Path, detector: Detector, description: Description, mask: Interest | None = None) -> None:
+    """Write a model into a folder that exists, with the mask of interest that is one for all images, if there is."""
+    if mask is not None:
+        write_bytes(folder / MASK, encoded(mask))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
     weights = write_tensors(tensors)
     write_bytes(folder / WEIGHTS, weights)
@@ -154,7 +201,16 @@ def load(
         extractor, layers, size, seed=description.seed, precision=description.dtype, **description.options
     ).to(device)
     _fill(detector, folder, description, tensors)
-    return TrainedModel(detector, transform, description)
+    return TrainedModel(detector, transform, description, _read_mask(folder, description))
+
+
+def _read_mask(folder: Path, description: Description) -> Interest | None:
+    if not description.keeps_mask:
+        return None
+    mask = read_interest(folder / MASK)
+    if digest_of(mask) != description.mask_of_interest:
+        raise DataError(f"'{folder / MASK}' is not the mask of interest that the model was trained with: put it back")
+    return mask
 
 
 def _counts(kind: type[Detector]) -> list[str]:

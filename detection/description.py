@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 
 import backbones
-from datasets import ImageSizes, Reading, TableTransform
+from datasets import ImageSizes, Reading, TableTransform, digest_of, read_interest
 from detection.decision import Thresholds
 from detection.detector import Detector
 from detection.precision import PRECISIONS
@@ -21,7 +21,8 @@ from options import declared, is_of
 
 FORMAT = 2
 LARGEST = 2**16  # of whole numbers in a description that decide sizes
-DESCRIPTION, WEIGHTS = "model.json", "checkpoint.safetensors"
+DESCRIPTION, WEIGHTS, MASK = "model.json", "checkpoint.safetensors", "mask_of_interest.png"
+EACH = "each"  # image has a mask of interest of its own
 UNSAID = {"bit_depth": 16, "oriented": False, "background": None}  # how images of older models were read
 
 
@@ -46,6 +47,8 @@ class Description:
         detector: the command that trains such a model.
         checkpoint_sha256: of the checkpoint beside it; save fills it in.
         image_sizes: of the files that it was trained on; None of rows, and where older models do not say it.
+        mask_of_interest: the SHA-256 of the one for all images, EACH where every image has its own; None where all of
+            them is looked at.
     """
 
     title: str
@@ -65,6 +68,27 @@ class Description:
     checkpoint_sha256: str = ""
     reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
     image_sizes: ImageSizes | None = None
+    mask_of_interest: str | None = None
+
+    @property
+    def keeps_mask(self) -> bool:
+        """Whether a mask of interest lies beside it."""
+        return self.mask_of_interest not in (None, EACH)
+
+    def check_mask(self, folder: Path, given: Path | None) -> None:
+        """See that masks of interest are given to the model in a folder if it needs them, and only then.
+
+        Raises:
+            UsageError: it is otherwise.
+        """
+        kind = self.mask_of_interest
+        if kind == EACH and given is None:
+            raise UsageError(
+                f"'{folder}' was trained with a mask of interest per image: give --mask_of_interest FOLDER"
+            )
+        if kind != EACH and given is not None:
+            own = "has its own, which is used" if kind else "was trained without one"
+            raise UsageError(f"--mask_of_interest {given}: the model in '{folder}' {own}: leave it out")
 
     @property
     def draws_maps(self) -> bool:
@@ -81,9 +105,17 @@ def described(reading: Reading) -> dict[str, Any]:
     return {name: value for name, value in asdict(reading).items() if name in UNSAID}
 
 
+def kind_of_interest(path: Path) -> str:
+    """What a description says of the mask of interest in a file, or of those in a folder."""
+    return EACH if path.is_dir() else digest_of(read_interest(path))
+
+
 def write_description(folder: Path, description: Description) -> None:
     """Write model.json into a folder that exists."""
-    write_text(folder / DESCRIPTION, json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n")
+    content = asdict(description)
+    if description.mask_of_interest is None:
+        del content["mask_of_interest"]
+    write_text(folder / DESCRIPTION, json.dumps({"format": FORMAT, **content}, indent=2) + "\n")
 
 
 def read_description(folder: Path, detectors: Mapping[str, type[Detector]]) -> Description:
@@ -156,6 +188,8 @@ def _check(description: Description, kind: type[Detector]) -> None:
         or reading["background"] not in (None, "black")
     ):
         raise ValueError(f"reading is {reading}")
+    if description.mask_of_interest is not None and not is_of(description.mask_of_interest, str):
+        raise ValueError(f"mask_of_interest is {description.mask_of_interest!r}")
     if thresholds.brightness is not None and len(thresholds.brightness) != 4:
         raise ValueError(f"brightness is {thresholds.brightness}")
     above, unseen = thresholds.above, thresholds.unseen

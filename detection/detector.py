@@ -8,29 +8,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backbones import INPUT, PIXELS, Alignment, FeatureExtractor, Features
+from backbones import INPUT, PIXELS, Alignment, FeatureExtractor, Features, Masked
 from backbones.devices import to_device
 from backbones.features import in_type
-from datasets import normalised
+from datasets import unpacked
 from detection.anomaly_map import anomaly_maps
+from detection.interest import blanked, of_interest, unmasked
 from detection.light import Light
 from detection.precision import autocast
 from detection.prediction import Prediction
-from detection.state import Sizes, backbone_alone, resize, without_backbone
+from detection.state import Sizes, backbone_alone, require_batch, resize, without_backbone
 from detection.training import EpochStats, Mapped, Normal, Passes, Trainer, Training
 from errors import UsageError
-from options import check, option
+from options import check
 
 LARGEST_EXPORT = 2**31 - 2**27  # bytes: of a Protobuf message, without room for the networks
-
-
-def align_maps(**role: bool) -> Any:
-    """The option of this name, which detectors that draw maps have; `role` says whether it decides the features."""
-    text = (
-        "Draw each layer's cells where they look, found by tracing and, of learned weights, measuring them; else they "
-        "share the image evenly, as in the papers."
-    )
-    return option(False, text, "--align_maps", "--no_align_maps", **role)
 
 
 class Detector(nn.Module):
@@ -143,6 +135,11 @@ class Detector(nn.Module):
         return "it needs gradients to predict" if self.NEEDS_GRADIENTS else ""
 
     @property
+    def not_masked(self) -> str:
+        """Why it cannot leave parts of images out, such as "it reads whole spectra"; empty where it can."""
+        return "" if self.light is None else "--match_light looks at the light of whole images: leave it out"
+
+    @property
     def notes(self) -> Sequence[str]:
         """What a user should know of its options before it trains, a line each; here nothing."""
         return ()
@@ -170,8 +167,8 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, embeddings: Features) -> Prediction:
-        """The function that score evaluates; it can be traced."""
+    def forward(self, embeddings: Features, interest: Tensor | None = None) -> Prediction:
+        """The function that score evaluates; it can be traced. Of pixels of interest, bool [B, H, W], are scores."""
         raise NotImplementedError
 
     def passes_of(self, has_held_out: bool) -> Passes:
@@ -203,6 +200,10 @@ class Detector(nn.Module):
         """
         return {}
 
+    def learned_from(self, masked: Masked) -> Features:
+        """What is learned from of features of samples with parts of no interest; here whole images, blank there."""
+        return masked.features
+
     def training_on(self, *classes: Normal, state: dict[str, Any] | None = None) -> Training:
         """The meta epochs that fit makes, to iterate over.
 
@@ -210,6 +211,7 @@ class Detector(nn.Module):
             classes: the embeddings that are learned from; of one class, unless the detector is JOINT.
             state: of an earlier Training with the same options, to go on from.
         """
+        classes = [Normal(*(of_interest(self, part) for part in own)) for own in classes]
         if state is None:
             with torch.no_grad():
                 self.begin(*classes)
@@ -269,29 +271,29 @@ class Detector(nn.Module):
             if on_epoch is not None:
                 on_epoch(stats)
 
-    def embed(self, images: Tensor) -> Features:
+    def embed(self, images: Tensor, interest: Tensor | None = None) -> Features:
         """The features of images [B, 3, H, W], of the detector's precision.
 
-        Gradients flow only where the backbone is trained.
+        Gradients flow only where the backbone is trained. With a mask of interest, bool [B, H, W], they are Masked.
 
         Raises:
             ValueError: images of another size or type, or none: the backbone would be built anew for them.
         """
-        if images.dtype != torch.float32 or not len(images) or images.shape[1:] != self.input_shape:
-            expected = ", ".join(map(str, self.input_shape))
-            found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
-            raise ValueError(f"expected float32 [B, {expected}] with B of 1 or more, not {found}")
+        require_batch(images, self.input_shape)
         images = to_device(images, self.device)
+        if interest is not None:
+            interest = to_device(interest, self.device)
+            images = blanked(images, interest)
         if self.light is not None and images.ndim == 4:
             images = self.light(images, self.part)
         gradients = torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled())
         with gradients, autocast(self.device, self.feature_type):
-            return in_type(self.features(images), self.feature_type)
+            found = in_type(self.features(images), self.feature_type)
+        return found if interest is None else Masked(found, interest)
 
     def embed_read(self, read: Tensor) -> Features:
-        """As embed, of what readers give: pixels uint8 [B, 3, H, W], normalised on the device; rows as they are."""
-        read = to_device(read, self.device)
-        return self.embed(normalised(read) if read.dtype == torch.uint8 else read)
+        """As embed, of what readers give: pixels uint8 [B, 3 or 4, H, W], normalised here; rows as they are."""
+        return self.embed(*unpacked(to_device(read, self.device)))
 
     @torch.no_grad()
     def predict_read(self, read: Tensor) -> Prediction:
@@ -300,20 +302,22 @@ class Detector(nn.Module):
         return self.score(self.embed_read(read))
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Prediction:
-        """Scores and maps of normalised images [B, 3, H, W].
+    def predict(self, images: Tensor, interest: Tensor | None = None) -> Prediction:
+        """Scores and maps of normalised images [B, 3, H, W], all or what bool [B, H, W] marks of them.
 
         Raises:
             ValueError: as embed.
         """
         self.eval()
-        return self.score(self.embed(images))
+        return self.score(self.embed(images, interest))
 
     def score(self, embeddings: Features) -> Prediction:
         """Scores and maps of what embed gave."""
         self.eval()
+        features, interest = unmasked(in_type(embeddings, self.feature_type))
+        masks = () if interest is None else (interest,)  # who cannot leave parts out need not take one
         with torch.set_grad_enabled(self.NEEDS_GRADIENTS), autocast(self.device, self.feature_type):
-            return self(in_type(embeddings, self.feature_type)).detached()
+            return self(features, *masks).within(*masks).detached()
 
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
@@ -337,9 +341,7 @@ class Detector(nn.Module):
         Raises:
             RuntimeError: as in nn.Module, also where that size is none of theirs.
         """
-        for name, allowed in self.sized_by_data.items():
-            if name in state_dict:
-                resize(self, name, state_dict[name].shape, allowed)
+        resize(self, self.sized_by_data, state_dict)
         if self.train_backbone:
             self.backbone.build(self.layers, self.image_size, self.device)
         else:

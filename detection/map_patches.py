@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones import PIXELS
+from backbones import PIXELS, Features, Masked
 from backbones.centres import Centres, middle
 from backbones.float32 import full_float32
 from backbones.patches import patch_grid, resize_to_first
-from detection.anomaly_map import anomaly_maps
+from detection.anomaly_map import align_maps, anomaly_maps, highest
 from detection.coreset import random_rows
-from detection.detector import Detector, align_maps
+from detection.detector import Detector
+from detection.interest import cells_inside, lowest_outside, unmasked
 from detection.light import Matching, match_light
 from detection.prediction import Prediction
 from detection.training import Passes
@@ -143,19 +144,44 @@ class MapDetector(Detector):
         images = max(1, BLOCK // (self.grid[0] * self.grid[1] * self.width * self.stride**2))
         yield from zip(*(own.split(images) for own in maps), strict=True)
 
-    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
+    def cells_inside(self, interest: Tensor | None) -> Tensor | None:
+        """The patches that have pixels of interest, bool [B, h, w], by a mask, bool [B, H, W]; None: all have."""
+        if interest is None:
+            return None
+        if self.of_pixels:
+            return F.max_pool2d(interest.float().unsqueeze(1), self.patchsize, self.stride)[:, 0] > 0
+        (info, *_) = self.backbone.layer_info(self.layers, self.image_size)
+        every = slice(None, None, self.stride)
+        return cells_inside(interest, patch_grid(info.grid, self.patchsize))[:, every, every]
+
+    def forward(self, embeddings: tuple[Tensor, ...], interest: Tensor | None = None) -> Prediction:
         """Anomaly maps [B, H, W] and their maxima, in float32."""
         with full_float32(self.device):
-            maps = self.drawn(torch.cat([self.scored(self.patches(part)) for part in self.in_parts(embeddings)]))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+            scores = torch.cat([self.scored(self.patches(part)) for part in self.in_parts(embeddings)])
+            maps = self.drawn(lowest_outside(scores, self.cells_inside(interest)))
+        return Prediction(highest(maps, interest), maps)
 
     def scored(self, patches: Tensor) -> Tensor:
         """Scores [B, h, w] of what patches gives."""
         raise NotImplementedError
 
-    def all_patches(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-        """The patches [b, h, w, D] of batches of maps, few images at a time."""
-        return (self.patches(part) for batch in batches for part in self.in_parts(batch))
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: patches of no interest are left out where patches are made."""
+        return masked
+
+    def patches_and_cells(self, batches: Iterable[Features]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The patches [b, h, w, D] of batches of maps, few images at a time, and which are inside, bool [b, h, w]."""
+        for batch in batches:
+            maps, interest = unmasked(batch)
+            if interest is None:
+                yield from ((self.patches(part), None) for part in self.in_parts(maps))
+                continue
+            for *part, inside in self.in_parts((*maps, self.cells_inside(interest))):
+                yield self.patches(part), inside
+
+    def all_patches(self, batches: Iterable[Features]) -> Iterator[Tensor]:
+        """The patches [b, h, w, D] of batches of maps, few images at a time; of masked ones those inside, [N, D]."""
+        return (own if inside is None else own[inside] for own, inside in self.patches_and_cells(batches))
 
     def sample(self, patches: Iterable[Tensor], count: int) -> Tensor:
         """At most so many of all patches [..., D], read once, each as likely as any other, in random order: [N, D].

@@ -22,6 +22,7 @@ from detection.coreset import (
     projected,
     random_rows,
 )
+from detection.interest import lowest_outside
 from detection.neighbours import nearest, squared_distances
 from errors import DataError, UsageError
 from options import option
@@ -131,7 +132,8 @@ class MemoryBank(nn.Module):
             DataError: fewer patches than are asked for, or no memory for them.
         """
         rows, seen = self._drawn(batches, self._wanted)
-        return self._keep(rows, self._wanted(seen), seen, transform)
+        wanted = self._wanted(seen)  # batches of parts of images vary: more may be seen than the first lets expect
+        return self._keep(rows, min(wanted, len(rows)) if wanted <= seen else wanted, seen, transform)
 
     @torch.no_grad()
     def extend(self, batches: Collection[Tensor], transform: Transform = Tensor.float) -> None:
@@ -157,15 +159,19 @@ class MemoryBank(nn.Module):
             further = torch.cat([self.memory, further])
         self._keep(further, len(further) if self.keeps_all else size, both)
 
-    def forward(self, patches: Tensor) -> BankScores:
-        """How far patches [B, N, D], float32 as the bank's are, lie from it."""
+    def forward(self, patches: Tensor, inside: Tensor | None = None) -> BankScores:
+        """How far patches [B, N, D], float32 as the bank's are, lie from it.
+
+        Where inside, bool [B, ...] of N patches each, is given, the others have the lowest score of those inside.
+        """
+        inside = None if inside is None else inside.flatten(1)
         own = self.options
         chosen = nearest(patches, self.memory, own.anomaly_scorer_num_nn)
         squared = squared_distances(patches, self.memory, chosen)  # [B, N, k]
         if own.reweight == 0:
-            scores = squared.mean(dim=-1)
+            scores = lowest_outside(squared.mean(dim=-1), inside)
             return BankScores(scores, scores.amax(dim=1))
-        scores = squared.sqrt().mean(dim=-1)
+        scores = lowest_outside(squared.sqrt().mean(dim=-1), inside)
         return BankScores(scores, reweighted(patches, scores, chosen[..., 0], self.memory, own.reweight))
 
     def _wanted(self, patches: int) -> int:
@@ -183,7 +189,7 @@ class MemoryBank(nn.Module):
         most = len(batches) * len(rows)  # the last batch may be smaller
         dimension = self.memory.shape[1]
         size = rows.shape[1] * rows.dtype.itemsize + 2 * 4 * chosen_in(dimension)  # of a row, and what it is chosen by
-        held = max(wanted(most), WORKING_MEMORY // size)
+        held = max(MOST if self.keeps_all else wanted(most), WORKING_MEMORY // size)
         bank, free = 4 * wanted(most) * dimension, free_on(device)
         if (needed := bank + min(held, most) * size) > free:
             advice = "choose another --sampler" if self.keeps_all else "lower --percentage or --bank_size"

@@ -21,7 +21,7 @@ class Moments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self.count = 0
+        self.count: int | Tensor = 0  # of rows; [P] where not all places have all
         self.origin: Tensor | None = None
         self.total = zeros(places, dimension)
         self.products = zeros(places, dimension, dimension)
@@ -29,14 +29,16 @@ class Moments:
         self.fourths = zeros(places)  # sum |y|^4
 
     @torch.no_grad()
-    def add(self, rows: Tensor) -> None:
-        """Take in rows [n, P, d], float; at least one."""
+    def add(self, rows: Tensor, inside: Tensor | None = None) -> None:
+        """Take in rows [n, P, d], float, at least one; where inside, bool [n, P], is given, those that it marks."""
         rows = rows.double()
         if self.origin is None:
             self.origin = rows.mean(dim=0)
         own = (rows - self.origin).transpose(0, 1)  # y, [P, n, d]
+        if inside is not None:
+            own = own * inside.T.unsqueeze(2)
         squares = own.square().sum(dim=2)
-        self.count += len(rows)
+        self.count = self.count + (len(rows) if inside is None else inside.sum(dim=0))
         self.total += own.sum(dim=1)
         self.products.baddbmm_(own.mT, own)
         self.cubes += (squares.unsqueeze(1) @ own).squeeze(1)
@@ -45,7 +47,12 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """[P, d], float64."""
-        return self.origin + self.total / self.count
+        return self.origin + self.total / self._counts.unsqueeze(1)
+
+    @property
+    def _counts(self) -> Tensor:
+        """Of rows, at least 1: float64 [P], or [1] of all places."""
+        return torch.as_tensor(self.count, dtype=torch.float64, device=self.total.device).clamp(min=1).view(-1)
 
     def covariance(self, correction: int = 1) -> Tensor:
         """[P, d, d], float64: sums over count - correction; 0 of a single row.
@@ -53,21 +60,20 @@ class Moments:
         Raises:
             DataError: rows that are not finite.
         """
-        shift = self.total / self.count
-        found = self.products / self.count - shift.unsqueeze(2) * shift.unsqueeze(1)
+        count = self._counts[:, None, None]
+        shift = self.total / count[:, 0]
+        found = self.products / count - shift.unsqueeze(2) * shift.unsqueeze(1)
         require_finite(found)
-        return found * (self.count / max(1, self.count - correction))
+        return found * (count / (count - correction).clamp(min=1))
 
     def shrinkage(self) -> Tensor:
         """How far each covariance is to be drawn to a multiple of the identity, [P] from 0 to 1 (Ledoit and Wolf 2004).
 
         Two rows say nothing of the error of their covariance, by which they shrink it: it is shrunk by half.
         """
-        if self.count <= 2:
-            return torch.full_like(self.fourths, 0.5)
-        covariance, n = self.covariance(0), self.count
+        covariance, n = self.covariance(0), self._counts
         d = covariance.shape[1]
-        shift = self.total / n
+        shift = self.total / n.unsqueeze(1)
         lengths = self.products.diagonal(dim1=1, dim2=2).sum(dim=1)  # sum |y|^2
         own = shift.square().sum(dim=1)
         fourths = (  # sum |y - shift|^4
@@ -82,7 +88,7 @@ class Moments:
         distance = (squares - d * size.square()) / d
         error = (fourths / n - squares) / (d * n)
         share = torch.where(distance > 0, error.clamp(min=0) / distance.clamp(min=torch.finfo(distance.dtype).tiny), 1)
-        return share.clamp(max=1)
+        return torch.where(n > 2, share.clamp(max=1), 0.5)
 
 
 def shrunk(covariance: Tensor, shrinkage: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def normal_scores(
 ) -> tuple[NDArray[np.float32], float | None]:
     """The scores [N] of normal images, and the pixel score that a share of their pixels stays at or below.
 
-    Without maps there is none of a pixel.
+    Without maps there is none of a pixel; pixels of no interest, NaN, do not count.
 
     Args:
         predictions: of normal images, in batches.
@@ -128,13 +128,20 @@ def normal_scores(
     """
     scores: list[NDArray[np.float32]] = []
     highest = np.empty(0, np.float32)  # pixel scores from the quantile up: all of them would need much memory
+    seen = 0
     for prediction in predictions:
         scores.append(prediction.scores.cpu().numpy())
         if prediction.maps is None:
             continue
         pixels = images * prediction.maps[0].numel()
         kept = pixels - math.ceil(quantile * (pixels - 1))
-        highest = np.concatenate([highest, prediction.maps.cpu().numpy().ravel()])
+        own = prediction.maps.cpu().numpy().ravel()
+        own = own[~np.isnan(own)]
+        seen += len(own)
+        highest = np.concatenate([highest, own])
         if len(highest) > kept:
             highest = np.partition(highest, len(highest) - kept)[-kept:]
-    return np.concatenate(scores), float(highest.min()) if len(highest) else None
+    if not seen:
+        return np.concatenate(scores), None
+    kept = seen - math.ceil(quantile * (seen - 1))  # no more than were kept, of all pixels
+    return np.concatenate(scores), float(np.partition(highest, len(highest) - kept)[-kept])

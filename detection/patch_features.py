@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from backbones import embed_patches
+from backbones import Masked, embed_patches
 from backbones.patches import patch_grid
-from detection.detector import Detector, align_maps
+from detection.anomaly_map import align_maps
+from detection.detector import Detector
+from detection.interest import rows_inside
 from detection.light import Matching, match_light
 from errors import UsageError
 from options import WIDEST, option
@@ -48,6 +50,10 @@ class PatchDetector(Detector):
             maps, own.pretrain_embed_dimension, own.target_embed_dimension, own.patchsize, self.alignment
         )
         return embeddings.unflatten(1, patch_grid((maps[0].shape[-2], maps[0].shape[-1]), own.patchsize))
+
+    def learned_from(self, masked: Masked) -> Tensor:
+        """As in Detector, the patches of interest alone, as of so many images of one patch: [N, 1, 1, D]."""
+        return rows_inside(*masked)
 
     def check(self) -> None:
         """Raises UsageError where the patches do not fit a layer."""

@@ -62,9 +62,9 @@ class PixelDetector(Detector):
         """Maps [B, H, W] of values [B, h, w], in whose pixels sigma is."""
         return anomaly_maps(values, self.image_size, self.options.sigma * self.image_size[0] / values.shape[1])
 
-    def predicted(self, maps: Tensor) -> Prediction:
-        """These maps, and the means of their largest values."""
-        return Prediction(mean_of_highest(maps, self.options.score_pixels), maps)
+    def predicted(self, maps: Tensor, interest: Tensor | None = None) -> Prediction:
+        """These maps, and the means of their largest values where they are of interest, bool [B, H, W]."""
+        return Prediction(mean_of_highest(maps, self.options.score_pixels, interest), maps)
 
     def half(self) -> "PixelDetector":
         """As in nn.Module, of nothing: see precision."""

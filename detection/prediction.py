@@ -13,7 +13,7 @@ class Prediction:
 
     Attributes:
         scores: of images, float32 [B].
-        maps: anomaly maps, float32 [B, H, W]; None of a detector that draws none.
+        maps: anomaly maps, float32 [B, H, W], NaN where an image is of no interest; None of a detector that draws none.
         terms: what the scores are made of, by name, float32 [B] each; empty where they have no parts.
     """
 
@@ -31,6 +31,12 @@ class Prediction:
         terms = {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms}
         maps = None if first.maps is None else torch.cat([part.maps for part in parts])
         return cls(torch.cat([part.scores for part in parts]), maps, terms)
+
+    def within(self, interest: Tensor | None = None) -> "Prediction":
+        """The same without pixels that are of no interest by a mask, bool [B, H, W]; None: all are."""
+        if interest is None or self.maps is None:
+            return self
+        return Prediction(self.scores, torch.where(interest, self.maps, torch.nan), self.terms)
 
     def detached(self) -> "Prediction":
         """The same without gradients."""

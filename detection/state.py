@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 # In the names of its tensors, behind a dot; before it stands which detector's, if it has several. What a network itself
 # calls a backbone, as hybrid transformers do, is none of a detector's.
@@ -36,14 +37,30 @@ def in_words(sizes: Sizes) -> str:
     return f"[{', '.join(f'{own[0]} to {own[-1]}' if isinstance(own, range) else str(own) for own in sizes)}]"
 
 
-def resize(module: nn.Module, name: str, shape: Sequence[int], sizes: Sizes) -> None:
-    """Make room for a buffer of another size.
+def resize(module: nn.Module, sizes: Mapping[str, Sizes], tensors: Mapping[str, Tensor]) -> None:
+    """Make room for buffers of other sizes, as far as there are tensors for them.
 
     Raises:
-        RuntimeError: it is none of those that are allowed; nothing was taken.
+        RuntimeError: one is of none of the sizes that are allowed.
     """
-    if not fits(shape, sizes):
-        raise RuntimeError(f"{name} is {list(shape)}, not {in_words(sizes)}")
-    owner, _, own = name.rpartition(".")
-    holder = module.get_submodule(owner)
-    setattr(holder, own, getattr(holder, own).new_empty(shape))
+    for name, allowed in sizes.items():
+        if name not in tensors:
+            continue
+        shape = tensors[name].shape
+        if not fits(shape, allowed):
+            raise RuntimeError(f"{name} is {list(shape)}, not {in_words(allowed)}")
+        owner, _, own = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        setattr(holder, own, getattr(holder, own).new_empty(shape))
+
+
+def require_batch(images: Tensor, shape: Sequence[int]) -> None:
+    """See that there are images of a shape, or rows, in float32.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if images.dtype != torch.float32 or not len(images) or images.shape[1:] != shape:
+        expected = ", ".join(map(str, shape))
+        found = f"{images.dtype} {list(images.shape)}".removeprefix("torch.")
+        raise ValueError(f"expected float32 [B, {expected}] with B of 1 or more, not {found}")

@@ -68,6 +68,10 @@ class Mapped:
     def __iter__(self) -> Iterator[Features]:
         return map(self.function, self.batches)
 
+    def pass_over(self) -> None:
+        """As of Batches, where these are some."""
+        self.batches.pass_over()
+
 
 class Passes(NamedTuple):
     """How often training goes over the training samples of a class.

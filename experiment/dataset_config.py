@@ -52,6 +52,13 @@ class DatasetConfig:
         "aspect: resize to --resize and crop the centre. square: resize both sides to --imagesize and crop nothing.",
         shown="what suits the dataset: aspect; square for those whose images are not square",
     )
+    mask_of_interest: Path | None = option(
+        None,
+        "Mask of what is looked at, white on black, of the images' size or aspect: a file for all images, or a folder "
+        "with one per image, by the images' names below DATA_PATH. What is outside is neither learned nor scored.",
+        metavar="FILE|FOLDER",
+        shown="all is looked at",
+    )
     reading: Reading = field(default_factory=Reading)
     random: RandomTransform = field(default_factory=RandomTransform)
     augment: bool = option(
@@ -105,6 +112,7 @@ class DatasetConfig:
         return replace(
             self,
             data_path=self.data_path and self.data_path.absolute(),
+            mask_of_interest=self.mask_of_interest and self.mask_of_interest.absolute(),
             options=replace(self.options, **paths) if paths else self.options,
         )
 

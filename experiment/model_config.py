@@ -16,6 +16,16 @@ def _moved_weights() -> Any:
     return option(None, "A file with the backbone's weights, where those of training have moved.")
 
 
+def _masks() -> Any:
+    return option(
+        None,
+        "Masks of interest, by the images' names, of a model that was trained with one per image; one for all images "
+        "is kept in the model.",
+        "--mask_of_interest",
+        metavar="FILE|FOLDER",
+    )
+
+
 def _max_pixels() -> Any:
     return option(
         None,
@@ -59,6 +69,7 @@ class PredictConfig:
         False, "Maps of each image's own size; NaN where the model does not look, beyond the crop."
     )
     max_pixels: int | None = _max_pixels()
+    mask_of_interest: Path | None = _masks()
     backbone_weights: str | None = _moved_weights()
     regions: bool = option(
         False,
@@ -120,6 +131,7 @@ class ExtendConfig:
         empty_word="auto",
     )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
+    mask_of_interest: Path | None = _masks()
     backbone_weights: str | None = _moved_weights()
 
 
@@ -149,6 +161,7 @@ class CalibrateConfig:
     )
     gpu: int = option(0, "CUDA device; the CPU is used where there is none.", at_least=0)
     max_pixels: int | None = _max_pixels()
+    mask_of_interest: Path | None = _masks()
     backbone_weights: str | None = _moved_weights()
 
 

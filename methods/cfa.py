@@ -15,7 +15,7 @@ The anomaly map is s upsampled and smoothed, the image score its maximum. As in 
 the centres are not.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,16 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import Alignment
+from backbones import Alignment, Features, Masked
 from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Normal, Passes, Prediction, learn
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps, highest
+from detection.interest import calm, cells_inside, rows_inside, unmasked
 from detection.light import Matching, match_light
 from detection.neighbours import k_means, nearest, squared_distances
+from detection.state import Sizes
 from detection.variance import require_finite
 from detection.whitening import whitening
-from errors import UsageError
+from errors import DataError, UsageError
 from options import WIDEST, option
 
 
@@ -84,17 +86,17 @@ class CFA(Detector):
         dimension, (height, width) = sum(info.channels for info in infos), infos[0].grid
         if own.gamma_d > dimension:
             raise UsageError(f"--gamma_d {own.gamma_d} must be from 1 to {dimension}, the dimensions of these layers")
-        centres = height * width // own.gamma_c
-        if centres < own.k_nearest + own.j_hard:
+        self.centres, self.needed = height * width // own.gamma_c, own.k_nearest + own.j_hard
+        if self.centres < self.needed:
             raise UsageError(
-                f"--gamma_c {own.gamma_c} leaves {centres} centres of {height} x {width} patches, fewer than "
+                f"--gamma_c {own.gamma_c} leaves {self.centres} centres of {height} x {width} patches, fewer than "
                 f"--k_nearest {own.k_nearest} and --j_hard {own.j_hard} need: lower it"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.descriptor = Descriptor(dimension, dimension // own.gamma_d)
         self.radius = nn.Parameter(torch.tensor(float(own.radius)))
-        self.register_buffer("memory", torch.zeros(centres, dimension // own.gamma_d))
+        self.register_buffer("memory", torch.zeros(self.centres, dimension // own.gamma_d))
 
     def passes_of(self, has_held_out: bool) -> Passes:
         """One per epoch, and before them one for the memory bank and one for whitening."""
@@ -108,21 +110,42 @@ class CFA(Detector):
         """Make the memory bank, of a descriptor that whitens where that is wanted."""
         (own,) = classes
         if self.options.whiten > 0:
-            self.descriptor.start_as(*whitening(own.train, self.options.whiten))
-        self.memory.copy_(memory_bank(map(self.descriptor, own.train), len(self.memory), self.seed))
+            rows = (rows_inside(*one) if isinstance(one, Masked) else one for one in own.train)
+            self.descriptor.start_as(*whitening(rows, self.options.whiten))
+        self.memory = memory_bank(map(self.described, own.train), self.centres, self.seed)
+        if len(self.memory) < self.needed:
+            raise DataError(
+                f"the masks of interest leave {len(self.memory)} centres, fewer than --k_nearest "
+                f"{self.options.k_nearest} and --j_hard {self.options.j_hard} need: lower them"
+            )
+
+    def described(self, features: Features) -> Tensor | Masked:
+        """phi(p) (2) of patch features, and which patches are of interest, bool [B, H1, W1], where they are Masked."""
+        own, interest = unmasked(features)
+        found = self.descriptor(own)
+        return found if interest is None else Masked(found, cells_inside(interest, found.shape[1:3]))
+
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: patches of no interest are left out once they are described, by their place too."""
+        return masked
+
+    @property
+    def sized_by_data(self) -> Mapping[str, Sizes]:
+        """The memory bank, of the places that are of interest."""
+        return {"memory": (range(self.needed, self.centres + 1), self.memory.shape[1])}
 
     def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""
         return _Trainer(self)
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Maps of the patch scores (7), and their maxima."""
         k = self.options.k_nearest
         with full_float32(embeddings.device):
             features = self.descriptor(embeddings.float()).flatten(1, 2)
             distances = squared_distances(features, self.memory, nearest(features, self.memory, k)).sqrt()
-            maps = self.drawn(patch_scores(distances).view(embeddings.shape[:3]))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+            maps = self.drawn(calm(patch_scores(distances).view(embeddings.shape[:3]), interest))
+        return Prediction(highest(maps, interest), maps)
 
     def half(self) -> "CFA":
         """As in nn.Module, of the backbone alone: distances between close features need more digits."""
@@ -173,7 +196,8 @@ class _Trainer:
         """A step per batch of patch features [B, H1, W1, D]."""
         own, options = self.detector, self.detector.options
         for batch in batches:
-            features = own.descriptor(batch).flatten(1, 2)
+            found, inside = unmasked(own.described(batch))
+            features = found.flatten(1, 2) if inside is None else found[inside].unsqueeze(0)
             with full_float32(own.device):
                 loss = coupled_hypersphere_loss(
                     features, own.memory, own.radius, options.k_nearest, options.j_hard, options.alpha, options.nu
@@ -207,21 +231,25 @@ def patch_features(maps: Sequence[Tensor], alignment: Alignment | None = None) -
 
 
 @torch.no_grad()
-def memory_bank(features: Iterable[Tensor], centres: int, seed: int) -> Tensor:
+def memory_bank(features: Iterable[Tensor | Masked], centres: int, seed: int) -> Tensor:
     """The centres C (3) of batches of described patches [B, H, W, D'] of normal images, read once: [centres, D'].
 
-    They are the means over the images at every place and, where fewer are wanted, of those the k-means clusters.
+    They are the means over the images at every place and, where fewer are wanted, of those the k-means clusters. Of
+    Masked patches, whose mask is of patches, means are of those of interest, and places without any are left out.
 
     Raises:
         DataError: features that are not finite.
     """
     count, total = 0, 0.0
     for batch in features:
-        count += len(batch)
-        total = total + batch.sum(0, dtype=torch.float64)
+        own, inside = unmasked(batch)
+        count = count + (len(own) if inside is None else inside.sum(0).unsqueeze(-1))
+        total = total + (own if inside is None else own * inside.unsqueeze(-1)).sum(0, dtype=torch.float64)
     means = (total / count).flatten(0, 1).float()
+    if isinstance(count, Tensor):
+        means = means[count.flatten() > 0]
     require_finite(means)
-    if centres == len(means):
+    if centres >= len(means):
         return means
     return k_means(means, centres, seed)
 

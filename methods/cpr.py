@@ -19,6 +19,7 @@ authors' program, (2) is of the test image relative to the reference, and the we
 codes are the k-means centres of cells of the training images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -30,8 +31,9 @@ from torch import Tensor, nn
 from backbones.float32 import full_float32
 from backbones.patches import resize_to_first
 from detection import Detector, Normal, Passes, Prediction, autocast
-from detection.anomaly_map import smoothed, upsampled
-from detection.detector import LARGEST_EXPORT, align_maps
+from detection.anomaly_map import align_maps, smoothed, upsampled
+from detection.detector import LARGEST_EXPORT
+from detection.interest import calm
 from detection.light import Matching, match_light
 from detection.state import Sizes
 from detection.textures import Textures, texture_dir
@@ -198,15 +200,17 @@ class CPR(Detector):
             setattr(self, name, torch.cat(found.pop(name)))
         return {}
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Maps (4) and image scores (8) of pixels [B, 3, H, W]."""
-        parts = [embeddings] if torch.compiler.is_compiling() else embeddings.split(AT_ONCE)
-        maps = torch.cat([self.anomaly_maps(part) for part in parts])
-        values = maps.flatten(1)
-        return Prediction(values.topk(min(self.options.score_pixels, values.shape[1])).values.sum(dim=1), maps)
+        whole = (embeddings,) if interest is None else (embeddings, interest)
+        parts = [whole] if torch.compiler.is_compiling() else zip(*(own.split(AT_ONCE) for own in whole), strict=True)
+        maps = torch.cat([self.anomaly_maps(*part) for part in parts])
+        values = maps if interest is None else torch.where(interest, maps, 0)  # which is the least
+        count = min(self.options.score_pixels, math.prod(self.image_size))
+        return Prediction(values.flatten(1).topk(count).values.sum(dim=1), maps)
 
-    def anomaly_maps(self, pixels: Tensor) -> Tensor:
-        """Maps (4), float32 [B, H, W]."""
+    def anomaly_maps(self, pixels: Tensor, interest: Tensor | None = None) -> Tensor:
+        """Maps (4), float32 [B, H, W], of images of which bool [B, H, W] are of interest."""
         maps = self.maps(pixels)
         features = self.local_features(maps)
         with full_float32(pixels.device):
@@ -218,7 +222,7 @@ class CPR(Detector):
                 references = (F.normalize(kept[one].float(), dim=1) for one in chosen.unbind(dim=1))  # kept rounded
                 distances.append(local_distances(own.float(), references, self.options.region if i == 0 else 1))
             summed = sum(resize_to_first([one.unsqueeze(1) for one in distances], self.alignment))[:, 0]
-            scores = self.at_pixels(summed)
+            scores = self.at_pixels(calm(summed, interest))
             if self.is_object:
                 weights = self.at_pixels(self.foreground_of(maps[0]))
                 for one in chosen.unbind(dim=1):

@@ -26,8 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones import Features, Masked
 from datasets import normalised
 from detection import Detector, EndOfPass, Normal, Passes, Prediction, autocast, gradient_scaler, learn
+from detection.anomaly_map import highest
+from detection.interest import cells_inside, lowest_outside, unmasked
 from detection.kept_pixels import images_of, kept_pixels
 from detection.light import Matching, grey, match_light, normalisation_like, unit_pixels
 from errors import UsageError
@@ -107,12 +110,12 @@ class EfficientAD(Detector):
         super().__init__(*args, **options)
         own = self.options
         self.channels = scaled(OUTPUTS, own.width)
-        grid = grid_of(self.image_size, own.padding)
+        self.grid = grid_of(self.image_size, own.padding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.teacher = PDN(own.size, own.width, self.channels, own.padding).requires_grad_(False)
             self.student = PDN(own.size, own.width, 2 * self.channels, own.padding)
-            self.autoencoder = SceneAutoencoder(self.channels, self.image_size, grid)
+            self.autoencoder = SceneAutoencoder(self.channels, self.image_size, self.grid)
         self.register_buffer("mean", torch.zeros(self.channels))  # mu
         self.register_buffer("deviation", torch.ones(self.channels))  # sigma
         self.register_buffer("quantiles", torch.tensor([[0.0, 1.0]] * 2))  # q_a and q_b of M_ST and M_AE
@@ -169,9 +172,10 @@ class EfficientAD(Detector):
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
 
-    def _outputs(self, embeddings: Tensor) -> Tensor:
+    def _outputs(self, embeddings: Features) -> Tensor:
+        features, _ = unmasked(embeddings)
         with autocast(self.device, self.precision):
-            return self.teacher(self._images(embeddings))
+            return self.teacher(self._images(features))
 
     def trainer(self, *classes: Normal) -> "_Trainer":
         """As in Detector."""
@@ -183,16 +187,36 @@ class EfficientAD(Detector):
         (own,) = classes
         maps = []
         for batch in own.held_out if len(own.held_out) else own.train:
+            features, interest = unmasked(batch)
             with autocast(self.device, self.precision):
-                maps.append(torch.stack(self.raw_maps(batch)).flatten(1))  # [2, N]
+                found = torch.stack(self.raw_maps(features))
+            inside = self._cells_inside(interest)
+            maps.append(found.flatten(1) if inside is None else found[:, inside])  # [2, N]
         self.quantiles.copy_(quantiles(torch.cat(maps, dim=1), QUANTILES))
         return {}
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    @property
+    def border(self) -> int:
+        """Cells that the maps (4) leave out on every side."""
+        return 0 if self.options.padding else BORDER
+
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Maps and scores (6) of pixels."""
-        border = 0 if self.options.padding else BORDER
-        maps = drawn(combined(*self.raw_maps(embeddings), self.quantiles), border, self.image_size)
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+        found = lowest_outside(combined(*self.raw_maps(embeddings), self.quantiles), self._cells_inside(interest))
+        maps = drawn(found, self.border, self.image_size)
+        return Prediction(highest(maps, interest), maps)
+
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: the networks learn whole images, blank where they are of no interest, quantiles the rest."""
+        return masked
+
+    def _cells_inside(self, interest: Tensor | None) -> Tensor | None:
+        """The cells of the maps (4) with pixels of interest, bool [B, h, w]; None: all have."""
+        if interest is None:
+            return None
+        height, width = self.grid
+        whole = cells_inside(interest, (height + 2 * self.border, width + 2 * self.border))
+        return whole[:, self.border : self.border + height, self.border : self.border + width]
 
     def raw_maps(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """M_ST and M_AE (4) of pixels, float32 [B, h, w] each.
@@ -270,12 +294,12 @@ class _Trainer:
         self.scaler = gradient_scaler(detector.device, detector.precision)
         self.step = 0  # seeds what is random in the next, and decides its rate
 
-    def steps(self, batches: Iterable[Tensor]) -> Iterator[StepStats]:
+    def steps(self, batches: Iterable[Features]) -> Iterator[StepStats]:
         """A step per batch of pixels."""
         own = self.detector
         for batch in batches:
             rng = np.random.default_rng([own.seed, self.step])
-            images = images_of(batch, torch.float32)
+            images = images_of(unmasked(batch)[0], torch.float32)
             changed = torch.stack([recoloured(one, rng) for one in images])
             with seeded(own.device, int(rng.integers(2**62))), autocast(own.device, own.precision):
                 found = own.terms(images, changed, self._foreign(len(images), rng))

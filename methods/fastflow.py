@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection import Detector, Normal, Prediction
-from detection.anomaly_map import mean_of_highest, upsampled
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps, mean_of_highest, upsampled
+from detection.interest import calm
 from detection.light import Matching, match_light
 from methods.couplings import Flow, Step, Subnet, log_density, negative_log_likelihood, require_channels
 from methods.flow_training import Trainer
@@ -110,16 +110,20 @@ class FastFlow(Detector):
             negative_log_likelihood(*flow(own)) for flow, own in zip(self.flows, self.normed(embeddings), strict=True)
         )
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> Prediction:
         """Maps and scores (11)."""
         latent = [flow(own)[0] for flow, own in zip(self.flows, self.normed(embeddings), strict=True)]
         maps = torch.stack(
             [
-                upsampled(-log_density(z).exp(), self.image_size, self.alignment and self.alignment.of(layer))
+                upsampled(
+                    calm(-log_density(z).exp(), interest),
+                    self.image_size,
+                    self.alignment and self.alignment.of(layer),
+                )
                 for layer, z in enumerate(latent)
             ]
         ).mean(dim=0)
-        return Prediction(mean_of_highest(maps, self.options.score_top_k), maps)
+        return Prediction(mean_of_highest(maps, self.options.score_top_k, interest), maps)
 
     def normed(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
         """norm_l(F_l) (7), float32 [B, C_l, H_l, W_l]."""

@@ -85,6 +85,11 @@ class Frequency(PixelDetector):
         learns = self.options.mode in LEARNED
         self.register_buffer("strength", torch.zeros(self.image_size, dtype=torch.float64) if learns else None)
 
+    @property
+    def not_masked(self) -> str:
+        """As in Detector: the edge of a mask is in all frequencies."""
+        return "a spectrum is of a whole image, and the edge of a mask would be in all of it: crop the images"
+
     def passes_of(self, has_held_out: bool) -> Passes:
         """One where the mean spectrum of normal images is learned; else none."""
         return Passes(steps=0, settling=int(self.options.mode in LEARNED))

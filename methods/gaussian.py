@@ -165,9 +165,12 @@ class Gaussian(MapDetector):
             for start in range(0, self.places, self._at_once):
                 block = slice(start, min(start + self._at_once, self.places))
                 moments = Moments(block.stop - start, self.dimensions, self.device)
-                for found in looked_at():
-                    rows = found.flatten(1, 2)[:, block] if self.of_places else found.flatten(0, 2).unsqueeze(1)
-                    moments.add(rows)
+                if self.of_places:
+                    for patches, inside in self.patches_and_cells(own.train):
+                        rows = self.looked_at(patches).flatten(1, 2)[:, block]
+                        moments.add(rows, None if inside is None else inside.flatten(1)[:, block])
+                for found in () if self.of_places else looked_at():
+                    moments.add(found.flatten(0, -2).unsqueeze(1))
                 shares.append(self._take(block, moments, unknown))
         return {} if self.options.shrinkage == "constant" else {"shrinkage": torch.cat(shares).mean().item()}
 

@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from backbones import Features
 from backbones.float32 import full_float32
 from backbones.resizing import resized
 from detection import Normal, Passes, Prediction, autocast
+from detection.anomaly_map import highest
+from detection.interest import unmasked
 from detection.variance import known_variance
 from methods import rd
 from methods.rd import ReverseDistillation, difference_maps, distillation_loss, teacher_maps
@@ -79,11 +82,12 @@ class LogicRD(ReverseDistillation):
         """One per epoch, and one for the statistics of normal images."""
         return Passes(settling=int(self.by_semantics))
 
-    def loss(self, embeddings: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def loss(self, embeddings: Features, generator: torch.Generator) -> Tensor:
         """L (2); the gate learns on corrupted detail."""
-        teacher = teacher_maps(embeddings)
+        maps, interest = unmasked(embeddings)
+        teacher = teacher_maps(maps)
         details = corrupted(teacher, self.grid, generator) if self.gated else teacher
-        return distillation_loss(teacher, self._student_maps(teacher, details)[0])
+        return distillation_loss(teacher, self._student_maps(teacher, details)[0], interest)
 
     def settle(self, *classes: Normal) -> Mapping[str, float]:
         """Take (7) from the training images, and (8) from images that neither training nor C knows.
@@ -107,13 +111,13 @@ class LogicRD(ReverseDistillation):
             row.copy_(torch.stack([term.mean(), term.std(unbiased=False).clamp(min=least)]))
         return {}
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> Prediction:
         """Maps (4) and image scores (8)."""
-        maps, vectors = self._maps_and_vectors(embeddings)
-        highest = maps.flatten(1).amax(dim=1)
+        maps, vectors = self._maps_and_vectors(embeddings, interest)
+        most = highest(maps, interest)
         if not self.by_semantics:
-            return Prediction(highest, maps)
-        terms = torch.stack([highest, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
+            return Prediction(most, maps)
+        terms = torch.stack([most, mahalanobis(vectors, self.mean, self.precision_matrix)])  # [2, B]
         mean, std = self.normal_scores.unsqueeze(-1).unbind(1)
         terms = (terms - mean) / std
         return Prediction(terms.sum(dim=0), maps, dict(zip(TERMS, terms, strict=True)))
@@ -124,21 +128,22 @@ class LogicRD(ReverseDistillation):
             module.half()
         return self
 
-    def _highest_and_vectors(self, embeddings: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    def _highest_and_vectors(self, embeddings: Iterable[Features]) -> tuple[Tensor, Tensor]:
         """The maxima [N] of the maps (4) and the semantic vectors [N, D] of all batches; N may be 0."""
-        highest, vectors = [self.mean.new_empty(0)], [self.mean.new_empty(0, len(self.mean))]
+        found, vectors = [self.mean.new_empty(0)], [self.mean.new_empty(0, len(self.mean))]
         for batch in embeddings:
+            features, interest = unmasked(batch)
             with autocast(self.device, self.precision):
-                maps, own = self._maps_and_vectors(batch)
-            highest.append(maps.flatten(1).amax(1))
+                maps, own = self._maps_and_vectors(features, interest)
+            found.append(highest(maps, interest))
             vectors.append(own)
-        return torch.cat(highest), torch.cat(vectors)
+        return torch.cat(found), torch.cat(vectors)
 
-    def _maps_and_vectors(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _maps_and_vectors(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (4) [B, H, W] and semantic vectors [B, D], float32."""
         teacher = teacher_maps(embeddings)
         student, vectors = self._student_maps(teacher, teacher)
-        return difference_maps(teacher, student, self.image_size, self.alignment), vectors
+        return difference_maps(teacher, student, self.image_size, self.alignment, interest), vectors
 
     def _student_maps(self, teacher: Sequence[Tensor], details: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """S (6) and v (5) of the teacher's maps, with details read off others of their shapes."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from detection import Normal, Passes, Prediction
+from detection.interest import calm
 from detection.pixels import PixelDetector, PixelOptions, smaller
 from options import option
 
@@ -74,6 +75,13 @@ class LowRank(PixelDetector):
         """Singular values are no operation of ONNX."""
         return "" if self.options.of == "training" else "--of image decomposes matrices, which exports cannot"
 
+    @property
+    def not_masked(self) -> str:
+        """As in Detector: the edge of a mask is nothing that repeats in rows and columns."""
+        return super().not_masked or (
+            "" if self.options.of == "training" else "--of image decomposes whole images: give --of training"
+        )
+
     def passes_of(self, has_held_out: bool) -> Passes:
         """One over training images whose directions are learned; else none."""
         return Passes(steps=0, settling=int(self.options.of == "training"))
@@ -88,14 +96,14 @@ class LowRank(PixelDetector):
         self.basis[: len(found)] = found.unflatten(1, self.image_size)
         return {"left": left}
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W] (3)."""
         if self.basis is not None:
             sparse = added(embeddings.flatten(1), self.basis.flatten(1)).view_as(embeddings)
         else:
             images = smaller(embeddings, self.options.side)
             sparse = torch.stack([decomposed(own.double(), self.options.weight).sparse for own in images]).float()
-        return self.predicted(self.smoothed(sparse.abs()))
+        return self.predicted(self.smoothed(calm(sparse.abs(), interest)), interest)
 
 
 class Parts(NamedTuple):

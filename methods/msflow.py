@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection import Detector, Normal, Prediction
-from detection.anomaly_map import mean_of_highest, upsampled
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps, mean_of_highest, upsampled
+from detection.interest import calm
 from detection.light import Matching, match_light
 from errors import UsageError
 from methods.couplings import Flow, Step, Subnet, log_density, require_channels
@@ -116,13 +116,16 @@ class MSFlow(Detector):
         z, logdet = self.latent(embeddings)
         return (sum(own.square().sum(dim=(1, 2, 3)) / 2 for own in z) - logdet).mean()
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
-        """Maps (15) and scores (14)."""
+    def forward(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> Prediction:
+        """Maps (15) and scores (14); the share is of the pixels of interest."""
         z, _ = self.latent(embeddings)
-        densities = [log_density(own) for own in z]
+        densities = [-calm(-log_density(own), interest) for own in z]
         product, total = self.product_map(densities), self.sum_map(densities)
-        count = max(1, int(self.options.score_share * math.prod(self.image_size)))
-        return Prediction(mean_of_highest(product, count), total)
+        share, pixels = self.options.score_share, math.prod(self.image_size)
+        if interest is None:
+            return Prediction(mean_of_highest(product, max(1, int(share * pixels))), total)
+        counts = (share * interest.flatten(1).sum(dim=1)).long().clamp(min=1)
+        return Prediction(mean_of_highest(product, max(1, int(share * pixels)), interest, counts), total)
 
     def latent(self, embeddings: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z (10), float32 [B, C_l, h_l, w_l] each, and the sum of all log-determinants, [B]."""

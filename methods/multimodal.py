@@ -27,7 +27,7 @@ from backbones import PIXELS
 from backbones.patches import resize_to_first
 from backbones.resizing import resized
 from detection import Detector, EndOfPass, MovingAverage, Normal, Passes, Prediction, autocast, gradient_scaler, learn
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps
 from detection.light import Matching, match_light
 from errors import UsageError
 from methods.masked_network import Network, seeded
@@ -153,6 +153,11 @@ class Multimodal(Detector):
                 "a larger --token_size or a smaller --imagesize"
             )
         return ImageTokens(channels, grid, self.options.dim)
+
+    @property
+    def not_masked(self) -> str:
+        """As in Detector: parts of one image stand in for those of another, wherever they are."""
+        return "what was tampered with is told by whole images: crop them, or choose another detector"
 
     def for_part(self, part: int) -> "Multimodal":
         """As in Detector."""

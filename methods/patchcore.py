@@ -31,15 +31,16 @@ ones; (4) and (6) in detection/memory_bank.py.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones import Features, Masked
 from backbones.float32 import full_float32
 from detection import Detector, Mapped, Normal, Passes, Prediction
+from detection.interest import cells_inside, of_interest, unmasked
 from detection.memory_bank import BankOptions, MemoryBank
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
@@ -119,12 +120,13 @@ class PatchCore(PatchDetector):
     def extend(self, embeddings: Collection[Tensor]) -> None:
         """As in Extensible; the whitening stays."""
         with full_float32(self.device):
-            self.bank.extend(embeddings, self.compared)
+            self.bank.extend(of_interest(self, embeddings), self.compared)
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W]."""
+        inside = cells_inside(interest, embeddings.shape[1:3])
         with full_float32(embeddings.device):
-            scores = self.bank(self.compared(embeddings).flatten(1, 2))
+            scores = self.bank(self.compared(embeddings).flatten(1, 2), inside)
             return Prediction(scores.images, self.drawn(scores.patches.view(embeddings.shape[:3])))
 
     def compared(self, features: Tensor) -> Tensor:
@@ -205,8 +207,8 @@ class Ensemble(Detector):
         if not len(own.held_out) and self.options.sampler == "identity":
             raise _without_scale("by no backbone, for --sampler identity keeps their own patches")
         details = {}
-        for i, member in enumerate(self.members):
-            said = member.settle(Normal(_of_member(i, own.train)))
+        for i in range(len(self.members)):
+            said = self.members[i].settle(Normal(self._of_member(i, own.train)))
             details |= {f"{name}_{i}": value for name, value in said.items()}
         self.learn_scales(own.held_out if len(own.held_out) else own.train)
         return details
@@ -216,7 +218,7 @@ class Ensemble(Detector):
         for kept in (self.score_scale, self.map_scale):
             kept.copy_(torch.tensor([math.inf, -math.inf]))
         for batch in normal:
-            for kept, values in zip((self.score_scale, self.map_scale), self.said(batch), strict=True):
+            for kept, values in zip((self.score_scale, self.map_scale), self.said(*unmasked(batch)), strict=True):
                 least, most = values.flatten(1).aminmax(dim=1)
                 kept[:, 0], kept[:, 1] = torch.minimum(kept[:, 0], least), torch.maximum(kept[:, 1], most)
         for member, *ranges in zip(self.members, self.score_scale, self.map_scale, strict=True):
@@ -226,16 +228,29 @@ class Ensemble(Detector):
     def extend(self, embeddings: Collection[tuple[Tensor, ...]]) -> None:
         """As in Extensible; whitening and scales stay."""
         for i, member in enumerate(self.members):
-            member.extend(_of_member(i, embeddings))
+            member.extend(self._of_member(i, embeddings))
 
-    def forward(self, embeddings: tuple[Tensor, ...]) -> Prediction:
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: the members leave out what is of no interest."""
+        return masked
+
+    def _of_member(self, index: int, embeddings: Collection[Features]) -> Mapped:
+        """What one of the members learns from of all members' embeddings."""
+
+        def own(batch: Features) -> Features:
+            features, interest = unmasked(batch)
+            return features[index] if interest is None else Masked(features[index], interest)
+
+        return of_interest(self.members[index], Mapped(own, embeddings))
+
+    def forward(self, embeddings: tuple[Tensor, ...], interest: Tensor | None = None) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W]."""
-        scores, maps = self.said(embeddings)
+        scores, maps = self.said(embeddings, interest)
         return Prediction(averaged(scores, self.score_scale), averaged(maps, self.map_scale))
 
-    def said(self, embeddings: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def said(self, embeddings: tuple[Tensor, ...], interest: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores [M, B] and maps [M, B, H, W] of the members, as they are."""
-        found = [member(own) for member, own in zip(self.members, embeddings, strict=True)]
+        found = [member(own, interest) for member, own in zip(self.members, embeddings, strict=True)]
         return torch.stack([one.scores for one in found]), torch.stack([one.maps for one in found])
 
     def half(self) -> "Ensemble":
@@ -255,8 +270,3 @@ def _without_scale(why: str) -> DataError:
         f"--ensemble: scores of normal images have no range {why}: hold at least two out, such as by "
         "--train_val_split 0.9"
     )
-
-
-def _of_member(index: int, embeddings: Collection[tuple[Tensor, ...]]) -> Mapped:
-    """What one of the members reads of all members' embeddings."""
-    return Mapped(itemgetter(index), embeddings)

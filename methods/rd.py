@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones import Alignment
+from backbones import Alignment, Features, Masked
 from detection import Detector, EndOfPass, Normal, Prediction, autocast, gradient_scaler, learn
-from detection.anomaly_map import anomaly_maps
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps, anomaly_maps, highest
+from detection.interest import calm, cells_inside, unmasked
 from detection.light import Matching, match_light
 from methods.student import Student
 from options import option
@@ -84,16 +84,21 @@ class ReverseDistillation(Detector):
         """As in Detector."""
         return _Trainer(self)
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> Prediction:
         """Maps (4) and their maxima."""
         teacher = teacher_maps(embeddings)
-        maps = difference_maps(teacher, self.student(teacher), self.image_size, self.alignment)
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+        maps = difference_maps(teacher, self.student(teacher), self.image_size, self.alignment, interest)
+        return Prediction(highest(maps, interest), maps)
 
-    def loss(self, embeddings: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: the loss leaves out what is of no interest."""
+        return masked
+
+    def loss(self, embeddings: Features, generator: torch.Generator) -> Tensor:
         """L (2) of a batch of training images; what is random in it is drawn from the generator."""
-        teacher = teacher_maps(embeddings)
-        return distillation_loss(teacher, self.student(teacher))
+        maps, interest = unmasked(embeddings)
+        teacher = teacher_maps(maps)
+        return distillation_loss(teacher, self.student(teacher), interest)
 
 
 class StepStats(NamedTuple):
@@ -116,7 +121,7 @@ class _Trainer:
         self.scaler = gradient_scaler(detector.device, detector.precision)
         self.generator = torch.Generator(detector.device).manual_seed(detector.seed)
 
-    def steps(self, batches: Iterable[Sequence[Tensor]]) -> Iterator[StepStats]:
+    def steps(self, batches: Iterable[Features]) -> Iterator[StepStats]:
         """A step per batch of the teacher's maps."""
         own = self.detector
         for batch in batches:
@@ -147,8 +152,14 @@ def teacher_maps(embeddings: Sequence[Tensor]) -> list[Tensor]:
     return [own.permute(0, 3, 1, 2) for own in embeddings]
 
 
-def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """L (2), the mean over the images, of maps [B, C_l, H_l, W_l]; a scalar."""
+def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], interest: Tensor | None = None) -> Tensor:
+    """L (2), the mean over the images, of maps [B, C_l, H_l, W_l]; a scalar.
+
+    Of the cells with pixels of interest where these are given, bool [B, H, W].
+    """
+    if interest is not None:
+        weights = [cells_inside(interest, own.shape[2:]).unsqueeze(1) for own in teacher]
+        teacher, student = ([own * one for own, one in zip(maps, weights, strict=True)] for maps in (teacher, student))
     similarities = [
         F.cosine_similarity(own.float().flatten(1), other.float().flatten(1), dim=1)
         for own, other in zip(teacher, student, strict=True)
@@ -161,11 +172,15 @@ def difference_maps(
     student: Sequence[Tensor],
     size: tuple[int, int],
     alignment: Alignment | None = None,
+    interest: Tensor | None = None,
 ) -> Tensor:
-    """Anomaly maps (4) of maps [B, C_l, H_l, W_l]: float32 [B, H, W]; by an alignment each drawn where it looks."""
+    """Anomaly maps (4) of maps [B, C_l, H_l, W_l]: float32 [B, H, W]; by an alignment each drawn where it looks.
+
+    What is not of interest, bool [B, H, W], does not shine into the rest.
+    """
     return sum(
         anomaly_maps(
-            1 - F.cosine_similarity(own.float(), other.float(), dim=1),
+            calm(1 - F.cosine_similarity(own.float(), other.float(), dim=1), interest),
             size,
             align_corners=True,
             centres=alignment and alignment.of(layer),

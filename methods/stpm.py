@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backbones
-from backbones import Alignment, FeatureExtractor
+from backbones import Alignment, FeatureExtractor, Features, Masked
+from backbones.features import parts
 from backbones.patches import resize_to_first
 from detection import Detector, EndOfPass, Normal, Prediction, autocast, gradient_scaler, learn
-from detection.anomaly_map import upsampled
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps, highest, upsampled
+from detection.interest import calm, cells_inside, unmasked
 from detection.kept_pixels import images_of, kept_pixels
 from detection.light import Matching, match_light
 from errors import UsageError
@@ -102,15 +103,23 @@ class STPM(Detector):
         (own,) = classes
         return _Trainer(self, own.held_out)
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Prediction:
+    def forward(self, embeddings: Sequence[Tensor], interest: Tensor | None = None) -> Prediction:
         """Maps and image scores (4)."""
-        differences = product(self.differences(self.student, embeddings), self.alignment)
-        maps = upsampled(differences, self.image_size, self.alignment and self.alignment.of(0))
-        return Prediction(maps.flatten(1).amax(dim=1), maps)
+        found = [calm(own[:, 0], interest).unsqueeze(1) for own in self.differences(self.student, embeddings)]
+        maps = upsampled(product(found, self.alignment), self.image_size, self.alignment and self.alignment.of(0))
+        return Prediction(highest(maps, interest), maps)
 
-    def loss(self, student: FeatureExtractor, embeddings: Sequence[Tensor]) -> Tensor:
+    def learned_from(self, masked: Masked) -> Masked:
+        """As in Detector: the loss leaves out what is of no interest."""
+        return masked
+
+    def loss(self, student: FeatureExtractor, embeddings: Features) -> Tensor:
         """L (3) of what embed gave, a scalar."""
-        return sum(own.mean() for own in self.differences(student, embeddings))
+        features, interest = unmasked(embeddings)
+        found = self.differences(student, features)
+        if interest is None:
+            return sum(own.mean() for own in found)
+        return sum(own[:, 0][cells_inside(interest, own.shape[2:])].mean() for own in found)
 
     def differences(self, student: FeatureExtractor, embeddings: Sequence[Tensor]) -> list[Tensor]:
         """D_l (2) of a student, float32 [B, 1, H_l, W_l]."""
@@ -129,7 +138,7 @@ class StepStats(NamedTuple):
 class _Trainer:
     """SGD on a copy of the student, which is taken over where its loss of held-out images is the lowest so far."""
 
-    def __init__(self, detector: STPM, held_out: Collection[Sequence[Tensor]]) -> None:
+    def __init__(self, detector: STPM, held_out: Collection[Features]) -> None:
         self.detector = detector
         self.held_out = held_out
         self.trained = copy.deepcopy(detector.student)
@@ -143,7 +152,7 @@ class _Trainer:
         self.scaler = gradient_scaler(detector.device, detector.precision)
         self.lowest = float("inf")
 
-    def steps(self, batches: Iterable[Sequence[Tensor]]) -> Iterator[StepStats]:
+    def steps(self, batches: Iterable[Features]) -> Iterator[StepStats]:
         """A step per batch of pixels and the teacher's maps."""
         self.trained.train()
         for batch in batches:
@@ -166,10 +175,10 @@ class _Trainer:
     def _held_out_loss(self) -> float:
         """L (3) of the held-out images, with the statistics that the student has learned."""
         self.trained.eval()
-        losses = [(len(batch[0]), self._loss(batch).item()) for batch in self.held_out]
+        losses = [(len(parts(batch)[0]), self._loss(batch).item()) for batch in self.held_out]
         return sum(count * loss for count, loss in losses) / sum(count for count, _ in losses)
 
-    def _loss(self, batch: Sequence[Tensor]) -> Tensor:
+    def _loss(self, batch: Features) -> Tensor:
         with autocast(self.detector.device, self.detector.precision):
             return self.detector.loss(self.trained, batch)
 

@@ -29,6 +29,7 @@ from backbones.alignment import resampled
 from backbones.devices import kept_on_device
 from detection import Normal, Passes, Prediction
 from detection.coreset import coreset, projected
+from detection.interest import calm
 from detection.pixels import OF_DEVIATION, PixelDetector, PixelOptions
 from detection.state import Sizes
 from errors import UsageError
@@ -96,6 +97,13 @@ class Template(PixelDetector):
         """Alignment is OpenCV's."""
         return "" if self.options.align == "none" else "it aligns images by OpenCV; with --align none it could be"
 
+    @property
+    def not_masked(self) -> str:
+        """As in Detector: the edge of a mask would decide where images are moved."""
+        return super().not_masked or (
+            "" if self.options.align == "none" else "--align moves images by all that is in them: give --align none"
+        )
+
     def passes_of(self, has_held_out: bool) -> Passes:
         """One."""
         return Passes(steps=0, settling=1)
@@ -116,10 +124,10 @@ class Template(PixelDetector):
             self.references = placed[picks.rows]
         return {"spread": self.spread.mean().item()}
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W] (6)."""
         if self.options.align == "none":
-            return self.predicted(self.smoothed(self.deviations(embeddings)))
+            return self.predicted(self.smoothed(calm(self.deviations(embeddings), interest)), interest)
         aligned, places = self.aligned(embeddings, self.template)
         found = self.deviations(aligned).cpu().numpy()
         back = [moved_back(own * counting(seen), warp) for own, (warp, seen) in zip(found, places, strict=True)]

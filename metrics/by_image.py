@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.decisions import Decided
-from metrics.pixels import RankedPixels, region_shares
+from metrics.pixels import RankedPixels, counting, region_shares
 from metrics.ranking import Crossings
 
 SCORES = 1000  # about so many, at which pixels are counted
@@ -83,8 +83,9 @@ def count_pixels(
     Returns:
         None where no pixel or every pixel is defective.
     """
-    defective, scores = np.asarray(masks).astype(bool, copy=False), np.asarray(maps)
-    if defective.all() or not defective.any():
+    scores = np.asarray(maps)
+    defective, regions, is_normal = counting(np.asarray(masks).astype(bool, copy=False), scores, regions)
+    if not defective.any() or not is_normal:
         return None
     rising = _chosen_scores(defective, scores)
     counts = np.zeros((2, len(scores), len(rising)), np.int64)
@@ -92,7 +93,7 @@ def count_pixels(
     (shares, _), done = region_shares(defective, regions), 0
     for i, (mask, own) in enumerate(zip(defective, scores, strict=True)):
         place = np.searchsorted(rising, own, side="right") - 1
-        counts[0, i] = np.bincount(place[~mask], minlength=len(rising))
+        counts[0, i] = np.bincount(place[~mask & ~np.isnan(own)], minlength=len(rising))
         if mask.any():
             inside = place[mask]
             shares_here = shares[done : done + len(inside)]
@@ -118,8 +119,11 @@ def _chosen_scores(defective: NDArray[np.bool_], scores: NDArray[np.floating]) -
     step = max(1, scores.size // SAMPLE)
     while step > 1 and math.gcd(step, scores.shape[-1]) > 1:  # or the same columns of all rows are looked at
         step += 1
-    is_normal, sample = ~defective.reshape(-1)[::step], scores.reshape(-1)[::step]
+    sample = scores.reshape(-1)[::step]
+    is_normal = ~defective.reshape(-1)[::step] & ~np.isnan(sample)
     found, normal = (np.sort(own)[::-1] for own in (scores[defective], sample[is_normal]))
     even = np.linspace(0, len(found) - 1, SCORES // 2).astype(int)
     doubling = np.geomspace(1, max(len(normal), 1), SCORES // 2).astype(int) - 1
-    return np.unique(np.concatenate([[scores.min()], found[even], normal[doubling] if len(normal) else []]))
+    return np.unique(
+        np.concatenate([[np.fmin.reduce(scores, axis=None)], found[even], normal[doubling] if len(normal) else []])
+    )

@@ -37,7 +37,8 @@ def pixel_metrics(
 
     Args:
         masks: [N, H, W], non-zero where defective.
-        maps: finite float [N, H, W], higher is more anomalous; may be a mapped file, as masks may.
+        maps: finite float [N, H, W], higher is more anomalous; may be a mapped file, as masks may. NaN where a pixel
+            does not count, be it defective or not.
         max_fpr: false-positive rate up to which PRO is integrated, in (0, 1].
         regions: of all P defective pixels, in the order of masks' boolean indexing, the region: integers [P] from 0,
             regions of several images differ. None: a region is an 8-connected component of a mask.
@@ -107,8 +108,9 @@ def rank_pixels(masks: ArrayLike, maps: ArrayLike, regions: ArrayLike | None = N
     defective, scores = np.asarray(masks).astype(bool, copy=False), _checked_maps(maps)
     if defective.shape != scores.shape:
         raise ValueError(f"masks {list(defective.shape)} and maps {list(scores.shape)} must have one shape")
+    defective, regions, is_normal = counting(defective, scores, regions)
     shares, count = region_shares(defective, regions)
-    if defective.all() or not defective.any():
+    if not defective.any() or not is_normal:
         return None
     ranked, group = crossings(scores, defective, scores[defective])
     return RankedPixels(ranked, reached(group, shares / count))
@@ -134,13 +136,34 @@ def rank_defects(defects: Iterable[tuple[int, ArrayLike, float]], maps: ArrayLik
         if not defective.any():
             continue
         covered[image_index] |= defective
-        found = np.minimum(np.arange(1, np.count_nonzero(defective) + 1) / saturation_area, 1.0)
+        inside = defective & ~np.isnan(scores[image_index])
+        pixels = np.count_nonzero(inside)
+        if not pixels:
+            continue
+        if pixels < np.count_nonzero(defective):
+            defective, saturation_area = inside, min(saturation_area, pixels)
+        found = np.minimum(np.arange(1, pixels + 1) / saturation_area, 1.0)
         positives.append(np.sort(scores[image_index][defective])[::-1])
         weights.append(np.diff(found, prepend=0.0))
-    if not positives or covered.all():
+    if not positives or not counting(covered, scores, None)[2]:
         return None
     ranked, group = crossings(scores, covered, np.concatenate(positives))
     return RankedPixels(ranked, reached(group, np.concatenate(weights) / len(positives)))
+
+
+def counting(
+    defective: NDArray[np.bool_], scores: NDArray[np.floating], regions: ArrayLike | None
+) -> tuple[NDArray[np.bool_], ArrayLike | None, bool]:
+    """Defective pixels and their regions, as of rank_pixels, without those whose score is NaN: they do not count.
+
+    Besides, whether any pixel counts that is not defective.
+    """
+    if not scores.size or not np.isnan(scores.min()):
+        return defective, regions, not defective.all()
+    counts = ~np.isnan(scores)
+    if regions is not None and (labels := np.asarray(regions)).shape == (np.count_nonzero(defective),):
+        regions = labels[counts[defective]]
+    return defective & counts, regions, bool((counts & ~defective).any())
 
 
 def region_shares(defective: NDArray[np.bool_], given: ArrayLike | None) -> tuple[NDArray[np.float64], int]:
@@ -173,7 +196,7 @@ def _checked_maps(maps: ArrayLike) -> NDArray[np.floating]:
     scores = np.asarray(maps)
     if scores.ndim != 3:
         raise ValueError(f"maps must be [N, H, W], not {list(scores.shape)}")
-    if scores.size and not np.isfinite([scores.min(), scores.max()]).all():  # no copy of the maps; NaN is either
+    if scores.size and np.isinf([np.fmin.reduce(scores, axis=None), np.fmax.reduce(scores, axis=None)]).any():
         raise ValueError("maps must be finite")
     return scores
 

@@ -64,7 +64,7 @@ def crossings(
     with the positives only.
 
     Args:
-        scores: [N, ...]; may be a mapped file.
+        scores: [N, ...]; may be a mapped file. NaN does not count.
         positive: the shape of scores; False where a score is a negative.
         positives: 1-D, of the dtype of scores.
     """
@@ -74,25 +74,25 @@ def crossings(
     parts = np.array_split(np.arange(len(scores)), min(len(scores), -(-count // workers) * workers))
 
     def counts(worker: int) -> NDArray[np.int64]:
-        """Of a share of the parts: negatives above, and at or above, each of the ascending scores."""
-        total = np.zeros((2, len(ascending)), np.int64)
+        """Of a share of the parts: negatives above, and at or above, each of the ascending scores, and all of them."""
+        total = np.zeros((3, len(ascending)), np.int64)
         for part in parts[worker::workers]:
             rows = slice(part[0], part[-1] + 1)
             negatives = scores[rows][~positive[rows]]
             negatives.sort()
+            negatives = negatives[: np.searchsorted(negatives, np.inf, side="right")]  # NaN is sorted behind all
             total += len(negatives)
             total[0] -= np.searchsorted(negatives, ascending, side="right")
             total[1] -= np.searchsorted(negatives, ascending, side="left")
         return total
 
     if workers == 1:
-        above, at_or_above = counts(0)
+        above, at_or_above, every = counts(0)
     else:
         with ThreadPoolExecutor(workers) as threads:
-            above, at_or_above = sum(threads.map(counts, range(workers)))
+            above, at_or_above, every = sum(threads.map(counts, range(workers)))
     group = len(ascending) - 1 - group
-    negatives = scores.size - int(np.count_nonzero(positive))
-    return Crossings(above[::-1], at_or_above[::-1], reached(group), negatives), group
+    return Crossings(above[::-1], at_or_above[::-1], reached(group), int(every[0])), group
 
 
 def rank_sets(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> Crossings | None:

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from detection import MovingAverage, Normal, Passes, Prediction
 from detection.anomaly_map import mean_of_highest
+from detection.interest import cells_inside, lowest_outside
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import UsageError
@@ -221,10 +222,12 @@ class SimpleNet(PatchDetector):
             memory=self.memory,
         )
 
-    def forward(self, embeddings: Tensor) -> Prediction:
+    def forward(self, embeddings: Tensor, interest: Tensor | None = None) -> Prediction:
         """Image scores [B] and anomaly maps [B, H, W] (7)."""
         patch_scores = self.patch_scores(embeddings).float()
-        return Prediction(self.image_scores(patch_scores), self.drawn(patch_scores))
+        inside = cells_inside(interest, patch_scores.shape[1:])
+        drawn = self.drawn(lowest_outside(patch_scores, inside))
+        return Prediction(self.image_scores(patch_scores, inside), drawn)
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
@@ -236,9 +239,12 @@ class SimpleNet(PatchDetector):
         scores = torch.stack([member(features, *compared) for member in self.members])  # [members, N, 1]
         return -scores.mean(dim=0).view(embeddings.shape[:3])
 
-    def image_scores(self, patch_scores: Tensor) -> Tensor:
-        """S (7) of patch scores [B, H1, W1]: the mean of the score_top_k highest, of all where there are fewer; [B]."""
-        return mean_of_highest(patch_scores, self.options.score_top_k)
+    def image_scores(self, patch_scores: Tensor, inside: Tensor | None = None) -> Tensor:
+        """S (7) of patch scores [B, H1, W1]: the mean of the score_top_k highest, of all where there are fewer; [B].
+
+        Of those inside, bool [B, H1, W1], where that is given.
+        """
+        return mean_of_highest(patch_scores, self.options.score_top_k, inside)
 
     def half(self) -> "SimpleNet":
         """As in nn.Module, but for what scores are made by: the few digits of float16 would tie patches."""

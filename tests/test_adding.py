@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import Detector, EndOfPass, Prediction
-from detection.detector import align_maps
+from detection.anomaly_map import align_maps
 from detection.light import Matching, match_light
 from options import option
 

@@ -32,7 +32,7 @@ CLAIMS = {  # what else than any option's model.json may say that is not so, and
         ("gamma_d", 500, "must be from 1 to 80"),
         ("gamma_c", 60000, "leaves 0 centres"),
         ("k_nearest", 0, "must be 1 or more"),
-        ("gamma_c", 2, "memory is torch.float32 [64, 6], not torch.float32 [32, 6]"),
+        ("gamma_c", 2, "memory is torch.float32 [64, 6], not torch.float32 [6 to 32, 6]"),
     ],
     "rd": [
         ("blocks", 0, "--blocks 0 must be from 1 to 100"),

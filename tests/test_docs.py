@@ -100,6 +100,10 @@ def desk(tmp_path, mvtec, model, monkeypatch):
     for old, new in folders.items():
         (tmp_path / "others" / new).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "other" / old).rename(tmp_path / "others" / new)
+    white = np.full((48, 48), 255, np.uint8)
+    for path in [own for part in ("train", "test") for own in (tmp_path / "parts" / part).rglob("*.png")]:
+        trees.save(tmp_path / "parts_masks" / path.relative_to(tmp_path / "parts"), white)
+    trees.save(tmp_path / "part.png", white)
     shutil.copytree(mvtec / "nut" / "test", tmp_path / "new")
     Image.fromarray(trees.texture(0)).save(tmp_path / "photo.jpg")
     shutil.copytree(model.parents[2], tmp_path / "RUN_DIR")

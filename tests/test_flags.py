@@ -196,6 +196,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--backbone_weights",
     "--normalisation",  # this one in test_normalisation
     "--num_workers",
+    "--mask_of_interest",  # in test_interest
     "--bit_depth",  # these in test_reading
     "--max_pixels",
     "--subdatasets",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import backbones
-from datasets import DATASETS, drawn, find_root, folders_in, remarks_on_masks, split
+from datasets import DATASETS, drawn, find_root, folders_in, remarks_on_masks, split, with_interest
 from errors import DataError, UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import BackboneConfig, BackboneOptions, DetectorConfig
@@ -63,9 +63,12 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known,
     Raises:
         DataError: what the dataset's reader, look_at, drawn and split raise.
     """
-    key = data.name, data.options, data.reading, root, class_name
+    key = data.name, data.options, data.reading, data.mask_of_interest, root, class_name
     if key not in known:
-        found = look_at(data, f"{data.name}_{class_name}", data.reader.read_class(root, class_name))
+        samples = data.reader.read_class(root, class_name)
+        if data.mask_of_interest is not None:
+            samples = with_interest(samples, data.mask_of_interest, root)
+        found = look_at(data, f"{data.name}_{class_name}", samples)
         said = remarks_on_masks(found.samples.test, found.samples.doubts, found.reading)
         known[key] = replace(found, notes=(*found.notes, *(f"{class_name}: {remark}" for remark in said)))
     samples = drawn(known[key].samples, data.shots, data.contamination, seed)
@@ -105,9 +108,16 @@ def load_backbone(
 
 
 def check_detector(
-    extractor: backbones.FeatureExtractor, backbone: BackboneConfig, config: DetectorConfig, imagesize: int
+    extractor: backbones.FeatureExtractor,
+    backbone: BackboneConfig,
+    config: DetectorConfig,
+    imagesize: int,
+    is_masked: bool = False,
 ) -> list[str]:
-    """See that a detector can be built on a backbone; what is to be said of its options.
+    """See that a detector can be built on a backbone and, where they are masked, leave out parts of images.
+
+    Returns:
+        What is to be said of its options.
 
     Raises:
         UsageError: it cannot, with these options.
@@ -116,6 +126,8 @@ def check_detector(
         kind = DETECTORS[config.command].variant(config.options)
         detector = kind(extractor, backbone.layers, (imagesize, imagesize), **config.options)
         detector.check()
+        if is_masked and detector.not_masked:
+            raise UsageError(f"--mask_of_interest is not for {config.command} as it is here: {detector.not_masked}")
     return list(detector.notes)
 
 

@@ -161,7 +161,8 @@ def plan_run(
         if backbone not in checked:
             options = task.jobs[0].identity["options"]
             own = replace(detector, options=options)
-            said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
+            is_masked = any(data.mask_of_interest is not None for data in datasets)
+            said += check_detector(sources[task.backbone], backbone, own, task.imagesize, is_masked)
             checked.add(backbone)
     notes = _notes_of_roots(datasets, [root for root, _ in found]) + _geometry_notes(datasets, looked_at)
     notes += _notes_of_names(detector, names) + said

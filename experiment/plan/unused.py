@@ -125,6 +125,7 @@ def _idle_on_table(data: DatasetConfig) -> Iterator[Idle]:
     for own in declared(RandomTransform):
         is_given = getattr(data.random, own.name) != getattr(unchanged, own.name)
         yield Idle(f"--{own.name} (or --augment)", is_given, why)
+    yield Idle("--mask_of_interest", data.mask_of_interest is not None, why)
     yield Idle("--bit_depth", data.reading.bit_depth is not None, why)
     yield Idle("--max_pixels", data.reading.max_pixels != Reading().max_pixels, why)
     if data.options.test_file is not None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import DATASETS, Sample, find_root
+from datasets import DATASETS, Sample, find_root, with_interest
 from errors import DataError
 from experiment.config import JobName
 from experiment.dataset_config import DatasetConfig
@@ -56,9 +56,11 @@ def samples_of(record: RunRecord, job: JobName) -> dict[str, Sample]:
     Raises:
         DataError: the data are not there any more, or cannot be read.
     """
-    root = root_of(record, job)
-    samples = data_of(record, job).reader.read_class(root, job.class_name).test
-    return {image_name(sample.image_path, root): sample for sample in samples}
+    root, data = root_of(record, job), data_of(record, job)
+    samples = data.reader.read_class(root, job.class_name)
+    if data.mask_of_interest is not None:
+        samples = with_interest(samples, data.mask_of_interest, root)
+    return {image_name(sample.image_path, root): sample for sample in samples.test}
 
 
 def _values(kind: type, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def _digest(samples: ClassSamples, root: Path, facts: Callable[[Path], bytes]) -
         for sample in part:
             held = sample.pixels if sample.values is None else sample.values  # no file of its own
             paths = (sample.image_path, *sample.mask_paths) if held is None else (sample.image_path,)
+            if sample.interest_path is not None:
+                digest.update(f"{facts(sample.interest_path)!r}\0".encode())
             digest.update(f"{sample.anomalous} {len(paths)}\0".encode())
             for path in paths:
                 content = facts(path) if held is None else held.tobytes()

@@ -75,8 +75,9 @@ def datasets_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _dataset(data: DatasetConfig, classes: Sequence[str]) -> dict[str, Any]:
     """A dataset's options, with an absolute path and the classes that were found."""
-    where = None if data.data_path is None else str(data.data_path.resolve())
-    return {**asdict(data), "data_path": where, "subdatasets": list(classes)}
+    paths = {name: getattr(data, name) for name in ("data_path", "mask_of_interest")}
+    where = {name: path and str(path.resolve()) for name, path in paths.items()}
+    return {**asdict(data), **where, "subdatasets": list(classes)}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from experiment.record.sheets import unquoted
 from experiment.serve.engine import ADVICE, Engine
 from experiment.use.arrivals import Arrivals
 from experiment.use.folder import TABLE
-from experiment.use.inputs import Inputs, Item, read_item
+from experiment.use.inputs import Inputs, Item
 from files import readable
 
 GOOD = "good"  # the folder of good images; all others are of bad ones
@@ -116,7 +116,7 @@ class Scored:
             UsageError: no such folder.
         """
         first = self.engine.finder(None)
-        arrivals = Arrivals(folder, lambda item: read_item(item, first.transform, True), stop=self._stop)
+        arrivals = Arrivals(folder, first.read, stop=self._stop)
         self.watched = readable(str(folder))
         self._start(self._score_arrivals, folder, arrivals)
 

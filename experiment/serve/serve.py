@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from detection.description import EACH
 from errors import Interrupted, UsageError
 from experiment.machine.device import choose_device
 from experiment.machine.memory import one_line_when_full
@@ -128,8 +129,10 @@ def _finders(config: ServeConfig) -> dict[str, Finder]:
         refuse_unused_weights(model, config.backbone_weights)
         if model.table is not None:
             raise UsageError(f"'{folder}' is a model of a table, and serve is of images: use predict")
+        if model.description.mask_of_interest == EACH:
+            raise UsageError(f"'{folder}' wants a mask of interest of every image, and serve has none: use predict")
         name = str(names.take(Path(folder.resolve().name)))
-        found[name] = Finder(model, config.max_pixels)
+        found[name] = Finder(model, folder, config.max_pixels)
     return found
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets import Sample, read_image
 from datasets.regions import read_masks
-from detection.description import read_description
+from detection.description import EACH, read_description
 from detection.precision import precision_name
 from errors import DataError, UsageError
 from experiment.config import FigureConfig
@@ -160,7 +160,8 @@ def _rows(contenders: Sequence[Contender], chosen: Sequence[tuple[str, str]], gp
             own = [one for one in dict.fromkeys(chosen) if one[0] == name]
             given = [samples[one].image_path if samples[one].pixels is None else samples[one].pixels for one in own]
             low, high = model.description.map_range
-            for one, found in zip(own, model.predict(given).maps.cpu().numpy(), strict=True):
+            masks = [samples[one].interest_path for one in own] if model.description.mask_of_interest == EACH else None
+            for one, found in zip(own, model.predict(given, masks).maps.cpu().numpy(), strict=True):
                 window = model.transform.window(*pictures[one].size)
                 maps[one].append(DrawnMap(np.clip((found - low) / max(high - low, 1e-12), 0, 1), window))
     for one in chosen:

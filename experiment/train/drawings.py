@@ -48,4 +48,4 @@ def _panels(
     has_masks = any(sample.mask_paths for sample in predictions.dataset.samples)
     for index, anomaly_map in zip(indices, predictions.maps_of(indices), strict=True):
         image, mask = predictions.dataset.read(index)
-        yield panel(image.permute(1, 2, 0).numpy(), mask.numpy() if has_masks else None, anomaly_map, map_range)
+        yield panel(image[:3].permute(1, 2, 0).numpy(), mask.numpy() if has_masks else None, anomaly_map, map_range)

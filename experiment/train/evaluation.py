@@ -26,7 +26,7 @@ class Evaluation:
         terms: what the scores are made of, [N] each, by name.
         map_range: the lowest and the highest pixel score of all maps; None without maps.
         metrics: the value of every one of metrics.METRICS (NaN: does not exist), and of LOCO_METRICS where they apply.
-        maps, masks: of all images [N, H, W]; None without maps or masks.
+        maps, masks: of all images [N, H, W]; None without maps or masks. Maps are NaN where nothing is of interest.
         regions: of all defective pixels, as evaluate was given them.
     """
 
@@ -73,7 +73,7 @@ def evaluate(
             terms.setdefault(name, []).append(term.cpu().numpy())
         if prediction.maps is not None:
             batch_maps = prediction.maps.cpu().numpy()
-            ends = [float(batch_maps.min()), float(batch_maps.max()), *(map_range or ())]
+            ends = [float(np.nanmin(batch_maps)), float(np.nanmax(batch_maps)), *(map_range or ())]
             map_range = min(ends), max(ends)
             if has_masks:
                 if maps is None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images, split
+from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images, split, with_interest
 from detection.checkpoint import save
+from detection.description import MASK
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
 from errors import UsageError
@@ -41,6 +42,7 @@ def extend(config: ExtendConfig) -> int:
         device = choose_device((config.gpu,))
         model = load(config.model_dir, device, config.backbone_weights)
         detector, description = model.detector, model.description
+        description.check_mask(config.model_dir, config.mask_of_interest)
         if not isinstance(detector, Extensible):
             raise UsageError(
                 f"'{config.model_dir}' is a model of {description.detector}, which keeps no memory bank to extend: "
@@ -55,6 +57,10 @@ def extend(config: ExtendConfig) -> int:
             **description.transform,
         )
         samples = _samples(config.folder, description.class_name, config.train_val_split)
+        if description.keeps_mask:
+            samples = with_interest(samples, config.model_dir / MASK, config.folder)
+        elif config.mask_of_interest is not None:
+            samples = with_interest(samples, config.mask_of_interest, config.folder)
         found = look_at(data, description.title, samples, description.image_sizes)
         for note in found.notes:
             click.echo(note, err=True)
@@ -71,7 +77,7 @@ def extend(config: ExtendConfig) -> int:
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
         with new_folder(config.out) as folder:
-            save(folder, detector, extended)
+            save(folder, detector, extended, model.mask)
     click.echo(
         f"{len(samples.train)} images taken in; image threshold {description.thresholds.image:.4g} became "
         f"{thresholds.image:.4g}; written to {config.out}",

@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassSamples
+import numpy as np
+
+from datasets import ClassSamples, read_interest
 from detection import is_anomalous
 from detection.brightness import Outside, like
 from detection.checkpoint import backbone_digest, save
@@ -50,7 +52,8 @@ def finish(
         metrics=without_nan(evaluation.metrics),
         image_sizes=job.sizes,
     )
-    save(folder, detector, description)
+    mask = read_interest(job.data.mask_of_interest) if description.keeps_mask else None
+    save(folder, detector, description, mask)
     written = write_predictions(folder, job, features.test, evaluation, description, run.save_segmentation_images)
     write_cost(folder, cost_of(features, description.thresholds.image, spent))
     best = max((row for row in history if "image_auroc" in row), key=_rank)
@@ -67,7 +70,8 @@ def row_of(job: Job, evaluation: Evaluation, description: Description) -> dict[s
     anomalous = [sample.anomalous for sample in job.samples.test]
     values |= decision_metrics(anomalous, is_anomalous(evaluation.scores, thresholds.image))
     if evaluation.masks is not None:
-        values |= pixel_decision_metrics(evaluation.masks, is_anomalous(evaluation.maps, thresholds.pixel))
+        looked_at = evaluation.masks & ~np.isnan(evaluation.maps)
+        values |= pixel_decision_metrics(looked_at, is_anomalous(evaluation.maps, thresholds.pixel))
     return {**job.key, **evaluation.metrics, **values}
 
 

@@ -13,7 +13,7 @@ from errors import UsageError
 from experiment.record.sheets import unquoted
 from experiment.show.names import Names
 from experiment.use.folder import FILES, earlier_rows, holds_drawings
-from experiment.use.inputs import Item, read_item
+from experiment.use.inputs import Item, MaskOf, read_item
 from files import readable
 
 SECONDS = 1.0  # between two looks
@@ -68,7 +68,7 @@ class Arrivals:
                 if self.stop.is_set():
                     return
                 relative = path.relative_to(self.folder)
-                item = self.read(Item(str(path), relative.parent / relative.stem))
+                item = self.read(Item(str(path), relative.parent / relative.stem, relative))
                 if item.error and self._waiting[path].looks < PATIENCE:
                     continue
                 self._taken[path] = self._waiting.pop(path).state
@@ -135,13 +135,15 @@ def _place(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def watched(folder: Path, out: Path, transform: ImageTransform, keep_originals: bool) -> Iterator[Item]:
+def watched(
+    folder: Path, out: Path, transform: ImageTransform, keep_originals: bool, mask_of: MaskOf | None = None
+) -> Iterator[Item]:
     """The images that come into a folder, but those that a row in `out` is of; none has the name of another.
 
     Args:
         folder: to watch.
         out: where predict writes.
-        transform, keep_originals: as in read_ahead.
+        transform, keep_originals, mask_of: as in read_ahead.
     """
     names, known = Names(), set()
     for row in earlier_rows(out):
@@ -150,7 +152,7 @@ def watched(folder: Path, out: Path, transform: ImageTransform, keep_originals: 
             names.take(Path(*Path(written).with_suffix("").parts[1:]))
 
     def read(item: Item) -> Item:
-        return read_item(item, transform, keep_originals)
+        return read_item(item, transform, keep_originals, mask_of)
 
     for item in Arrivals(folder, read, known):
         yield replace(item, name=names.take(item.name))

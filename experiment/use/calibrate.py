@@ -16,7 +16,7 @@ from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.brightness import like
 from detection.decision import FRESH, SURE, Thresholds, allowed_above, images_needed, share_interval
-from detection.description import WEIGHTS, write_description
+from detection.description import EACH, MASK, WEIGHTS, write_description
 from detection.normal_scores import NormalScores, normal_scores
 from detection.precision import precision_name
 from errors import DataError, UsageError
@@ -25,6 +25,7 @@ from experiment.machine.memory import Halving, one_line_when_full
 from experiment.machine.progress import progress
 from experiment.model_config import CalibrateConfig
 from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.interest import MaskOf, masks_for
 from experiment.use.unused import refuse_unused_weights
 from files import new_folder, readable
 from methods import load
@@ -57,12 +58,16 @@ def calibrate(config: CalibrateConfig) -> int:
             raise UsageError(f"'{config.model_dir}' is a model of a table, and calibrate is of images")
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
         levels: list[float] = []
-        predictions = _predictions(model, good, config, "good", levels)
+        mask_of = masks_for(model, config.model_dir, config.mask_of_interest)
+        if model.description.mask_of_interest == EACH:
+            _refuse_one_name(good, bad)
+        predictions = _predictions(model, good, config, "good", levels, mask_of)
         scores, pixel = normal_scores(predictions, len(good), 1 - config.false_alarms)
-        found = [own.scores.cpu().numpy() for own in _predictions(model, bad, config, "bad", [])]
+        found = [own.scores.cpu().numpy() for own in _predictions(model, bad, config, "bad", [], mask_of)]
         thresholds = _thresholds(model, scores, pixel, config.false_alarms, np.array(levels))
         with new_folder(config.out) as folder:
-            shutil.copyfile(config.model_dir / WEIGHTS, folder / WEIGHTS)
+            for name in (WEIGHTS, *([MASK] if model.description.keeps_mask else [])):
+                shutil.copyfile(config.model_dir / name, folder / name)
             write_description(folder, replace(model.description, thresholds=thresholds))
     before = model.thresholds.image
     click.echo(f"Image threshold {before:.4g} became {thresholds.image:.4g}; written to {config.out}", err=True)
@@ -92,8 +97,19 @@ def _refuse_common(good: Sequence[Item], bad: Sequence[Item]) -> None:
         )
 
 
+def _refuse_one_name(good: Sequence[Item], bad: Sequence[Item]) -> None:
+    names = {item.relative.with_suffix("") for item in good}
+    if common := [item.path for item in bad if item.relative.with_suffix("") in names]:
+        raise UsageError(f"'{common[0]}' has the name of a good image, and so its mask of interest: rename it")
+
+
 def _predictions(
-    model: TrainedModel, items: Sequence[Item], config: CalibrateConfig, name: str, levels: list[float]
+    model: TrainedModel,
+    items: Sequence[Item],
+    config: CalibrateConfig,
+    name: str,
+    levels: list[float],
+    mask_of: MaskOf | None,
 ) -> Iterator[Prediction]:
     """What the model says of images, in batches; `levels` takes their brightness.
 
@@ -102,7 +118,7 @@ def _predictions(
     """
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     transform = allowing(model.transform, config.max_pixels)
-    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * config.batch_size, False)
+    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * config.batch_size, False, mask_of)
     with progress(name, total=len(items), unit="image") as bar:
         while batch := list(islice(stream, config.batch_size)):
             if broken := [item for item in batch if item.error]:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import mmap
 import os
 import warnings
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detection import TrainedModel
+from detection.description import EACH
+from detection.interest import blanked
 from errors import DataError, UsageError, first_line
 from experiment.machine.memory import is_out_of_memory, one_line_when_full
 from experiment.model_config import ExportConfig
@@ -46,6 +49,7 @@ class Exported(nn.Module):
         self.detector = copy.deepcopy(model.detector).cpu().float().eval()
         self.dtype = torch.float16 if half else torch.float32
         self.light = copy.deepcopy(self.detector.light)  # in float32 always
+        self.register_buffer("interest", model.interest)
         if half:
             self.detector.half()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
@@ -57,9 +61,14 @@ class Exported(nn.Module):
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         normalised = (pixels - self.mean) / self.std
+        interest = None if self.interest is None else self.interest.expand(images.shape[0], -1, -1)
+        if interest is not None:
+            normalised = blanked(normalised, interest)
         if self.light is not None:
             normalised = self.light(normalised, self.detector.part)
-        prediction = self.detector(self.detector.features(normalised.to(self.dtype)))
+        features = self.detector.features(normalised.to(self.dtype))
+        masked = () if interest is None else (interest,)
+        prediction = self.detector(features, *masked).within(*masked)
         return tuple(own for own in prediction if own is not None)
 
 
@@ -86,6 +95,11 @@ def _export(config: ExportConfig) -> None:
         raise UsageError(f"'{config.model_dir}' is a model of a table, and export is of images: use predict")
     if why := model.detector.not_exported:
         raise UsageError(f"'{config.model_dir}' cannot be exported ({why}): use predict")
+    if model.description.mask_of_interest == EACH:
+        raise UsageError(
+            f"'{config.model_dir}' was trained with a mask of interest per image, and an export reads images alone: "
+            "use predict"
+        )
     refuse_unused_weights(model, config.backbone_weights)
     network = Exported(model, config.half)
     side = model.transform.imagesize
@@ -229,6 +243,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
         "reading": json.dumps(description.reading),
+        **({"mask_of_interest": "applied within: maps are NaN outside"} if description.keeps_mask else {}),
         "normalisation": json.dumps(description.backbone["normalisation"]),
         "trained_precision": description.precision,
     }
@@ -236,5 +251,9 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
 
 @torch.no_grad()
 def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest of scores or maps, in units of the largest of them where that is above 1."""
-    return max(((a - b).abs().max() / a.abs().max().clamp(min=1)).item() for a, b in zip(expected, found, strict=True))
+    """The largest of scores or maps, in units of the largest of them where that is above 1; NaN is to be in both."""
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True)]
+    if any((a.isnan() != b.isnan()).any() for a, b in pairs):
+        return math.inf
+    pairs = [(a.nan_to_num(), b.nan_to_num()) for a, b in pairs]
+    return max(((a - b).abs().max() / a.abs().max().clamp(min=1)).item() for a, b in pairs)

@@ -15,6 +15,7 @@ from detection.precision import precision_name
 from errors import DataError
 from experiment.machine.device import allow_tf32
 from experiment.use.inputs import Item, allowing, read_item
+from experiment.use.interest import masks_for
 from experiment.use.latency import Latency
 from experiment.use.maps import full_size
 from experiment.use.normal import among_normal
@@ -53,12 +54,17 @@ class Finder:
 
     Args:
         model: of images.
+        folder: where it is.
         max_pixels: of the largest image that is read.
+
+    Raises:
+        UsageError: a model that wants a mask of interest of every image.
     """
 
-    def __init__(self, model: TrainedModel, max_pixels: int) -> None:
+    def __init__(self, model: TrainedModel, folder: Path, max_pixels: int) -> None:
         self.model = model
         self.transform = allowing(model.transform, max_pixels)
+        self._mask_of = masks_for(model, folder, None)
         self._latency = Latency(model.detector)
 
     def find(self, path: Path, shown: str, is_foreign: bool = False) -> Finding:
@@ -75,12 +81,16 @@ class Finder:
         try:
             if is_foreign:
                 self._check_size(path)
-            item = read_item(Item(str(path), Path("image")), self.transform, keep_original=True)
+            item = self.read(Item(str(path), Path("image")))
             if item.error:
                 raise DataError(item.error)
         except DataError as error:
             raise DataError(str(error).replace(f"'{path}'", f"'{shown}'")) from error
         return self.found(item, shown)
+
+    def read(self, item: Item) -> Item:
+        """An item with its pixels, its own ones too, or with what is wrong with it."""
+        return read_item(item, self.transform, keep_original=True, mask_of=self._mask_of)
 
     def regions(self, finding: Finding, threshold: float, min_area: int) -> Regions | None:
         """The regions of pixels above a threshold; None without a map, or where that is of less than a pixel."""

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets import ImageTransform, brightness_of, images_in, read_image, refuse_video, require_images, videos_in
+from datasets import (
+    ImageTransform,
+    brightness_of,
+    images_in,
+    pixels_of_interest,
+    read_image,
+    refuse_video,
+    require_images,
+    videos_in,
+)
+from datasets.interest import Interest
 from errors import DataError, UsageError, first_line
 from experiment.show.names import Names
 from experiment.use.folder import holds_drawings
@@ -31,7 +41,8 @@ class Item:
     Attributes:
         path: as given.
         name: of what is written for it, without an ending; no other item's.
-        tensor: the model's input, uint8 [3, H, W], once it is read.
+        relative: its path below the folder that was given, or its name; other items may have the same.
+        tensor: the model's input, uint8 [3 or 4, H, W], once it is read; see ImageTransform.pixels.
         brightness: of that.
         size: width and height of the file's image.
         original: its pixels, where they are drawn.
@@ -41,12 +52,16 @@ class Item:
 
     path: str
     name: Path
+    relative: Path = Path()
     tensor: Tensor | None = None
     brightness: float = math.nan
     size: tuple[int, int] = (0, 0)
     original: NDArray[np.uint8] | None = None
     error: str = ""
     seconds: float = 0.0
+
+
+MaskOf = Callable[[Item], tuple[Interest, Path]]  # the mask of an item, and where it is
 
 
 class Inputs:
@@ -77,8 +92,8 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Item]:
         names = Names()
-        for path, name in self._found:
-            yield Item(str(path), names.take(name))
+        for path, relative in self._found:
+            yield Item(str(path), names.take(relative.parent / relative.stem), relative)
 
     @property
     def said(self) -> str:
@@ -91,7 +106,7 @@ class Inputs:
             if of_drawings(path.parent):
                 self.passed_over += 1
             else:
-                yield path, name.parent / Path(name.name).stem
+                yield path, name
 
 
 def _of_lines() -> Iterator[tuple[Path, Path]]:
@@ -127,8 +142,8 @@ def allowing(transform: ImageTransform, max_pixels: int | None) -> ImageTransfor
     return replace(transform, reading=replace(transform.reading, max_pixels=max_pixels))
 
 
-def read_item(item: Item, transform: ImageTransform, keep_original: bool) -> Item:
-    """An item with its pixels, or with what is wrong with it."""
+def read_item(item: Item, transform: ImageTransform, keep_original: bool, mask_of: MaskOf | None = None) -> Item:
+    """An item with its pixels, or with what is wrong with it; mask_of gives its mask of interest, and where it is."""
     try:
         start = time.perf_counter()
         path = Path(item.path)
@@ -136,18 +151,26 @@ def read_item(item: Item, transform: ImageTransform, keep_original: bool) -> Ite
             raise DataError(f"'{path}' is a folder, and a path on standard input is an image: give it as argument")
         refuse_video(path)
         image = read_image(path, transform.reading)
-        tensor = transform.pixels(image)
-        seconds = time.perf_counter() - start
+        if mask_of is None:
+            tensor = transform.pixels(image)
+        else:
+            tensor = pixels_of_interest(transform, image, *mask_of(item), path)
         original = np.asarray(image) if keep_original else None
-        return Item(item.path, item.name, tensor, brightness_of(tensor), image.size, original, seconds=seconds)
+        known = {"tensor": tensor, "brightness": brightness_of(tensor), "size": image.size, "original": original}
+        return replace(item, seconds=time.perf_counter() - start, **known)
     except DataError as error:
-        return Item(item.path, item.name, error=str(error))
+        return replace(item, error=str(error))
     except Exception as error:  # a damaged file may raise anything, a large one has no room
-        return Item(item.path, item.name, error=f"'{item.path}' cannot be read: {first_line(error)}")
+        return replace(item, error=f"'{item.path}' cannot be read: {first_line(error)}")
 
 
 def read_ahead(
-    items: Iterator[Item], transform: ImageTransform, threads: int, ahead: int, keep_originals: bool
+    items: Iterator[Item],
+    transform: ImageTransform,
+    threads: int,
+    ahead: int,
+    keep_originals: bool,
+    mask_of: MaskOf | None = None,
 ) -> Iterator[Item]:
     """The items with their pixels or what is wrong with them, in order.
 
@@ -157,12 +180,13 @@ def read_ahead(
         threads: so many read.
         ahead: so many items at most are read before they are asked for.
         keep_originals: whether the images' own pixels are kept too.
+        mask_of: see read_item.
     """
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Item]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(read_item, item, transform, keep_originals))
+            waiting.append(pool.submit(read_item, item, transform, keep_originals, mask_of))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -37,6 +37,7 @@ from experiment.use.folder import (
 )
 from experiment.use.growing import appending, csv_lines, growing
 from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.interest import masks_for
 from experiment.use.latency import Latency, warm_up
 from experiment.use.maps import full_size, raw
 from experiment.use.normal import among_normal, normal_said
@@ -96,11 +97,12 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs |
     draws_originals = config.full_size and config.map in ("overlay", "both")
     transform = allowing(model.transform, config.max_pixels)
     warm_up(model, config.warm_up, config.batch_size)
+    mask_of = masks_for(model, config.model_dir, config.mask_of_interest)
     if inputs is None:
-        table, stream = appending, watched(config.watch, config.out, transform, draws_originals)
+        table, stream = appending, watched(config.watch, config.out, transform, draws_originals, mask_of)
     else:
         table, threads = growing, reader_count(config.num_workers)
-        stream = read_ahead(iter(inputs), transform, threads, 2 * config.batch_size, draws_originals)
+        stream = read_ahead(iter(inputs), transform, threads, 2 * config.batch_size, draws_originals, mask_of)
     columns = (*(WITH_REGIONS if config.regions else COLUMNS), *(LATENCY if config.latency else ()))
     tell = telling(config.stream, columns)
     with (
@@ -229,7 +231,7 @@ def _pictures(
     if config.full_size:
         anomaly_map = full_size(anomaly_map, model.transform, item.size)
     if config.map in ("overlay", "both"):
-        image = item.tensor.permute(1, 2, 0).numpy() if item.original is None else item.original
+        image = item.tensor[:3].permute(1, 2, 0).numpy() if item.original is None else item.original
         outlined = regions and (regions.mask if config.full_size else regions.seen(len(image)))
         picture = panel(image, None, anomaly_map, model.description.map_range, outlined)
         content = encoded(captioned(picture, score, threshold), ".png")

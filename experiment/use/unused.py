@@ -44,7 +44,11 @@ def refuse_of_images(config: PredictConfig) -> None:
     Raises:
         UsageError: something is.
     """
-    given = [name for name in (*OF_IMAGES, "max_pixels", "watch", "stream") if getattr(config, name) is not None]
+    given = [
+        name
+        for name in (*OF_IMAGES, "max_pixels", "watch", "stream", "mask_of_interest")
+        if getattr(config, name) is not None
+    ]
     given += [name for name in ("full_size", "regions", "latency", "warm_up") if getattr(config, name)]
     if given:
         flags = ", ".join(f"--{name}" for name in given)
