@@ -79,7 +79,7 @@ def test_a_run_out_of_memory(mvtec, tmp_path, monkeypatch, capsys, bank):
     words += ["-d", "nut", "mvtec", str(mvtec)]
     main.main(words, standalone_mode=False)
     embed = SimpleNet.embed
-    monkeypatch.setattr(SimpleNet, "embed", lambda self, x: embed(self, x) if len(x) < 2 else full(x))
+    monkeypatch.setattr(SimpleNet, "embed", lambda self, x, _=None: embed(self, x) if len(x) < 2 else full(x))
     words[1] += "_full"
     if bank == "off":
         with pytest.raises(DataError, match="out of memory"):

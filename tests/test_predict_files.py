@@ -303,7 +303,7 @@ def test_memory_that_is_short(model, photos, monkeypatch, capsys):
     embed = SimpleNet.embed
     predict(model, ".", "--map", "none", "--out", "enough")
 
-    def full(self, images, room=1):
+    def full(self, images, interest=None, room=1):
         if len(images) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return embed(self, images)
@@ -314,7 +314,7 @@ def test_memory_that_is_short(model, photos, monkeypatch, capsys):
     np.testing.assert_allclose(
         rows(photos / "short")["score"].astype(float), rows(photos / "enough")["score"].astype(float), atol=1e-5
     )
-    monkeypatch.setattr(SimpleNet, "embed", lambda self, images: full(self, images, 0))
+    monkeypatch.setattr(SimpleNet, "embed", lambda self, images, interest: full(self, images, room=0))
     with pytest.raises(DataError, match="out of memory at prediction of a single image: free some memory"):
         predict(model, ".", "--out", "none")
 
