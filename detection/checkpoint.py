@@ -18,12 +18,13 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 import backbones
-from datasets import ImageTransform, Reading, TableTransform, read_image, read_table, refuse_video
+from datasets import ImageTransform, Reading, TableTransform, Tiling, read_image, read_table, refuse_video
 from detection.decision import Thresholds
 from detection.description import DESCRIPTION, WEIGHTS, Description, read_description, write_description
 from detection.detector import Detector
 from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
+from detection.whole_images import predict_whole, stitched
 from errors import DataError
 from files import write_bytes
 from late import pandas as pd
@@ -50,6 +51,11 @@ class TrainedModel:
         """What encodes rows, where the model is of a table."""
         return self.description.table and TableTransform.from_dict(self.description.table)
 
+    @cached_property
+    def tiling(self) -> Tiling:
+        """How images are cut into what the detector sees."""
+        return self.description.tiling
+
     def predict(
         self,
         images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path | NDArray[np.uint8]],
@@ -57,12 +63,12 @@ class TrainedModel:
         """Image scores and anomaly maps.
 
         Args:
-            images: a normalised float32 tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3]
-                of any size, uint8; the path of an image; or several paths or pixels [H, W, 3], each of its own size.
-                Of a table encoded rows [B, F], a frame, or the path of a file.
+            images: a normalised float32 tensor [B, 3, H, W] of the size that images are brought to; RGB pixels
+                [H, W, 3] or [B, H, W, 3] of any size, uint8; the path of an image; or several paths or pixels
+                [H, W, 3], each of its own size. Of a table encoded rows [B, F], a frame, or the path of a file.
 
         Returns:
-            Scores [B] and maps [B, H, W] of the model's size, if it draws any, higher is more anomalous; of a table's
+            Scores [B] and maps [B, H, W] of that size, if it draws any, higher is more anomalous; of a table's
             n columns [B, 1, n].
 
         Raises:
@@ -70,10 +76,10 @@ class TrainedModel:
             DataError: an image or table that cannot be read.
         """
         if isinstance(images, Tensor):
-            return self.detector.predict(images)
+            return predict_whole(self.detector.predict, images, self.tiling, BATCH)
         tensors = self._tensors(images) if self.table is None else self._rows(images)
-        batches = tensors.split(BATCH if self.table is None else ROWS)
-        return Prediction.joined([self.detector.predict_read(batch) for batch in batches])
+        tiles = self.tiling.batches(tensors, BATCH if self.table is None else ROWS)
+        return Prediction.joined(list(stitched(map(self.detector.predict_read, tiles), self.tiling)))
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
         if isinstance(table, pd.DataFrame):
@@ -142,7 +148,7 @@ def load(
     weights = backbone_weights or held or backbone["weights"]
     transform = ImageTransform(**description.transform, reading=Reading(**description.reading))
     tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
-    layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
+    layers, size = backbone["layers"], description.tiling.tile
     normalisation = backbones.Normalisation.from_dict(backbone["normalisation"])
     extractor = backbones.load(backbone["name"], weights, backbone["seed"], normalisation)
     counts = {name: description.options.get(name, 0) for name in _counts(kind)}

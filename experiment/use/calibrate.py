@@ -19,6 +19,7 @@ from detection.decision import FRESH, SURE, Thresholds, allowed_above, images_ne
 from detection.description import WEIGHTS, write_description
 from detection.normal_scores import NormalScores, normal_scores
 from detection.precision import precision_name
+from detection.whole_images import predict_whole
 from errors import DataError, UsageError
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, one_line_when_full
@@ -102,13 +103,15 @@ def _predictions(
     """
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     transform = allowing(model.transform, config.max_pixels)
-    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * config.batch_size, False)
+    at_once = model.tiling.images_in(config.batch_size)
+    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * at_once, False)
     with progress(name, total=len(items), unit="image") as bar:
-        while batch := list(islice(stream, config.batch_size)):
+        while batch := list(islice(stream, at_once)):
             if broken := [item for item in batch if item.error]:
                 raise DataError(f"{broken[0].error}; mend it or take it out: no image is left out of a calibration")
             levels += [item.brightness for item in batch]
-            prediction = score(torch.stack([item.tensor for item in batch]))
+            images = torch.stack([item.tensor for item in batch])
+            prediction = predict_whole(score, images, model.tiling, config.batch_size)
             if not prediction.scores.isfinite().all():
                 raise DataError(f"the model gives '{batch[0].path}' or an image after it a score that is no number")
             yield prediction

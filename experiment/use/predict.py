@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
+from detection.whole_images import predict_whole
 from errors import DataError
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
@@ -77,20 +78,19 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     transform = allowing(model.transform, config.max_pixels)
-    stream = read_ahead(
-        iter(inputs), transform, reader_count(config.num_workers), 2 * config.batch_size, draws_originals
-    )
+    at_once = model.tiling.images_in(config.batch_size)
+    stream = read_ahead(iter(inputs), transform, reader_count(config.num_workers), 2 * at_once, draws_originals)
     columns = WITH_REGIONS if config.regions else COLUMNS
     with (
         growing(config.out / TABLE, csv_lines([columns])) as write,
         region_files(config) as regions,
         progress("predict", total=inputs.total, unit="image") as bar,
     ):
-        while batch := list(islice(stream, config.batch_size)):
+        while batch := list(islice(stream, at_once)):
             read = [item.tensor for item in batch if not item.error]
             outside = outside and outside.with_images([item.brightness for item in batch if not item.error])
             start = time.perf_counter()
-            prediction = score(torch.stack(read)) if read else NOTHING
+            prediction = predict_whole(score, torch.stack(read), model.tiling, config.batch_size) if read else NOTHING
             scores = prediction.scores.tolist()
             counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
