@@ -255,9 +255,9 @@ def snippet(words):
 
 
 def test_every_snippet_is_run():
-    """By the two tests below and test_export.py."""
+    """By the two tests below, test_export.py and test_tiles.py."""
     found = [block for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"]
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 def test_python_snippet():

@@ -212,7 +212,7 @@ def test_augmented_tiles_and_held_out_images(tmp_path, mvtec):
 def test_what_is_done_with_a_model_of_tiles(cut, mvtec, tmp_path):
     """--test scores as training did; calibrate and extend make models of the same tiles."""
     again = tmp_path / "run"
-    shutil.copytree(cut.parents[4], again)
+    shutil.copytree(cut.parents[5], again)
     folder = run(again, mvtec, PATCHCORE, *CUT, words=("--test",))
     assert (folder / "predictions.csv").read_bytes() == (cut / "predictions.csv").read_bytes()
     good = str(mvtec / "bolt" / "train" / "good")
@@ -228,8 +228,8 @@ def test_what_is_done_with_a_model_of_tiles(cut, mvtec, tmp_path):
 def test_a_run_knows_its_tiles(cut, mvtec, tmp_path, capsys):
     """The same command does nothing anew, another overlap is another run, and a run of before had no tiles."""
     again = tmp_path / "run"
-    shutil.copytree(cut.parents[4], again)
-    time = (again.rglob("model.json").__next__()).stat().st_mtime_ns
+    shutil.copytree(cut.parents[5], again)
+    time = next(again.rglob("model.json")).stat().st_mtime_ns
     folder = run(again, mvtec, PATCHCORE, *CUT)
     assert (folder / "model.json").stat().st_mtime_ns == time
     with pytest.raises(UsageError, match=r"dataset\.overlap 0\.25, now 0\.0"):
