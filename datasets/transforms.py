@@ -73,7 +73,9 @@ class ImageTransform:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB image as uint8 [3, imagesize, imagesize]: a quarter of what is sent from process to process."""
-        image = image.resize(self._resized(*image.size), Image.Resampling.BILINEAR)
+        size = self._resized(*image.size)
+        if size != image.size:  # Pillow would copy it
+            image = image.resize(size, Image.Resampling.BILINEAR)
         if not self.random.is_identity:
             image = self._random(image)
         return torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
@@ -109,6 +111,8 @@ class ImageTransform:
         return round((size[0] - self.imagesize) / 2), round((size[1] - self.imagesize) / 2)
 
     def _cropped(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.imagesize, self.imagesize):
+            return image
         left, top = self._crop_starts(image.size)
         return image.crop((left, top, left + self.imagesize, top + self.imagesize))
 

@@ -189,6 +189,9 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--num_workers",
     "--bit_depth",  # these in test_reading
     "--max_pixels",
+    "--tile",  # these in test_tiles
+    "--overlap",
+    "--skip_empty_tiles",
     "--subdatasets",
     "--normal_dir",
     "--normal_test_dir",

@@ -25,7 +25,7 @@ from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, one_line_when_full
 from experiment.machine.progress import progress
 from experiment.model_config import CalibrateConfig
-from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.inputs import Inputs, Item, allowing, images_at_once, read_ahead
 from experiment.use.unused import refuse_unused_weights
 from files import new_folder, readable
 from methods import load
@@ -103,8 +103,8 @@ def _predictions(
     """
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     transform = allowing(model.transform, config.max_pixels)
-    at_once = model.tiling.images_in(config.batch_size)
-    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * at_once, False)
+    at_once, ahead = images_at_once(model.tiling, config.batch_size)
+    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), ahead, False)
     with progress(name, total=len(items), unit="image") as bar:
         while batch := list(islice(stream, at_once)):
             if broken := [item for item in batch if item.error]:

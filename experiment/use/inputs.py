@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets import ImageTransform, brightness_of, images_in, read_image, refuse_video, require_images, videos_in
+from datasets import (
+    ImageTransform,
+    Tiling,
+    brightness_of,
+    images_in,
+    read_image,
+    refuse_video,
+    require_images,
+    videos_in,
+)
 from errors import DataError, UsageError, first_line
 from experiment.show.names import Names
 from experiment.use.folder import holds_drawings
@@ -122,6 +131,15 @@ def allowing(transform: ImageTransform, max_pixels: int | None) -> ImageTransfor
     if max_pixels is None:
         return transform
     return replace(transform, reading=replace(transform.reading, max_pixels=max_pixels))
+
+
+def images_at_once(tiling: Tiling, batch_size: int) -> tuple[int, int]:
+    """How many images are predicted at once in tiles, `batch_size` together, and how many are read before they are.
+
+    One that has more tiles is large, and takes long: no other is read beside it.
+    """
+    images = tiling.images_in(batch_size)
+    return images, 1 if tiling.count > batch_size else 2 * images
 
 
 def read_ahead(

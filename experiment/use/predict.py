@@ -25,7 +25,7 @@ from experiment.record.sheets import quote_formula
 from experiment.show.pictures import captioned, encoded, panel
 from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, WITH_REGIONS, check_free, own_folder
 from experiment.use.growing import csv_lines, growing
-from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.inputs import Inputs, Item, allowing, images_at_once, read_ahead
 from experiment.use.maps import full_size, raw
 from experiment.use.normal import among_normal, normal_said
 from experiment.use.region_files import RegionFiles, region_files, region_pictures
@@ -78,8 +78,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     draws_originals = config.full_size and config.map in ("overlay", "both")
     transform = allowing(model.transform, config.max_pixels)
-    at_once = model.tiling.images_in(config.batch_size)
-    stream = read_ahead(iter(inputs), transform, reader_count(config.num_workers), 2 * at_once, draws_originals)
+    at_once, ahead = images_at_once(model.tiling, config.batch_size)
+    stream = read_ahead(iter(inputs), transform, reader_count(config.num_workers), ahead, draws_originals)
     columns = WITH_REGIONS if config.regions else COLUMNS
     with (
         growing(config.out / TABLE, csv_lines([columns])) as write,
@@ -202,8 +202,9 @@ def _pictures(
         image = item.tensor.permute(1, 2, 0).numpy() if item.original is None else item.original
         outlined = regions and (regions.mask if config.full_size else regions.seen(len(image)))
         picture = panel(image, None, anomaly_map, model.description.map_range, outlined)
-        content = encoded(captioned(picture, score, threshold), ".png")
-        drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", content))
+        picture = captioned(picture, score, threshold)  # under one name: large ones are not kept
+        drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", encoded(picture, ".png")))
+        del picture
     if config.map in ("raw", "both"):
         name = f"{MAPS}/{item.name}.{config.raw_format}"
         drawn.append(("map", name, raw(anomaly_map, config.raw_format)))
