@@ -24,7 +24,7 @@ from detection.description import DESCRIPTION, WEIGHTS, Description, read_descri
 from detection.detector import Detector
 from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
-from detection.whole_images import predict_whole, stitched
+from detection.whole_images import stitched
 from errors import DataError
 from files import write_bytes
 from late import pandas as pd
@@ -76,10 +76,11 @@ class TrainedModel:
             DataError: an image or table that cannot be read.
         """
         if isinstance(images, Tensor):
-            return predict_whole(self.detector.predict, images, self.tiling, BATCH)
-        tensors = self._tensors(images) if self.table is None else self._rows(images)
-        tiles = self.tiling.batches(tensors, BATCH if self.table is None else ROWS)
-        return Prediction.joined(list(stitched(map(self.detector.predict_read, tiles), self.tiling)))
+            predict, size = self.detector.predict, BATCH if self.tiling.count > 1 else max(1, len(images))
+        else:
+            images = self._tensors(images) if self.table is None else self._rows(images)
+            predict, size = self.detector.predict_read, BATCH if self.table is None else ROWS
+        return Prediction.joined(list(stitched(map(predict, self.tiling.batches(images, size)), self.tiling)))
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
         if isinstance(table, pd.DataFrame):

@@ -1,44 +1,31 @@
 """What a detector says of whole images, from what it says of their tiles."""
 
-from collections.abc import Callable, Iterable, Iterator
-
-from torch import Tensor
+from collections.abc import Iterable, Iterator
 
 from datasets import Stitch, Tiling
 from detection.prediction import Prediction
 
 
-def predict_whole(
-    predict: Callable[[Tensor], Prediction], images: Tensor, tiling: Tiling, batch_size: int
-) -> Prediction:
-    """The prediction of images [B, ..., H, W] by what predicts tiles, of which it is given `batch_size` at once.
-
-    Images that are not cut are predicted together.
-
-    Raises:
-        ValueError: images of another size.
-    """
-    if tiling.count == 1:
-        return predict(images)
-    found = list(stitched(map(predict, tiling.batches(images, batch_size)), tiling))
-    return found[0] if len(found) == 1 else Prediction.joined(found)  # joining copies
-
-
 def stitched(tiles: Iterable[Prediction], tiling: Tiling) -> Iterator[Prediction]:
     """Predictions of images from those of their tiles, one after another.
 
-    An image's score is the highest of its tiles', and the terms are those of that tile; its map is made by Stitch.
+    An image's score is the highest of its tiles', and the terms are those of that tile; its map is made by Stitch. The
+    predictions of images [B, ..., H, W], in tiles of which `size` are predicted at once, are
+
+        stitched(map(predict, tiling.batches(images, size)), tiling)
 
     Args:
         tiles: of all tiles of one image, then of the next, in batches of any size.
         tiling: how the images are cut.
 
-    Yields:
+    Returns:
         Of images that are not cut the batches as they come; else of one image at a time, its map on the CPU.
     """
-    if tiling.count == 1:
-        yield from tiles
-        return
+    return iter(tiles) if tiling.count == 1 else _stitched(tiles, tiling)
+
+
+def _stitched(tiles: Iterable[Prediction], tiling: Tiling) -> Iterator[Prediction]:
+    """The same of images that are cut."""
     scored: list[Prediction] = []  # of the image that is under way, without maps
     stitch = None
     done = 0

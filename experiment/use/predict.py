@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
-from detection.whole_images import predict_whole
+from detection.whole_images import stitched
 from errors import DataError
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
@@ -90,7 +90,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs, 
             read = [item.tensor for item in batch if not item.error]
             outside = outside and outside.with_images([item.brightness for item in batch if not item.error])
             start = time.perf_counter()
-            prediction = predict_whole(score, torch.stack(read), model.tiling, config.batch_size) if read else NOTHING
+            tiles = model.tiling.batches(torch.stack(read), config.batch_size) if read else ()
+            prediction = Prediction.joined([*stitched(map(score, tiles), model.tiling)] or [NOTHING])
             scores = prediction.scores.tolist()
             counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
