@@ -303,7 +303,7 @@ def measure_class(
     precision: torch.dtype,
 ) -> Iterable[dict]:
     """A row for every setting and seed of one class, and for the peers of a detector behind its last setting."""
-    size, seeds = (data.imagesize, data.imagesize), arguments.seeds
+    size, seeds = data.tiling.tile, arguments.seeds
     known: Known = {}
     groups = by_features(configs)
     peers: list[dict] = []
@@ -392,8 +392,8 @@ def prepared(
     for note in found.notes if is_first else ():
         click.echo(note, err=True)
     samples, data = found.samples, replace(data, reading=found.reading)
-    extractor = load_backbone(config.backbones[0], config, 0, data.imagesize)
-    embedder = build(extractor, config, (data.imagesize, data.imagesize), 0, torch.float32, device)
+    extractor = load_backbone(config.backbones[0], config, 0, data.tiling.tile)
+    embedder = build(extractor, config, data.tiling.tile, 0, torch.float32, device)
     if embedder.light is not None:
         learn_light_of(name, embedder, samples, data)
     banks = build_banks(name, embedder, shown(samples, data), data, "auto")

@@ -101,7 +101,7 @@ def measure_class(
     precision: torch.dtype,
 ) -> Iterator[dict]:
     """A row for every setting, seed and change of one class."""
-    size, seeds = (data.imagesize, data.imagesize), arguments.seeds
+    size, seeds = data.tiling.tile, arguments.seeds
     known: Known = {}
     for settings in by_features(configs):
         first = configs[settings[0]]

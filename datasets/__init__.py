@@ -25,8 +25,10 @@ from datasets.sample import ClassSamples, DatasetReader, Sample, Saturation, spl
 from datasets.sdd import SDD
 from datasets.sdd2 import SDD2
 from datasets.seen import Seen
+from datasets.single_tiles import TileDataset
 from datasets.sizes import ImageSizes
 from datasets.table import TABLE, TableOptions, TableTransform, read_table, read_whole_table, table_reader
+from datasets.tiles import Stitch, Tiling, spread
 from datasets.transforms import AUGMENT, RANDOM, ImageTransform, RandomTransform, normalised, pixels_of, unpacked
 from datasets.video import refuse_video, videos_in
 from datasets.visa import VISA
@@ -60,8 +62,11 @@ __all__ = [
     "Saturation",
     "Seen",
     "Shuffled",
+    "Stitch",
     "TableOptions",
     "TableTransform",
+    "TileDataset",
+    "Tiling",
     "assembly_reader",
     "bit_depth_of",
     "brightness_of",
@@ -88,6 +93,7 @@ __all__ = [
     "remarks_on_masks",
     "require_images",
     "split",
+    "spread",
     "table_reader",
     "unpacked",
     "videos_in",

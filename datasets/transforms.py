@@ -78,7 +78,8 @@ class ImageTransform:
         a pixel is made of nothing but pixels of interest, else 0.
         """
         size = self._resized(*image.size)
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        if size != image.size:  # Pillow would copy it
+            image = image.resize(size, Image.Resampling.BILINEAR)
         inside = None if interest is None else self._wholly_inside(interest, size)
         if not self.random.is_identity:
             image, inside = (self._random(image), None) if inside is None else self._random_pair(image, inside)
@@ -136,6 +137,8 @@ class ImageTransform:
         return round((size[0] - self.imagesize) / 2), round((size[1] - self.imagesize) / 2)
 
     def _cropped(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.imagesize, self.imagesize):
+            return image
         left, top = self._crop_starts(image.size)
         return image.crop((left, top, left + self.imagesize, top + self.imagesize))
 

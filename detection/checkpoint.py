@@ -22,6 +22,7 @@ from datasets import (
     ImageTransform,
     Reading,
     TableTransform,
+    Tiling,
     digest_of,
     pixels_of_interest,
     read_image,
@@ -35,6 +36,7 @@ from detection.description import DESCRIPTION, EACH, MASK, WEIGHTS, Description,
 from detection.detector import Detector
 from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
+from detection.whole_images import stitched
 from errors import DataError
 from files import write_bytes
 from late import pandas as pd
@@ -62,6 +64,11 @@ class TrainedModel:
         """What encodes rows, where the model is of a table."""
         return self.description.table and TableTransform.from_dict(self.description.table)
 
+    @cached_property
+    def tiling(self) -> Tiling:
+        """How images are cut into what the detector sees."""
+        return self.description.tiling
+
     def predict(
         self,
         images: Tensor | NDArray[np.uint8] | pd.DataFrame | str | Path | Sequence[str | Path | NDArray[np.uint8]],
@@ -70,14 +77,14 @@ class TrainedModel:
         """Image scores and anomaly maps.
 
         Args:
-            images: a normalised float32 tensor [B, 3, H, W] of the model's size; RGB pixels [H, W, 3] or [B, H, W, 3]
-                of any size, uint8; the path of an image; or several paths or pixels [H, W, 3], each of its own size.
-                Of a table encoded rows [B, F], a frame, or the path of a file.
+            images: a normalised float32 tensor [B, 3, H, W] of the size that images are brought to; RGB pixels
+                [H, W, 3] or [B, H, W, 3] of any size, uint8; the path of an image; or several paths or pixels
+                [H, W, 3], each of its own size. Of a table encoded rows [B, F], a frame, or the path of a file.
             masks: of interest, a path or bool [H, W] for every image, of a model that was trained with one per image.
                 One that is the same for all images the model has itself.
 
         Returns:
-            Scores [B] and maps [B, H, W] of the model's size, if it draws any, higher is more anomalous, NaN where an
+            Scores [B] and maps [B, H, W] of that size, if it draws any, higher is more anomalous, NaN where an
             image is of no interest; of a table's n columns [B, 1, n].
 
         Raises:
@@ -87,10 +94,13 @@ class TrainedModel:
         if (masks is None) == (self.description.mask_of_interest == EACH):
             raise ValueError(f"masks: the model needs {'one per image' if masks is None else 'none'}")
         if isinstance(images, Tensor):
-            return self.detector.predict(images, self._of_tensors(len(images), masks))
-        tensors = self._tensors(images, masks) if self.table is None else self._rows(images)
-        batches = tensors.split(BATCH if self.table is None else ROWS)
-        return Prediction.joined([self.detector.predict_read(batch) for batch in batches])
+            if (interest := self._of_tensors(len(images), masks)) is not None:
+                return self.detector.predict(images, interest)  # such images are not cut
+            predict, size = self.detector.predict, BATCH if self.tiling.count > 1 else max(1, len(images))
+        else:
+            images = self._tensors(images, masks) if self.table is None else self._rows(images)
+            predict, size = self.detector.predict_read, BATCH if self.table is None else ROWS
+        return Prediction.joined(list(stitched(map(predict, self.tiling.batches(images, size)), self.tiling)))
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
         if isinstance(table, pd.DataFrame):
@@ -189,7 +199,7 @@ def load(
     weights = backbone_weights or held or backbone["weights"]
     transform = ImageTransform(**description.transform, reading=Reading(**description.reading))
     tensors = _read_weights(folder / WEIGHTS, description.checkpoint_sha256)
-    layers, size = backbone["layers"], (transform.imagesize, transform.imagesize)
+    layers, size = backbone["layers"], description.tiling.tile
     normalisation = backbones.Normalisation.from_dict(backbone["normalisation"])
     extractor = backbones.load(backbone["name"], weights, backbone["seed"], normalisation)
     counts = {name: description.options.get(name, 0) for name in _counts(kind)}

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 
 import backbones
-from datasets import ImageSizes, Reading, TableTransform, digest_of, read_interest
+from datasets import ImageSizes, Reading, TableTransform, Tiling, digest_of, read_interest
 from detection.decision import Thresholds
 from detection.detector import Detector
 from detection.precision import PRECISIONS
@@ -49,6 +49,7 @@ class Description:
         image_sizes: of the files that it was trained on; None of rows, and where older models do not say it.
         mask_of_interest: the SHA-256 of the one for all images, EACH where every image has its own; None where all of
             them is looked at.
+        tiles: as described_tiles says; None where images are not cut.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Description:
     reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
     image_sizes: ImageSizes | None = None
     mask_of_interest: str | None = None
+    tiles: dict[str, Any] | None = None
 
     @property
     def keeps_mask(self) -> bool:
@@ -91,6 +93,14 @@ class Description:
             raise UsageError(f"--mask_of_interest {given}: the model in '{folder}' {own}: leave it out")
 
     @property
+    def tiling(self) -> Tiling:
+        """How images are cut into what the detector sees."""
+        whole = (self.transform["imagesize"],) * 2
+        if self.tiles is None:
+            return Tiling(whole, whole)
+        return Tiling(whole, (self.tiles["height"], self.tiles["width"]), self.tiles["overlap"])
+
+    @property
     def draws_maps(self) -> bool:
         """Whether there are anomaly maps."""
         return self.map_range is not None
@@ -108,6 +118,12 @@ def described(reading: Reading) -> dict[str, Any]:
 def kind_of_interest(path: Path) -> str:
     """What a description says of the mask of interest in a file, or of those in a folder."""
     return EACH if path.is_dir() else digest_of(read_interest(path))
+
+
+def described_tiles(tiling: Tiling, skip_empty: float) -> dict[str, Any]:
+    """What a description says of tiles: their width, height and overlap, and which were not trained on."""
+    height, width = tiling.tile
+    return {"width": width, "height": height, "overlap": tiling.overlap, "skip_empty_tiles": skip_empty}
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -179,6 +195,9 @@ def _check(description: Description, kind: type[Detector]) -> None:
             raise ValueError(f"{name} is {value!r}")
     if transform["resize_mode"] not in ("aspect", "square") or len(of_maps) not in (0, 3):
         raise ValueError(f"resize_mode is {transform['resize_mode']!r}, map_range {description.map_range}")
+    if description.tiles is not None:
+        _check_tiles(description.tiles)
+    description.tiling  # noqa: B018 - ValueError where there is no such one
     reading = description.reading
     if (
         reading.keys() != UNSAID.keys()
@@ -204,6 +223,12 @@ def _check(description: Description, kind: type[Detector]) -> None:
         if widths != description.options["columns"][part]:
             raise ValueError(f"its table has columns of widths {widths}, its model of others")
     description.dtype  # noqa: B018 - KeyError where there is no such precision
+
+
+def _check_tiles(tiles: Mapping[str, Any]) -> None:
+    kinds = {"width": int, "height": int, "overlap": float, "skip_empty_tiles": float}
+    if tiles.keys() != kinds.keys() or not all(is_of(tiles[name], kind, LARGEST) for name, kind in kinds.items()):
+        raise ValueError(f"tiles is {tiles}")
 
 
 def _are_scores(thresholds: Thresholds) -> bool:

@@ -28,6 +28,8 @@ class Prediction:
     def joined(cls, parts: Sequence["Prediction"]) -> "Prediction":
         """One of several batches, at least one, by one detector."""
         first = parts[0]
+        if len(parts) == 1:
+            return first
         terms = {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms}
         maps = None if first.maps is None else torch.cat([part.maps for part in parts])
         return cls(torch.cat([part.scores for part in parts]), maps, terms)

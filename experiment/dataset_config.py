@@ -1,11 +1,12 @@
 """Which images or rows are trained and tested on, and how they are read."""
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import AUGMENT, DATASETS, RANDOM, DatasetReader, ImageTransform, RandomTransform, Reading
+from datasets import AUGMENT, DATASETS, RANDOM, DatasetReader, ImageTransform, RandomTransform, Reading, Tiling
 from errors import UsageError
 from experiment.config import check_seed
 from options import WIDEST, build, declared, option
@@ -59,6 +60,25 @@ class DatasetConfig:
         metavar="FILE|FOLDER",
         shown="all is looked at",
     )
+    tile: str | None = option(
+        None,
+        "Cut every image, once it is resized, into tiles of this size in pixels, a number or WIDTHxHEIGHT; the network "
+        "sees tiles.",
+        metavar="SIZE[xSIZE]",
+        shown="whole images",
+    )
+    overlap: float = option(
+        0.0,
+        "Share of its width and height that a tile has in common with the next one; maps are blended there.",
+        at_least=0,
+        below=1,
+    )
+    skip_empty_tiles: float = option(
+        0.0,
+        "Do not train on tiles whose grey values (0 to 255) have a standard deviation below this.",
+        at_least=0,
+        shown="0: on all",
+    )
     reading: Reading = field(default_factory=Reading)
     random: RandomTransform = field(default_factory=RandomTransform)
     augment: bool = option(
@@ -79,6 +99,18 @@ class DatasetConfig:
         if self.resize_mode == "aspect" and self.resize < self.imagesize:
             raise UsageError(
                 f"--resize {self.resize} is smaller than --imagesize {self.imagesize}, the crop taken from it"
+            )
+        if self.tile is not None and not re.fullmatch("[1-9][0-9]{0,6}(x[1-9][0-9]{0,6})?", self.tile):
+            raise UsageError(f"--tile {self.tile}: expected a size in pixels, such as 256 or 256x128 (width x height)")
+        if max(self._tile) > self.imagesize:
+            raise UsageError(
+                f"--tile {self.tile} is larger than the images that it is cut from, of {self.imagesize} x "
+                f"{self.imagesize} pixels: choose a smaller one, or a larger --imagesize"
+            )
+        if self.tiling.count > 1 and self.mask_of_interest is not None:
+            raise UsageError(
+                "--tile and --mask_of_interest do not go together, for a tile may have nothing of interest: crop the "
+                "images to what is of interest, or leave one of them out"
             )
 
     @classmethod
@@ -126,6 +158,17 @@ class DatasetConfig:
         """What reads the dataset of this name; KeyError where there is none."""
         base = DATASETS[self.name]
         return base if self.options is None else base.of(self.options)
+
+    @property
+    def _tile(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        width, *height = map(int, (self.tile or str(self.imagesize)).split("x"))
+        return (*height, width)[0], width
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images are cut; without --tile into one tile, the whole image."""
+        return Tiling((self.imagesize, self.imagesize), self._tile, self.overlap)
 
     @property
     def train_transform(self) -> ImageTransform:

@@ -64,8 +64,8 @@ def run(config: RunConfig, detectors: Mapping[str, Sequence[Choice]]) -> None:
     if config.test:
         trained = [check_trained(job, config) for one in runs for task in one.tasks for job in task.jobs]
         wanted = precision_name(trained[0].dtype)
-    for (*_, layers, imagesize, _), source in sources.items():
-        source.build(layers, (imagesize, imagesize), device)
+    for (*_, layers, size, _), source in sources.items():
+        source.build(layers, size, device)
     create_directory(config.family, "--results_path")
     _say(config, runs)
     if config.overwrite:

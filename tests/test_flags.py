@@ -199,6 +199,9 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--mask_of_interest",  # in test_interest
     "--bit_depth",  # these in test_reading
     "--max_pixels",
+    "--tile",  # these in test_tiles
+    "--overlap",
+    "--skip_empty_tiles",
     "--subdatasets",
     "--normal_dir",
     "--normal_test_dir",

@@ -196,7 +196,7 @@ def test_whatever_a_network_raises_is_one_line(strangers, monkeypatch):
 
 def choose(name, layer, side):
     backbone = BackboneConfig(name, name, (layer,), None)
-    return load_backbone(backbone, DetectorConfig("net", (backbone,), "random", {}), 0, side)
+    return load_backbone(backbone, DetectorConfig("net", (backbone,), "random", {}), 0, (side, side))
 
 
 @pytest.mark.parametrize(

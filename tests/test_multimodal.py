@@ -620,7 +620,7 @@ def test_pixels_and_tables_need_no_backbone(tmp_path, mvtec, table):
         ([*SMALL_MULTIMODAL, "dataset", "mvtec", "MVTEC", "dataset", "mvtec", "MVTEC"], "two classes are called"),
         (
             [*SMALL_MULTIMODAL, "dataset", "mvtec", "MVTEC", "dataset", "--imagesize", "64", "elpv"],
-            "one --imagesize, not of 64 and 256",
+            "one --imagesize, or tiles of one --tile, not of 64 and 256",
         ),
         (["multimodal", "dataset", "table", "TABLE"], "needs to be told its column of labels"),
         (["multimodal", "dataset", "--label", "ill", "table", "TABLE"], "has no column 'ill'"),

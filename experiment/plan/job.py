@@ -7,7 +7,7 @@ from typing import Any
 
 import backbones
 from datasets import ClassSamples, ImageSizes
-from detection.description import described, kind_of_interest
+from detection.description import described, described_tiles, kind_of_interest
 from experiment.config import JobName, RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
@@ -83,6 +83,7 @@ def make_job(
         "transform": {"resize": data.resize, "imagesize": data.imagesize, "resize_mode": data.resize_mode},
         "reading": described(data.reading),
         "mask_of_interest": None if data.mask_of_interest is None else kind_of_interest(data.mask_of_interest),
+        "tiles": None if data.tile is None else described_tiles(data.tiling, data.skip_empty_tiles),
         "table": None if samples.table is None else samples.table.to_dict(),
         "detector": detector.command,
         "options": {**detector.options, **kind.options_of_class(detector.options, name.class_name), **part},

@@ -77,9 +77,9 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known,
 
 
 def load_backbone(
-    backbone: BackboneConfig, config: DetectorConfig | BackboneOptions, seed: int, imagesize: int
+    backbone: BackboneConfig, config: DetectorConfig | BackboneOptions, seed: int, size: tuple[int, int]
 ) -> backbones.FeatureExtractor:
-    """A backbone whose layers are known to exist and to see all of the images; says what they are.
+    """A backbone whose layers are known to exist and to see all of images of (height, width); says what they are.
 
     Raises:
         UsageError: an unknown backbone or layer, no layer, or images of a size that leaves borders unseen.
@@ -90,8 +90,8 @@ def load_backbone(
         raise UsageError(
             f"-b {backbone.label} needs layers, such as -le layer2: its layers are {', '.join(extractor.layers())}"
         )
-    infos = extractor.layer_info(backbone.layers, (imagesize, imagesize))
-    extractor.check_size(backbone.layers, (imagesize, imagesize))
+    infos = extractor.layer_info(backbone.layers, size)
+    extractor.check_size(backbone.layers, size)
     if backbone.name == backbones.PIXELS:
         return extractor
     shown = ", ".join(f"{i.name} ({i.channels} channels, stride {i.stride}, {i.grid[0]} x {i.grid[1]})" for i in infos)
@@ -111,7 +111,7 @@ def check_detector(
     extractor: backbones.FeatureExtractor,
     backbone: BackboneConfig,
     config: DetectorConfig,
-    imagesize: int,
+    size: tuple[int, int],
     is_masked: bool = False,
 ) -> list[str]:
     """See that a detector can be built on a backbone and, where they are masked, leave out parts of images.
@@ -124,7 +124,7 @@ def check_detector(
     """
     with backbones.shapes_only():
         kind = DETECTORS[config.command].variant(config.options)
-        detector = kind(extractor, backbone.layers, (imagesize, imagesize), **config.options)
+        detector = kind(extractor, backbone.layers, size, **config.options)
         detector.check()
         if is_masked and detector.not_masked:
             raise UsageError(f"--mask_of_interest is not for {config.command} as it is here: {detector.not_masked}")

@@ -15,6 +15,7 @@ from experiment.plan.job import make_job
 from experiment.plan.reading import ClassFound
 from experiment.plan.resolve import Known, check_detector, find_classes, load_backbone, read_samples
 from experiment.plan.task import Sources, Task
+from experiment.plan.tiles import in_words_of_tiles
 from files import partial, readable, sha256_of
 from methods import DETECTORS
 from options import declared
@@ -154,16 +155,17 @@ def plan_run(
         problem = next((problems[key] for key in keys if key in problems), None)
         tasks.append(Task(tuple(jobs), config, detector, problem, called))
     checked, said = set(), []
-    for task in tasks:
-        backbone = detector.backbones[task.name.backbone]
-        if task.backbone not in sources:
-            sources[task.backbone] = load_backbone(backbone, detector, task.name.seed, task.imagesize)
-        if backbone not in checked:
-            options = task.jobs[0].identity["options"]
-            own = replace(detector, options=options)
-            is_masked = any(data.mask_of_interest is not None for data in datasets)
-            said += check_detector(sources[task.backbone], backbone, own, task.imagesize, is_masked)
-            checked.add(backbone)
+    is_masked = any(data.mask_of_interest is not None for data in datasets)
+    with in_words_of_tiles(datasets):
+        for task in tasks:
+            backbone = detector.backbones[task.name.backbone]
+            if task.backbone not in sources:
+                sources[task.backbone] = load_backbone(backbone, detector, task.name.seed, task.size)
+            if backbone not in checked:
+                options = task.jobs[0].identity["options"]
+                own = replace(detector, options=options)
+                said += check_detector(sources[task.backbone], backbone, own, task.size, is_masked)
+                checked.add(backbone)
     notes = _notes_of_roots(datasets, [root for root, _ in found]) + _geometry_notes(datasets, looked_at)
     notes += _notes_of_names(detector, names) + said
     notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)
@@ -188,9 +190,15 @@ def _check_sizes(command: str, is_joint: bool, datasets: Sequence[DatasetConfig]
         raise UsageError(f"{command} is trained on one dataset, not {len(datasets)}: {joint} takes several")
     if not is_joint and datasets[0].name == TABLE:
         raise UsageError(f"{command} reads images, and dataset {TABLE} has none: {joint} reads tables")
-    sizes = {data.imagesize for data in _images(datasets)}
+    images = _images(datasets)
+    if any(data.tile for data in images) and len(images) < len(datasets):
+        raise UsageError(
+            f"{command} takes no --tile where it learns from tables too, whose rows are whole: leave it out"
+        )
+    sizes = {data.tiling.tile: str(data.tile or data.imagesize) for data in images}
     if len(sizes) > 1:
-        raise UsageError(f"one model sees images of one --imagesize, not of {' and '.join(map(str, sorted(sizes)))}")
+        shown = " and ".join(sizes[size] for size in sorted(sizes))
+        raise UsageError(f"one model sees images of one --imagesize, or tiles of one --tile, not of {shown}")
 
 
 def _with_one_size(datasets: Sequence[DatasetConfig]) -> list[DatasetConfig]:

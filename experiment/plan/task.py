@@ -16,7 +16,7 @@ from methods import DETECTORS
 from options import declared
 
 EMBED_BATCH, GPU_EMBED_BATCH = 8, 32  # images embedded at once where the training batch is smaller
-FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], int, int | None]
+FeatureKey = tuple[str, str, backbones.Normalisation, tuple[str, ...], tuple[int, int], int | None]
 Sources = dict[FeatureKey, backbones.FeatureExtractor]
 
 
@@ -58,18 +58,18 @@ class Task:
         return " ".join(filter(None, (self.called, self.run.point, label_of(self.jobs))))
 
     @property
-    def imagesize(self) -> int:
-        """Side of the images, of which a model sees one size."""
-        return self.jobs[0].data.imagesize
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network sees, images or their tiles, which a model sees one size of."""
+        return self.jobs[0].data.tiling.tile
 
     @property
     def backbone(self) -> FeatureKey:
-        """What decides the backbone's maps: name, weights, normalisation, layers, image size and, of random weights,
-        the seed."""
+        """What decides the backbone's maps: name, weights, normalisation, layers, size of what is seen and, of random
+        weights, the seed."""
         own, weights = self.detector.backbones[self.name.backbone], self.detector.backbone_weights
         seed = own.seed_in(self.name.seed) if weights == "random" else None
         normalisation = backbones.normalisation_of(own.name, self.detector.normalisation)
-        return own.name, weights, normalisation, own.layers, self.imagesize, seed
+        return own.name, weights, normalisation, own.layers, self.size, seed
 
     @property
     def images(self) -> tuple[Any, ...]:
@@ -101,9 +101,9 @@ class Task:
     ) -> Detector:
         """The detector, fresh; with a light that was learned, where there is one."""
         backbone = self.detector.backbones[self.name.backbone]
-        options, size = self.jobs[0].identity["options"], (self.imagesize,) * 2
+        options = self.jobs[0].identity["options"]
         kind = DETECTORS[self.detector.command].variant(options)
-        detector = kind(source, backbone.layers, size, seed=self.jobs[0].seed, precision=precision, **options)
+        detector = kind(source, backbone.layers, self.size, seed=self.jobs[0].seed, precision=precision, **options)
         detector.light = light or detector.light
         return detector.to(device)
 

@@ -78,6 +78,10 @@ def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetCo
     for data in datasets:
         if data.name == TABLE:
             yield from _idle_on_table(data)
+        elif data.tiling.count == 1:
+            why = "without --tile, or with one as large as the image"
+            yield Idle("--overlap", data.overlap > 0, why)
+            yield Idle("--skip_empty_tiles", data.skip_empty_tiles > 0, why)
 
 
 def _idle_of_detector(detector: DetectorConfig) -> Iterator[Idle]:
@@ -126,6 +130,9 @@ def _idle_on_table(data: DatasetConfig) -> Iterator[Idle]:
         is_given = getattr(data.random, own.name) != getattr(unchanged, own.name)
         yield Idle(f"--{own.name} (or --augment)", is_given, why)
     yield Idle("--mask_of_interest", data.mask_of_interest is not None, why)
+    yield Idle("--tile", data.tile is not None, why)
+    yield Idle("--overlap", data.overlap > 0, why)
+    yield Idle("--skip_empty_tiles", data.skip_empty_tiles > 0, why)
     yield Idle("--bit_depth", data.reading.bit_depth is not None, why)
     yield Idle("--max_pixels", data.reading.max_pixels != Reading().max_pixels, why)
     if data.options.test_file is not None:

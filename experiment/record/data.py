@@ -67,7 +67,7 @@ def _values(kind: type, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options as their dataclass has them, of JSON's."""
     found = {}
     for own in declared(kind):
-        value = entry[own.name]
+        value = entry.get(own.name, own.default)  # of a run that is older than it
         if own.kind is Path and value is not None:
             value = Path(value)
         found[own.name] = tuple(value) if own.multiple else value

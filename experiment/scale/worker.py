@@ -143,12 +143,12 @@ def _source(task: Task, device: torch.device) -> backbones.FeatureExtractor:
                 f"DATA_PATH '{job.root}' does not exist on host {socket.gethostname()}: "
                 "all machines must have the data at the same path"
             )
-    name, weights, normalisation, layers, imagesize, seed = task.backbone
+    name, weights, normalisation, layers, size, seed = task.backbone
     expected = task.detector.backbone_weights_sha256
     if expected is not None and Path(weights).is_file() and sha256_of(Path(weights)) != expected:
         raise DataError(f"backbone weights '{weights}' on host {socket.gethostname()} are another file's than here")
     source = backbones.load(name, weights, seed or 0, normalisation)
-    source.build(layers, (imagesize, imagesize), device)
+    source.build(layers, size, device)
     return source
 
 

@@ -13,6 +13,7 @@ MASK_COLOUR = (0, 255, 0)  # of the mask's outline on the overlay
 CAPTION, FONT = 22, 13  # pixels
 SHOWN = 768  # pixels of a page's width
 NO_MAP = "no map"
+ROWS = 256  # of a map that are coloured at once: of a large one all would take much memory
 
 
 def panel(
@@ -34,11 +35,22 @@ def panel(
     Returns:
         RGB [H, 4 W, 3], or [H, 3 W, 3] without a mask.
     """
-    colours, overlay = (_blank(image), image) if anomaly_map is None else _heat(image, anomaly_map, *map_range)
-    if mask is None:
-        return np.concatenate([image, colours, overlay if regions is None else _outlined(overlay, regions)], axis=1)
-    filled = cv2.cvtColor(mask.astype(np.uint8) * 255, cv2.COLOR_GRAY2RGB)
-    return np.concatenate([image, filled, colours, _outlined(overlay, mask)], axis=1)
+    height, width = image.shape[:2]
+    drawn = np.empty((height, width * (3 if mask is None else 4), 3), np.uint8)
+    left, *middle, colours, overlay = np.split(drawn, drawn.shape[1] // width, axis=1)  # which share its memory
+    left[:] = image
+    for filled in middle:
+        filled[:] = mask[..., None] * np.uint8(255)
+    if anomaly_map is None:
+        colours[:], overlay[:] = _blank(image), image
+    else:
+        for top in range(0, height, ROWS):
+            rows = slice(top, top + ROWS)
+            colours[rows], overlay[rows] = _heat(image[rows], anomaly_map[rows], *map_range)
+    outlined = regions if mask is None else mask
+    if outlined is not None:
+        overlay[:] = _outlined(overlay, outlined)
+    return drawn
 
 
 def _outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

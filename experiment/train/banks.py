@@ -20,6 +20,7 @@ from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_f
 from experiment.machine.progress import progress
 from experiment.machine.usage import Peak, PeakMemory, Stopwatch
 from experiment.plan.task import Task, embed_batch
+from experiment.train.tiles import tiles_to_train_on
 
 
 class Embedded(NamedTuple):
@@ -34,7 +35,8 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassBanks:
-    """Embeddings of a class's images, for every job that reads the same features.
+    """Embeddings of a class's images or, where these are cut, of all their tiles; for every job that reads the same
+    features.
 
     Attributes:
         train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
@@ -45,6 +47,7 @@ class ClassBanks:
         defects: of the test images, for sPRO, see datasets.read_defects.
         brightness: of the test images, [N].
         normal_brightness: of the images that thresholds come from, [N]; empty where none of them is kept.
+        chosen: which tiles are trained on, see tiles_to_train_on.
         seconds: that embedding the images to train on took.
         peak: of memory while images were embedded.
     """
@@ -57,6 +60,7 @@ class ClassBanks:
     defects: list[Defect]
     brightness: NDArray[np.float64]
     normal_brightness: NDArray[np.float64]
+    chosen: NDArray[np.bool_] | None
     seconds: float
     peak: Peak
 
@@ -97,9 +101,11 @@ def build_banks(
         DataError: an image that cannot be used, or no room on the disk.
     """
     memory = PeakMemory(detector.device)
-    train = validation = None
+    train = validation = chosen = None
     if data.random.is_identity and not test_only:
         train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode, kept=kept)
+    if not test_only:
+        chosen = tiles_to_train_on(title, samples, data, kept)
     if samples.validation and not test_only:
         held_out = ImageDataset(samples.validation, data.test_transform)
         validation = embed_all(title, detector, held_out, data, mode, kept=kept)
@@ -118,7 +124,7 @@ def build_banks(
     regions = region_labels(samples.test, data.test_transform)
     defects = read_defects(samples.test, samples.saturation, data.test_transform)
     levels, seconds = normal.brightness if normal else np.empty(0), train.seconds if train else 0.0
-    return ClassBanks(*parts, masks, regions, defects, test.brightness, levels, seconds, memory.so_far())
+    return ClassBanks(*parts, masks, regions, defects, test.brightness, levels, chosen, seconds, memory.so_far())
 
 
 def embed_all(
@@ -130,8 +136,9 @@ def embed_all(
     masks: NDArray[np.bool_] | None = None,
     kept: Kept | None = None,
 ) -> Embedded:
-    """Read and embed images once; their masks are written into `masks` [N, H, W] if given."""
-    loader = BatchLoader(dataset, embed_batch(data.batch_size, detector.device), data.num_workers, kept=kept)
+    """Read images once and embed their tiles; their masks are written into `masks` [N, H, W] if given."""
+    tiling, size = data.tiling, embed_batch(data.batch_size, detector.device)
+    loader = BatchLoader(dataset, tiling.images_in(size), data.num_workers, kept=kept)
     embed, watch = Halving(detector.embed_read, "embedding", joined), Stopwatch(detector.device)
 
     @torch.no_grad()
@@ -141,13 +148,14 @@ def embed_all(
             if masks is not None:
                 masks[start : start + len(batch.masks)] = batch.masks.numpy()
                 start += len(batch.masks)
-            with watch:
-                features = embed(batch.images)
-            yield features
+            for tiles in tiling.batches(batch.images, size):
+                with watch:
+                    features = embed(tiles)
+                yield features
 
     stream = embeddings()
     first = next(stream)
-    bank = _allocate(shape_of(len(dataset), first), types_of(first), mode, detector.device)
+    bank = _allocate(shape_of(len(dataset) * tiling.count, first), types_of(first), mode, detector.device)
     bank.fill(chain([first], stream))
     return Embedded(bank, loader.seen, loader.brightness, watch.seconds)
 

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backbones import FeatureBank, Features
 from datasets import ClassSamples
 from detection import Detector, Normal, is_anomalous
@@ -22,11 +25,16 @@ class Trials(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training images of a class: what they are, how they are read, and their embeddings where they are kept."""
+    """The training images of a class: what they are, how they are read, and their embeddings where they are kept.
+
+    Attributes:
+        chosen: which tiles are trained on, see tiles_to_train_on.
+    """
 
     samples: ClassSamples
     data: DatasetConfig
     bank: "FeatureBank | _Part | None"
+    chosen: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.samples.train)
@@ -34,11 +42,12 @@ class TrainingSet:
     def part(self, indices: Sequence[int]) -> "TrainingSet":
         """Some of the images."""
         samples = replace(self.samples, train=[self.samples.train[i] for i in indices])
-        return TrainingSet(samples, self.data, self.bank and _Part(self.bank, indices))
+        bank = self.bank and _Part(self.bank, self.data.tiling.numbers(indices))
+        return TrainingSet(samples, self.data, bank, None if self.chosen is None else self.chosen[list(indices)])
 
     def training(self, detector: Detector, seed: int) -> TrainingEmbeddings:
         """What the detector is trained on."""
-        return TrainingEmbeddings(detector, self.samples, self.data, seed, self.bank)
+        return TrainingEmbeddings(detector, self.samples, self.data, seed, self.bank, self.chosen)
 
     def predictions(self, detector: Detector) -> Predictions:
         """What the detector says of them."""
@@ -85,7 +94,7 @@ def cross_validate(
 
 
 class _Part:
-    """Some images of a feature bank, which stay where they are."""
+    """Some of the samples of a feature bank, which stay where they are."""
 
     def __init__(self, bank: "FeatureBank | _Part", indices: Sequence[int]) -> None:
         self.bank = bank

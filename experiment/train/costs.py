@@ -5,10 +5,14 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from datasets import ImageDataset
-from detection import Detector, is_anomalous
+from detection import Detector, Prediction, is_anomalous
+from detection.whole_images import stitched
+from experiment.dataset_config import DatasetConfig
 from experiment.machine.usage import Peak, PeakMemory, Stopwatch
+from experiment.plan.task import embed_batch
 from experiment.record.cost import Cost
 from experiment.train.embeddings import ClassFeatures
 
@@ -32,7 +36,7 @@ def cost_of(features: ClassFeatures, threshold: float, spent: Spent) -> Cost:
     """
     detector = features.detector
     peak = spent.peak | spent.memory.so_far()
-    whole, rest = _milliseconds(detector, features.test.dataset, threshold)
+    whole, rest = _milliseconds(detector, features.test.dataset, features.job.data, threshold)
     return Cost(
         fit_seconds=spent.seconds,
         ms_from_file=whole,
@@ -50,20 +54,30 @@ def megabytes(model: torch.nn.Module) -> float:
 
 
 @torch.no_grad()
-def _milliseconds(detector: Detector, dataset: ImageDataset, threshold: float) -> tuple[float, float]:
+def _milliseconds(
+    detector: Detector, dataset: ImageDataset, data: DatasetConfig, threshold: float
+) -> tuple[float, float]:
     """Of an image from its file to its decision and map, and of those from its features on: medians."""
     detector.eval()
+    size = embed_batch(data.batch_size, detector.device)
     samples = [replace(sample, mask_paths=()) for sample in dataset.samples]  # which a decision does not need
     images = ImageDataset(samples[:: -(-len(samples) // TIMED)], dataset.transform)
     times = []
     for i in (0, *range(len(images))):
+        before = Stopwatch(detector.device)
+
+        def predict(tiles: Tensor, before: Stopwatch = before) -> Prediction:
+            with before:
+                embedded = detector.embed_read(tiles)
+            return detector.score(embedded)
+
         with Stopwatch(detector.device) as whole:
-            image, _ = images.read(i)
-            embedded = detector.embed_read(image[None])
-            with Stopwatch(detector.device) as rest:
-                prediction = detector.score(embedded)
-                is_anomalous(prediction.scores.cpu(), threshold)
-                if prediction.maps is not None:
-                    prediction.maps.cpu()
-        times.append((1000 * whole.seconds, 1000 * rest.seconds))
+            with before:
+                image, _ = images.read(i)
+            tiles = data.tiling.batches(image[None], size)
+            prediction = Prediction.joined(list(stitched(map(predict, tiles), data.tiling)))
+            is_anomalous(prediction.scores.cpu(), threshold)
+            if prediction.maps is not None:
+                prediction.maps.cpu()
+        times.append((1000 * whole.seconds, 1000 * (whole.seconds - before.seconds)))
     return tuple(map(median, zip(*times[1:], strict=True)))

@@ -59,7 +59,7 @@ def distill(config: DistillConfig) -> int:
     backbone, *more = parse_backbones(config.backbone.backbone_names, config.backbone.layers_to_extract_from)
     if more:
         raise UsageError("distill takes one backbone: give -b once")
-    source = load_backbone(backbone, config.backbone, config.seed, 2 * SIDE)
+    source = load_backbone(backbone, config.backbone, config.seed, (2 * SIDE, 2 * SIDE))
     paths = _paths(config.images)
     with one_line_when_full("lower --batch_size or --width"):
         device = choose_device((config.gpu,))

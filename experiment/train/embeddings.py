@@ -1,17 +1,30 @@
 """What a detector reads of a job's class: embeddings from a feature bank, or of the images again at every pass."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import repeat, tee
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat, tee
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from backbones import FeatureBank, Features
-from datasets import Batch, BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled, read_defects, region_labels
+from datasets import (
+    Batch,
+    BatchLoader,
+    ClassSamples,
+    ImageDataset,
+    Sample,
+    Shuffled,
+    TileDataset,
+    read_defects,
+    region_labels,
+)
 from detection import Detector, Prediction
+from detection.whole_images import stitched
+from errors import DataError
 from experiment.dataset_config import DatasetConfig
 from experiment.plan.job import Job
 from experiment.plan.task import embed_batch
@@ -22,16 +35,37 @@ UNKNOWN: NDArray[np.float64] = np.empty(0)  # brightness
 
 
 class TrainingEmbeddings:
-    """Batches of embeddings of normal images, in a new order at every pass."""
+    """Batches of embeddings of normal images, or of tiles of them, in a new order at every pass.
+
+    Args:
+        detector: what embeds.
+        samples, data: the images and how they are read.
+        seed: of the order.
+        bank: the embeddings of all tiles; None embeds them in every pass.
+        chosen: which tiles of every image are read, [N, tiles]; None: all.
+
+    Raises:
+        DataError: none is.
+    """
 
     def __init__(
-        self, detector: Detector, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
+        self,
+        detector: Detector,
+        samples: ClassSamples,
+        data: DatasetConfig,
+        seed: int,
+        bank: FeatureBank | None,
+        chosen: NDArray[np.bool_] | None = None,
     ) -> None:
+        tiling = data.tiling
+        self.chosen = np.arange(len(samples.train) * tiling.count) if chosen is None else np.flatnonzero(chosen)
+        if not len(self.chosen):
+            raise DataError(f"--skip_empty_tiles {data.skip_empty_tiles:g} leaves no tile to train on: lower it")
         self.detector = detector
         self.bank = bank
         self.batch_size = data.batch_size
-        self.order = Shuffled(len(samples.train), seed)
-        dataset = ImageDataset(samples.train, data.train_transform)
+        self.order = Shuffled(len(self.chosen), seed)
+        dataset = TileDataset(samples.train, data.train_transform, tiling, self.chosen)
         self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, self.order)
 
     def __len__(self) -> int:
@@ -39,7 +73,7 @@ class TrainingEmbeddings:
 
     def __iter__(self) -> Iterator[Features]:
         if self.bank is not None:
-            return self.bank.batches(self.batch_size, self.order)
+            return self.bank.batches(self.batch_size, self.chosen[list(self.order)])
         return (self.detector.embed_read(batch.images) for batch in self.loader)
 
     def pass_over(self) -> None:
@@ -49,6 +83,8 @@ class TrainingEmbeddings:
 
 class Predictions:
     """Predictions of images in batches, by the detector as it is then; with masks (bool [B, H, W]).
+
+    Images that are cut into tiles are predicted one by one, put together from what their tiles give.
 
     Args:
         detector: what predicts.
@@ -75,13 +111,15 @@ class Predictions:
         self.bank = bank
         self.masks = masks
         self._brightness = brightness
-        self.batch_size = SCORE_BATCH if bank else embed_batch(data.batch_size, detector.device)
+        self.batch_size = SCORE_BATCH if bank else embed_batch(data.batch_size, detector.device)  # of tiles
+        self.tiling = data.tiling
+        self.step = self.batch_size if self.tiling.count == 1 else 1  # images in a prediction
         self.dataset = ImageDataset(samples, data.test_transform)
         self.num_workers = data.num_workers
-        self.loader = None if bank else BatchLoader(self.dataset, self.batch_size, data.num_workers)
+        self.loader = None if bank else self._reader(samples)
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self.dataset) // self.step)
 
     @property
     def brightness(self) -> NDArray[np.float64]:
@@ -96,31 +134,41 @@ class Predictions:
     def maps_of(self, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | None]:
         """The anomaly maps [H, W] of some of the images; None where the detector draws none."""
         if self.bank is not None:
-            batches = map(self.detector.score, self.bank.batches(self.batch_size, indices))
+            chosen = self.tiling.numbers(indices)
+            tiles = map(self.detector.score, self.bank.batches(self.batch_size, chosen))
         else:
-            chosen = ImageDataset([self.dataset.samples[i] for i in indices], self.dataset.transform)
-            loader = BatchLoader(chosen, self.batch_size, self.num_workers)
-            batches = (self.detector.predict_read(batch.images) for batch in loader)
-        for prediction in batches:
+            loader = self._reader([self.dataset.samples[i] for i in indices])
+            tiles = map(self.detector.predict_read, self._tiles(loader))
+        for prediction in stitched(tiles, self.tiling):
             drawn = repeat(None, len(prediction.scores)) if prediction.maps is None else prediction.maps.cpu().numpy()
             yield from drawn
 
     def embeddings(self) -> Iterator[Features]:
-        """The images' embeddings, in batches."""
+        """The embeddings of the images' tiles, in batches."""
         if self.bank is not None:
             return self.bank.batches(self.batch_size)
-        return (self.detector.embed_read(batch.images) for batch in self.loader)
+        return map(self.detector.embed_read, self._tiles(self.loader))
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
         if self.bank is None:
             batches, same = tee(self._loaded())
-            predictions = map(self.detector.predict_read, (batch.images for batch in batches))
-            return zip(predictions, (batch.masks.numpy() for batch in same), strict=True)
-        predictions = map(self.detector.score, self.bank.batches(self.batch_size))
+            predictions = stitched(map(self.detector.predict_read, self._tiles(batches)), self.tiling)
+            masks = chain.from_iterable(batch.masks.split(self.step) for batch in same)
+            return zip(predictions, (own.numpy() for own in masks), strict=True)
+        predictions = stitched(map(self.detector.score, self.bank.batches(self.batch_size)), self.tiling)
         if self.masks is None:
             return zip(predictions, repeat(None), strict=False)
-        starts = range(0, len(self.dataset), self.batch_size)
-        return zip(predictions, (self.masks[i : i + self.batch_size] for i in starts), strict=True)
+        starts = range(0, len(self.dataset), self.step)
+        return zip(predictions, (self.masks[i : i + self.step] for i in starts), strict=True)
+
+    def _reader(self, samples: Sequence[Sample]) -> BatchLoader:
+        """Whole images, as many at once as give a batch of tiles."""
+        dataset = ImageDataset(samples, self.dataset.transform)
+        return BatchLoader(dataset, self.tiling.images_in(self.batch_size), self.num_workers)
+
+    def _tiles(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """The tiles of images that were read, in batches."""
+        return chain.from_iterable(self.tiling.batches(batch.images, self.batch_size) for batch in batches)
 
     def _loaded(self) -> Iterator[Batch]:
         yield from self.loader
@@ -140,7 +188,7 @@ class HeldOut:
         self.predictions = predictions
 
     def __len__(self) -> int:
-        return len(self.predictions)
+        return len(self.predictions)  # of batches of images, no more of which are there than of their tiles'
 
     def __iter__(self) -> Iterator[Features]:
         return self.predictions.embeddings() if len(self) else iter(())
@@ -153,6 +201,7 @@ class ClassFeatures:
         job: whose class.
         detector: as it embeds and predicts this class.
         banks: the class's embeddings; None embeds the images in every pass.
+        chosen: which tiles are trained on, see tiles_to_train_on.
 
     Attributes:
         train: embeddings to train on.
@@ -166,11 +215,14 @@ class ClassFeatures:
         DataError: a mask that cannot be used.
     """
 
-    def __init__(self, job: Job, detector: Detector, banks: ClassBanks | None) -> None:
+    def __init__(
+        self, job: Job, detector: Detector, banks: ClassBanks | None, chosen: NDArray[np.bool_] | None = None
+    ) -> None:
         samples, data = job.samples, job.data
         self.job = job
         self.detector = detector
-        self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train)
+        self.chosen = chosen
+        self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train, chosen)
         levels, test_levels = (banks.normal_brightness, banks.brightness) if banks else (UNKNOWN, UNKNOWN)
         validation = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
         self.held_out = HeldOut(validation)

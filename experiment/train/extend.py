@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from datasets import ClassSamples, ImageDataset, Sample, images_in, require_images, split, with_interest
 from detection.checkpoint import save
-from detection.description import MASK
+from detection.description import MASK, Description
 from detection.memory_bank import Extensible
 from detection.precision import precision_name
 from errors import UsageError
@@ -19,6 +20,7 @@ from experiment.plan.reading import look_at
 from experiment.train.banks import embed_all
 from experiment.train.embeddings import Predictions, TrainingEmbeddings
 from experiment.train.finish import thresholds_of
+from experiment.train.tiles import tiles_to_train_on
 from files import new_folder
 from methods import load
 
@@ -55,6 +57,7 @@ def extend(config: ExtendConfig) -> int:
             num_workers=config.num_workers,
             reading=model.transform.reading,
             **description.transform,
+            **_options_of_tiles(description),
         )
         samples = _samples(config.folder, description.class_name, config.train_val_split)
         if description.keeps_mask:
@@ -72,7 +75,8 @@ def extend(config: ExtendConfig) -> int:
         own = train  # what thresholds come from
         if samples.validation:
             own = embed_all(description.title, detector, ImageDataset(samples.validation, transform), data)
-        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train.bank))
+        chosen = tiles_to_train_on(description.title, samples, data)
+        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train.bank, chosen))
         normal = Predictions(detector, samples.validation or samples.train, data, own.bank, brightness=own.brightness)
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
@@ -85,6 +89,14 @@ def extend(config: ExtendConfig) -> int:
     )
     click.echo(thresholds.said, err=True)
     return 0
+
+
+def _options_of_tiles(description: Description) -> dict[str, Any]:
+    """The options of dataset that a model's tiles were asked for by."""
+    if description.tiles is None:
+        return {}
+    tiles = dict(description.tiles)
+    return {"tile": f"{tiles.pop('width')}x{tiles.pop('height')}", **tiles}
 
 
 def _samples(folder: Path, class_name: str, share: float) -> ClassSamples:

@@ -35,11 +35,14 @@ def learn_light_of(
     title: str, detector: Detector, samples: ClassSamples, data: DatasetConfig, kept: Kept | None = None
 ) -> None:
     """Let a detector that matches light learn that of a class, of at most MOST images spread over its training images.
+    Where images are cut, every tile is an image.
 
     Raises:
         DataError: an image that cannot be used.
     """
     chosen = samples.train[:: -(-len(samples.train) // MOST)]
-    loader = BatchLoader(ImageDataset(chosen, data.test_transform), EMBED_BATCH, data.num_workers, kept=kept)
-    images = (normalised(batch.images.to(detector.device)) for batch in progress(f"{title} light", loader))
-    detector.light.learn(images, detector.part)
+    dataset, tiling = ImageDataset(chosen, data.test_transform), data.tiling
+    loader = BatchLoader(dataset, tiling.images_in(EMBED_BATCH), data.num_workers, kept=kept)
+    batches = progress(f"{title} light", loader)
+    tiles = (tiles for batch in batches for tiles in tiling.batches(batch.images, EMBED_BATCH))
+    detector.light.learn((normalised(own.to(detector.device)) for own in tiles), detector.part)

@@ -11,11 +11,15 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from detection import Detector
 from errors import DataError
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
 from experiment.machine.usage import Peak, PeakMemory, Stopwatch
+from experiment.plan.job import Job
 from experiment.plan.task import Task
 from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
@@ -27,6 +31,7 @@ from experiment.train.embeddings import ClassFeatures
 from experiment.train.evaluation import Evaluation, evaluate
 from experiment.train.finish import finish
 from experiment.train.state import Rows, read_state, take_up, write_state
+from experiment.train.tiles import tiles_to_train_on
 from files import move, partial
 
 if TYPE_CHECKING:
@@ -57,7 +62,7 @@ def train(
     """
     jobs, run = task.jobs, task.run
     classes = [
-        ClassFeatures(job, detector.for_part(i), own)
+        ClassFeatures(job, detector.for_part(i), own, _chosen(job, own))
         for i, (job, own) in enumerate(zip(jobs, banks or [None] * len(jobs), strict=True))
     ]
     inputs = [Inputs.of(job.samples, job.root) for job in jobs]
@@ -100,7 +105,7 @@ def train(
                     written, kept = time.monotonic(), stats.meta_epoch
             seconds = watch.seconds + sum(own.seconds for own in banks or ())
             spent = Spent(seconds, reduce(or_, (own.peak for own in banks or ()), Peak()), memory)
-            trials = _cross_validated(task, banks, fresh)
+            trials = _cross_validated(task, classes, fresh)
             results = []
             for i, own in enumerate(classes):
                 if evaluations[i] is None:  # interrupted after the last meta epoch
@@ -121,16 +126,20 @@ def train(
     return results
 
 
+def _chosen(job: Job, banks: ClassBanks | None) -> NDArray[np.bool_] | None:
+    """Which tiles of a job's images are trained on."""
+    return banks.chosen if banks else tiles_to_train_on(job.name.title, job.samples, job.data)
+
+
 def _cross_validated(
-    task: Task, banks: Sequence[ClassBanks] | None, fresh: Callable[[], Detector]
+    task: Task, classes: Sequence[ClassFeatures], fresh: Callable[[], Detector]
 ) -> list[Trials | None]:
     """Of each job whose thresholds are of training images, as far as --calibrate asks for it."""
     jobs, run = task.jobs, task.run
     is_asked = run.calibrate is not None and all(len(job.samples.train) > 1 for job in jobs)
     if not is_asked or all(job.samples.validation for job in jobs):
         return [None] * len(jobs)
-    kept = [None] * len(jobs) if banks is None else [own.train for own in banks]
-    sets = [TrainingSet(job.samples, job.data, bank) for job, bank in zip(jobs, kept, strict=True)]
+    sets = [TrainingSet(own.job.samples, own.job.data, own.train.bank, own.chosen) for own in classes]
     return list(cross_validate(fresh, sets, jobs[0].seed, run.calibrate, run.threshold_quantile, task.label))
 
 

@@ -19,12 +19,13 @@ from detection.decision import FRESH, SURE, Thresholds, allowed_above, images_ne
 from detection.description import EACH, MASK, WEIGHTS, write_description
 from detection.normal_scores import NormalScores, normal_scores
 from detection.precision import precision_name
+from detection.whole_images import stitched
 from errors import DataError, UsageError
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, one_line_when_full
 from experiment.machine.progress import progress
 from experiment.model_config import CalibrateConfig
-from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.inputs import Inputs, Item, allowing, images_at_once, read_ahead
 from experiment.use.interest import MaskOf, masks_for
 from experiment.use.unused import refuse_unused_weights
 from files import new_folder, readable
@@ -118,13 +119,16 @@ def _predictions(
     """
     score = Halving(model.detector.predict_read, "prediction", Prediction.joined, ADVICE)
     transform = allowing(model.transform, config.max_pixels)
-    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), 2 * config.batch_size, False, mask_of)
+    at_once, ahead = images_at_once(model.tiling, config.batch_size)
+    stream = read_ahead(iter(items), transform, reader_count(config.num_workers), ahead, False, mask_of)
     with progress(name, total=len(items), unit="image") as bar:
-        while batch := list(islice(stream, config.batch_size)):
+        while batch := list(islice(stream, at_once)):
             if broken := [item for item in batch if item.error]:
                 raise DataError(f"{broken[0].error}; mend it or take it out: no image is left out of a calibration")
             levels += [item.brightness for item in batch]
-            prediction = score(torch.stack([item.tensor for item in batch]))
+            images = torch.stack([item.tensor for item in batch])
+            tiles = model.tiling.batches(images, config.batch_size)
+            prediction = Prediction.joined(list(stitched(map(score, tiles), model.tiling)))
             if not prediction.scores.isfinite().all():
                 raise DataError(f"the model gives '{batch[0].path}' or an image after it a score that is no number")
             yield prediction

@@ -102,8 +102,8 @@ def _export(config: ExportConfig) -> None:
         )
     refuse_unused_weights(model, config.backbone_weights)
     network = Exported(model, config.half)
-    side = model.transform.imagesize
-    pixels = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    size = (2, *model.tiling.tile, 3)
+    pixels = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = pixels if config.input == "uint8" else pixels.float() / 255
     out = config.out or config.model_dir / f"{config.model_dir.name}{SUFFIXES[config.style]}"
     if out.suffix != SUFFIXES[config.style]:
@@ -242,6 +242,7 @@ def _metadata(model: TrainedModel, config: ExportConfig) -> dict[str, str]:
         **({"brightness": json.dumps(thresholds.outside.bounds)} if thresholds.outside else {}),
         "input": f"images: RGB, {config.input}, {RANGES[config.input]}, [batch, H, W, 3]",
         "transform": json.dumps(description.transform),
+        **({"tiles": json.dumps(description.tiles)} if description.tiles is not None else {}),
         "reading": json.dumps(description.reading),
         **({"mask_of_interest": "applied within: maps are NaN outside"} if description.keeps_mask else {}),
         "normalisation": json.dumps(description.backbone["normalisation"]),

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datasets import declared_size
 from datasets.decode import check_pixels
 from detection import TrainedModel, is_anomalous
 from detection.precision import precision_name
+from detection.whole_images import stitched
 from errors import DataError
 from experiment.machine.device import allow_tf32
+from experiment.model_config import OF_IMAGES
 from experiment.use.inputs import Item, allowing, read_item
 from experiment.use.interest import masks_for
 from experiment.use.latency import Latency
@@ -114,7 +115,9 @@ class Finder:
             DataError: its score is no number.
         """
         allow_tf32(precision_name(self.model.description.dtype) != "fp32")  # another model may have come before
-        prediction = self._latency.predict_read(torch.stack([item.tensor]))
+        tiling = self.model.tiling
+        tiles = tiling.batches(item.tensor.unsqueeze(0), OF_IMAGES["batch_size"])
+        (prediction,) = stitched(map(self._latency.predict_read, tiles), tiling)
         (score,) = prediction.scores.tolist()
         embed, scoring = self._latency.taken()
         if not math.isfinite(score):

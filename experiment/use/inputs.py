@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets import (
     ImageTransform,
+    Tiling,
     brightness_of,
     images_in,
     pixels_of_interest,
@@ -162,6 +163,15 @@ def read_item(item: Item, transform: ImageTransform, keep_original: bool, mask_o
         return replace(item, error=str(error))
     except Exception as error:  # a damaged file may raise anything, a large one has no room
         return replace(item, error=f"'{item.path}' cannot be read: {first_line(error)}")
+
+
+def images_at_once(tiling: Tiling, batch_size: int) -> tuple[int, int]:
+    """How many images are predicted at once in tiles, `batch_size` together, and how many are read before they are.
+
+    One that has more tiles is large, and takes long: no other is read beside it.
+    """
+    images = tiling.images_in(batch_size)
+    return images, 1 if tiling.count > batch_size else 2 * images
 
 
 def read_ahead(

@@ -31,6 +31,5 @@ class Latency:
 
 def warm_up(model: TrainedModel, count: int, batch_size: int = 1) -> None:
     """Predict so many batches of black images, so that the first one of the user's is not slower than the others."""
-    side = model.transform.imagesize
     for _ in range(count):
-        model.detector.predict_read(torch.zeros(batch_size, 3, side, side, dtype=torch.uint8))
+        model.detector.predict_read(torch.zeros(batch_size, 3, *model.tiling.tile, dtype=torch.uint8))

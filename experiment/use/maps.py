@@ -29,6 +29,8 @@ def full_size(
             f"has no map of its own size: of its {width} x {height} pixels the network saw less than one; leave out "
             "--full_size and --regions"
         )
+    if anomaly_map.shape == (height, width) == (bottom - top, right - left):
+        return anomaly_map
     full = np.full((height, width), np.nan, np.float32)
     full[top:bottom, left:right] = _resized(anomaly_map, (right - left, bottom - top))
     return full

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
+from detection.whole_images import stitched
 from errors import DataError, Interrupted
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
@@ -36,7 +37,7 @@ from experiment.use.folder import (
     own_folder,
 )
 from experiment.use.growing import appending, csv_lines, growing
-from experiment.use.inputs import Inputs, Item, allowing, read_ahead
+from experiment.use.inputs import Inputs, Item, allowing, images_at_once, read_ahead
 from experiment.use.interest import masks_for
 from experiment.use.latency import Latency, warm_up
 from experiment.use.maps import full_size, raw
@@ -98,11 +99,12 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs |
     transform = allowing(model.transform, config.max_pixels)
     warm_up(model, config.warm_up, config.batch_size)
     mask_of = masks_for(model, config.model_dir, config.mask_of_interest)
+    at_once, ahead = images_at_once(model.tiling, config.batch_size)
     if inputs is None:
         table, stream = appending, watched(config.watch, config.out, transform, draws_originals, mask_of)
     else:
         table, threads = growing, reader_count(config.num_workers)
-        stream = read_ahead(iter(inputs), transform, threads, 2 * config.batch_size, draws_originals, mask_of)
+        stream = read_ahead(iter(inputs), transform, threads, ahead, draws_originals, mask_of)
     columns = (*(WITH_REGIONS if config.regions else COLUMNS), *(LATENCY if config.latency else ()))
     tell = telling(config.stream, columns)
     with (
@@ -111,11 +113,12 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs |
         region_files(config) as regions,
         progress("predict", total=inputs and inputs.total, unit="image") as bar,
     ):
-        while batch := list(islice(stream, config.batch_size)):
+        while batch := list(islice(stream, at_once)):
             read = [item.tensor for item in batch if not item.error]
             outside = outside and outside.with_images([item.brightness for item in batch if not item.error])
             start = time.perf_counter()
-            prediction = score(torch.stack(read)) if read else NOTHING
+            tiles = model.tiling.batches(torch.stack(read), config.batch_size) if read else ()
+            prediction = Prediction.joined([*stitched(map(score, tiles), model.tiling)] or [NOTHING])
             scores = prediction.scores.tolist()
             counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
@@ -234,8 +237,9 @@ def _pictures(
         image = item.tensor[:3].permute(1, 2, 0).numpy() if item.original is None else item.original
         outlined = regions and (regions.mask if config.full_size else regions.seen(len(image)))
         picture = panel(image, None, anomaly_map, model.description.map_range, outlined)
-        content = encoded(captioned(picture, score, threshold), ".png")
-        drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", content))
+        picture = captioned(picture, score, threshold)  # under one name: large ones are not kept
+        drawn.append(("picture", f"{OVERLAYS}/{item.name}.png", encoded(picture, ".png")))
+        del picture
     if config.map in ("raw", "both"):
         name = f"{MAPS}/{item.name}.{config.raw_format}"
         drawn.append(("map", name, raw(anomaly_map, config.raw_format)))
