@@ -81,6 +81,25 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.transform.pixels(image), torch.from_numpy(regions_of(masks, self.transform) > 0)
 
 
+class JoinedImages(ImageDataset):
+    """The samples of several datasets, one after another, each read as its own dataset reads them.
+
+    Args:
+        datasets: at least one; `transform` is that of the first.
+    """
+
+    def __init__(self, datasets: Sequence[ImageDataset]) -> None:
+        super().__init__([sample for own in datasets for sample in own.samples], datasets[0].transform)
+        self.places = [(own, i) for own in datasets for i in range(len(own))]
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """As in ImageDataset."""
+        own, place = self.places[index]
+        found = own.read(place)
+        self.seen[index] = own.seen.pop(place, Seen())
+        return found
+
+
 def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
     """Look into every file as far as its header, so that a bad one is known before hours of training.
 

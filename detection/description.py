@@ -46,6 +46,8 @@ class Description:
         detector: the command that trains such a model.
         checkpoint_sha256: of the checkpoint beside it; save fills it in.
         image_sizes: of the files that it was trained on; None of rows, and where older models do not say it.
+        classes: all that the model was trained on together (--one_model), in order; None of a model of one class, and
+            of a JOINT detector, whose options say it.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Description:
     checkpoint_sha256: str = ""
     reading: dict[str, Any] = field(default_factory=lambda: dict(UNSAID))
     image_sizes: ImageSizes | None = None
+    classes: list[str] | None = None
 
     @property
     def draws_maps(self) -> bool:
@@ -130,6 +133,10 @@ def _check(description: Description, kind: type[Detector]) -> None:
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
     backbones.Normalisation.from_dict(backbone["normalisation"])
     _check_options(description.options, kind.Options)
+    if (classes := description.classes) is not None and (
+        kind.JOINT or not is_of(classes, list[str]) or description.class_name not in classes or len(classes) > LARGEST
+    ):
+        raise ValueError(f"classes are {classes!r}")
     of_maps = [] if description.map_range is None else [thresholds.pixel, *description.map_range]
     claims: list[tuple[str, Any, Any]] = [
         *((name, transform[name], int) for name in ("resize", "imagesize")),

@@ -11,6 +11,7 @@ from errors import DataError, UsageError
 from experiment.config import JobName, RunConfig, job_names, point_names
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
+from experiment.plan.class_names import classes_of_one_model, notes_of_names
 from experiment.plan.job import make_job
 from experiment.plan.reading import ClassFound
 from experiment.plan.resolve import Known, check_detector, find_classes, load_backbone, read_samples
@@ -137,7 +138,7 @@ def plan_run(
     ]
     sized = _with_one_size(datasets)
     groups = [[name] for name in names]
-    if is_joint:
+    if is_joint or datasets[0].one_model:
         groups = [
             [name for name in names if (name.backbone, name.seed) == key]
             for key in dict.fromkeys((name.backbone, name.seed) for name in names)
@@ -146,9 +147,10 @@ def plan_run(
     for group in groups:
         keys = [_key(name, datasets) for name in group]
         own = [looked_at[key] for key in keys]
-        parts = _parts([one.samples for one in own]) if is_joint else [{}]
+        parts = _parts([one.samples for one in own]) if is_joint else [{} for _ in own]
+        together = None if is_joint or len(group) == 1 else classes_of_one_model(detector, group)
         jobs = (
-            make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part)
+            make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part, together)
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
         )
         problem = next((problems[key] for key in keys if key in problems), None)
@@ -163,7 +165,7 @@ def plan_run(
             own = replace(detector, options=options)
             said += check_detector(sources[task.backbone], backbone, own, task.imagesize)
             checked.add(backbone)
-    notes = _geometry_notes(datasets, looked_at) + _notes_of_names(detector, names) + said
+    notes = _geometry_notes(datasets, looked_at) + notes_of_names(detector, names) + said
     notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
 
@@ -235,15 +237,6 @@ def _geometry_notes(datasets: Sequence[DatasetConfig], found: Mapping[ClassKey, 
         for i, data in enumerate(datasets)
         if data.resize_mode == "square" and not all(one.is_square for key, one in found.items() if key[0] == i)
     ]
-
-
-def _notes_of_names(detector: DetectorConfig, names: Sequence[JobName]) -> list[str]:
-    """What is taken for options by the names of classes."""
-    taken: dict[tuple[str, Any], list[str]] = {}
-    for class_name in dict.fromkeys(name.class_name for name in names):
-        for choice in DETECTORS[detector.command].options_of_class(detector.options, class_name).items():
-            taken.setdefault(choice, []).append(class_name)
-    return [f"--{option} {value} is taken, by its name, for {', '.join(own)}" for (option, value), own in taken.items()]
 
 
 def _read_all(

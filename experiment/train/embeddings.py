@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import repeat, tee
+from itertools import chain, repeat, tee
 from typing import Any
 
 import numpy as np
@@ -10,41 +10,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from backbones import FeatureBank, Features
-from datasets import Batch, BatchLoader, ClassSamples, ImageDataset, Sample, Shuffled, read_defects, region_labels
-from detection import Detector, Prediction
+from datasets import Batch, BatchLoader, ImageDataset, Sample, read_defects, region_labels
+from detection import Detector, Normal, Prediction
 from experiment.dataset_config import DatasetConfig
 from experiment.plan.job import Job
 from experiment.plan.task import embed_batch
 from experiment.train.banks import ClassBanks
+from experiment.train.training_set import TrainingSet, learned_from
 
 SCORE_BATCH = 32  # embeddings scored at once
 UNKNOWN: NDArray[np.float64] = np.empty(0)  # brightness
-
-
-class TrainingEmbeddings:
-    """Batches of embeddings of normal images, in a new order at every pass."""
-
-    def __init__(
-        self, detector: Detector, samples: ClassSamples, data: DatasetConfig, seed: int, bank: FeatureBank | None
-    ) -> None:
-        self.detector = detector
-        self.bank = bank
-        self.batch_size = data.batch_size
-        self.order = Shuffled(len(samples.train), seed)
-        dataset = ImageDataset(samples.train, data.train_transform)
-        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, self.order)
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Features]:
-        if self.bank is not None:
-            return self.bank.batches(self.batch_size, self.order)
-        return (self.detector.embed_read(batch.images) for batch in self.loader)
-
-    def pass_over(self) -> None:
-        """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
-        iter(self.order) if self.loader is None else self.loader.pass_over()
 
 
 class Predictions:
@@ -134,16 +109,20 @@ class Predictions:
 
 
 class HeldOut:
-    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out."""
+    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out.
 
-    def __init__(self, predictions: Predictions) -> None:
+    Args:
+        predictions: of those of every class.
+    """
+
+    def __init__(self, *predictions: Predictions) -> None:
         self.predictions = predictions
 
     def __len__(self) -> int:
-        return len(self.predictions)
+        return sum(map(len, self.predictions))
 
     def __iter__(self) -> Iterator[Features]:
-        return self.predictions.embeddings() if len(self) else iter(())
+        return chain.from_iterable(own.embeddings() for own in self.predictions if len(own))
 
 
 class ClassFeatures:
@@ -155,8 +134,8 @@ class ClassFeatures:
         banks: the class's embeddings; None embeds the images in every pass.
 
     Attributes:
-        train: embeddings to train on.
-        held_out: those of normal images that are not trained on.
+        train: the images to train on.
+        held_out: predictions of the normal images that are not trained on.
         normal: predictions of the images that thresholds come from: held out, where any are, else trained on.
         test: predictions of the test images.
         defects: of the test images, for sPRO; see read_defects.
@@ -170,11 +149,10 @@ class ClassFeatures:
         samples, data = job.samples, job.data
         self.job = job
         self.detector = detector
-        self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train)
+        self.train = TrainingSet(samples, data, banks and banks.train)
         levels, test_levels = (banks.normal_brightness, banks.brightness) if banks else (UNKNOWN, UNKNOWN)
-        validation = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
-        self.held_out = HeldOut(validation)
-        self.normal = validation
+        self.held_out = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
+        self.normal = self.held_out
         if not samples.validation:
             self.normal = Predictions(detector, samples.train, data, banks and banks.train, brightness=levels)
         bank, masks = (banks.test, banks.masks) if banks else (None, None)
@@ -192,3 +170,13 @@ class ClassFeatures:
             "on_disk": self.test.on_disk,
             "regions": self.regions,
         }
+
+
+def lessons_of(detector: Detector, classes: Sequence[ClassFeatures]) -> list[Normal]:
+    """What a detector learns from: every class by itself, if it is JOINT; else all of them together."""
+    trained_on = learned_from(detector, [own.train for own in classes], classes[0].job.seed)
+    groups = [[own] for own in classes] if detector.JOINT else [classes]
+    return [
+        Normal(train, HeldOut(*(own.held_out for own in group)))
+        for train, group in zip(trained_on, groups, strict=True)
+    ]

@@ -26,7 +26,7 @@ from experiment.use.folder import COLUMNS, MAPS, OVERLAYS, TABLE, WITH_REGIONS, 
 from experiment.use.growing import csv_lines, growing
 from experiment.use.inputs import Inputs, Item, allowing, read_ahead
 from experiment.use.maps import full_size, raw
-from experiment.use.normal import among_normal, normal_said
+from experiment.use.normal import among_normal, class_said, normal_said
 from experiment.use.region_files import RegionFiles, region_files, region_pictures
 from experiment.use.regions import Regions, find_regions
 from experiment.use.rows import predict_tables
@@ -61,6 +61,8 @@ def predict(config: PredictConfig) -> int:
         if not model.description.draws_maps:
             refuse_of_maps(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
+        if said := class_said(model.description):
+            click.echo(said, err=True)
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out):
             if model.table is not None:
