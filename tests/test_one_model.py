@@ -17,6 +17,7 @@ import main
 from datasets import ClassSamples, RandomTransform, Sample
 from errors import DataError, Interrupted, UsageError
 from experiment.dataset_config import DatasetConfig
+from experiment.plan.class_names import classes_of_one_model
 from experiment.train import train
 from experiment.train.training_set import TrainingEmbeddings, TrainingSet, learned_from
 from methods import load
@@ -133,6 +134,11 @@ def test_what_does_not_go_together(tmp_path, monkeypatch, detector, why):
     words = ["-d", "carpet", "-d", "bolt", "--one_model"]
     with pytest.raises(UsageError, match=why):
         main.main(command("mvtec", *words, detectors=detector), standalone_mode=False)
+
+
+def test_classes_that_are_each_others_anomalies():
+    with pytest.raises(UsageError, match="--one_model: anomalous images of a class of cifar10 are normal ones"):
+        classes_of_one_model(SimpleNamespace(), DatasetConfig("cifar10"), [])
 
 
 class Levels:

@@ -1,10 +1,11 @@
-"""What the names of classes decide of a detector's options."""
+"""The names of classes, and what they decide of a detector's options; which classes can train one model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from errors import UsageError
 from experiment.config import JobName
+from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from methods import DETECTORS
 
@@ -17,12 +18,17 @@ def notes_of_names(detector: DetectorConfig, names: Sequence[JobName]) -> list[s
     ]
 
 
-def classes_of_one_model(detector: DetectorConfig, group: Sequence[JobName]) -> list[str]:
-    """The classes that train one model together.
+def classes_of_one_model(detector: DetectorConfig, data: DatasetConfig, group: Sequence[JobName]) -> list[str]:
+    """The classes of a dataset that train one model together.
 
     Raises:
-        UsageError: an option is taken by their names, for which there is no one value.
+        UsageError: they cannot, or an option is taken by their names, for which there is no one value.
     """
+    if data.reader.are_opposed:
+        raise UsageError(
+            f"--one_model: anomalous images of a class of {data.name} are normal ones of the others, which one model "
+            "would learn: leave it out"
+        )
     taken = _taken_by_names(detector, group)
     for option in dict.fromkeys(option for option, _ in taken):
         said = [f"{value} for {', '.join(own)}" for (one, value), own in taken.items() if one == option]

@@ -148,7 +148,7 @@ def plan_run(
         keys = [_key(name, datasets) for name in group]
         own = [looked_at[key] for key in keys]
         parts = _parts([one.samples for one in own]) if is_joint else [{} for _ in own]
-        together = None if is_joint or len(group) == 1 else classes_of_one_model(detector, group)
+        together = None if is_joint or len(group) == 1 else classes_of_one_model(detector, datasets[0], group)
         jobs = (
             make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part, together)
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
