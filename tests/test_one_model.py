@@ -88,12 +88,15 @@ def test_an_interrupted_run_is_as_one_in_one_go(where, mvtec, tmp_path, monkeypa
 
 
 def test_of_one_class_it_is_as_without(mvtec, tmp_path, monkeypatch):
+    """In a grid, of several seeds, to the byte of the model."""
     monkeypatch.chdir(tmp_path)
-    for name, words in (("one", ["--one_model"]), ("plain", [])):
-        main.main(command(mvtec, *words, "-d", "nut", name=name), standalone_mode=False)
-    assert outputs(folder(tmp_path, "one")) == outputs(folder(tmp_path, "plain"))
-    one, plain = (sorted(folder(tmp_path, name).glob("*/models/0/*/model.json")) for name in ("one", "plain"))
-    assert [own.read_bytes() for own in one] == [own.read_bytes() for own in plain] and len(one) == 2
+    words = ["--grid", "one_model=true,false", "--seed", "1", "--seed", "2", *command(mvtec, "-d", "nut")]
+    main.main(words, standalone_mode=False)
+    for detector in ("net", "patchcore"):
+        one, plain = (folder(tmp_path) / detector / f"one_model={chosen}" for chosen in ("true", "false"))
+        assert outputs(one) == outputs(plain)
+        paths = [path.relative_to(one) for path in one.glob("models/0/*/model.json")]
+        assert len(paths) == 2 and all((one / own).read_bytes() == (plain / own).read_bytes() for own in paths)
 
 
 def test_predict_says_which_class_is_meant(where, mvtec, tmp_path, capsys):
