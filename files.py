@@ -70,6 +70,21 @@ def write_bytes(path: Path, content: bytes, flush: bool = True) -> None:
         file.write(content)
 
 
+def share(source: Path, target: Path) -> None:
+    """Give a file's content another name too, whole or not at all: by a link, or a copy where there are no links.
+
+    Raises:
+        DataError: as new_file.
+    """
+    temporary = partial(target)
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        move(temporary, target)
+    except OSError:
+        write_bytes(target, source.read_bytes())
+
+
 def move(source: Path, target: Path) -> None:
     """Give a file or folder another name in its folder, in place of what has it; it survives a power cut."""
     os.replace(source, target)

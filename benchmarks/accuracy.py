@@ -60,12 +60,13 @@ from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.progress import progress
 from experiment.plan.resolve import Known, find_classes, load_backbone, read_samples
 from experiment.train.banks import ClassBanks, build_banks
-from experiment.train.calibration import TrainingSet, cross_validate
+from experiment.train.calibration import cross_validate
 from experiment.train.costs import megabytes
-from experiment.train.embeddings import HeldOut, Predictions, TrainingEmbeddings
+from experiment.train.embeddings import HeldOut, Predictions
 from experiment.train.evaluation import evaluate, image_scores
 from experiment.train.finish import thresholds_of
 from experiment.train.light import learn_light_of
+from experiment.train.training_set import TrainingEmbeddings, TrainingSet
 from methods import DETECTORS
 from options import declared
 
@@ -178,7 +179,7 @@ class Read(NamedTuple):
         """By a detector, or what has its face."""
         held_out = Predictions(detector, samples.validation, data, banks.validation)
         return cls(
-            TrainingEmbeddings(detector, samples, data, seed, banks.train),
+            TrainingEmbeddings([detector], [TrainingSet(samples, data, banks.train)], seed),
             HeldOut(held_out),
             held_out if samples.validation else Predictions(detector, samples.train, data, banks.train),
             Predictions(detector, samples.test, data, banks.test, banks.masks),

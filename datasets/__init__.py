@@ -11,7 +11,15 @@ from datasets.folder import FolderNames, folder_reader
 from datasets.folders import folders as folders_in
 from datasets.folders import images as images_in
 from datasets.folders import require_images
-from datasets.images import Batch, BatchLoader, ImageDataset, check_headers, reader_count, remarks_on_masks
+from datasets.images import (
+    Batch,
+    BatchLoader,
+    ImageDataset,
+    JoinedImages,
+    check_headers,
+    reader_count,
+    remarks_on_masks,
+)
 from datasets.interest import InterestMasks, digest_of, pixels_of_interest, read_interest, with_interest
 from datasets.kept import Kept
 from datasets.mpdd import MPDD
@@ -55,6 +63,7 @@ __all__ = [
     "ImageSizes",
     "ImageTransform",
     "InterestMasks",
+    "JoinedImages",
     "Kept",
     "RandomTransform",
     "Reading",

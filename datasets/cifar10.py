@@ -113,4 +113,5 @@ CIFAR10 = DatasetReader(
     LAYOUT,
     find_classes,
     read_class,
+    are_opposed=True,
 )

@@ -97,6 +97,28 @@ def seen_pixels(transform: ImageTransform, image: Image.Image, sample: Sample) -
     return pixels_of_interest(transform, image, read_interest(path), path, sample.image_path)
 
 
+class JoinedImages(ImageDataset):
+    """The samples of several datasets, one after another, each read as its own dataset reads them.
+
+    Args:
+        datasets: at least one; `transform` is that of the first.
+    """
+
+    def __init__(self, datasets: Sequence[ImageDataset]) -> None:
+        super().__init__([sample for own in datasets for sample in own.samples], datasets[0].transform)
+        self.places = [(own, i) for own in datasets for i in range(len(own))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """As in ImageDataset."""
+        own, place = self.places[index]
+        found = own.read(place)
+        self.seen[index] = own.seen.pop(place, Seen())
+        return found
+
+
 def check_headers(samples: Sequence[Sample], reading: Reading = Reading()) -> list[Header]:  # noqa: B008 - frozen
     """Look into every file as far as its header, so that a bad one is known before hours of training.
 

@@ -8,10 +8,15 @@ from torch.utils.data import Sampler
 
 
 class Shuffled(Sampler[int]):
-    """The indices 0..n-1 in a new order at every pass, by a generator of its own; another seeds random changes."""
+    """The indices 0..n-1 in a new order at every pass, by a generator of its own; another seeds random changes.
+
+    Attributes:
+        drawn: the order of the pass that began last.
+    """
 
     def __init__(self, n: int, seed: int) -> None:
         self.n = n
+        self.drawn: list[int] = []
         self.generator = torch.Generator().manual_seed(seed)
         self.changes = torch.Generator().manual_seed(seed)
 
@@ -19,7 +24,8 @@ class Shuffled(Sampler[int]):
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.n, generator=self.generator).tolist())
+        self.drawn = torch.randperm(self.n, generator=self.generator).tolist()
+        return iter(self.drawn)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next pass depends on."""

@@ -110,6 +110,7 @@ class DatasetReader:
             where they are not, of which "aspect" would cut much away; None: to be decided by looking at them.
         options: of its own, which it reads by: a dataclass of options; None where it has none.
         of: the reader of other such options.
+        are_opposed: whether what is anomalous in a class are the normal images of the others.
     """
 
     name: str
@@ -122,3 +123,4 @@ class DatasetReader:
     resize_mode: Literal["aspect", "square"] | None = "aspect"
     options: Any = None
     of: "Callable[[Any], DatasetReader] | None" = None
+    are_opposed: bool = False

@@ -38,7 +38,7 @@ from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
 from detection.whole_images import stitched
 from errors import DataError
-from files import write_bytes
+from files import sha256_of, share, write_bytes
 from late import pandas as pd
 from options import declared
 
@@ -162,14 +162,29 @@ def _picture(image: str | Path | NDArray[np.uint8], reading: Reading) -> Image.I
     return Image.fromarray(image)
 
 
-def save(folder: Path, detector: Detector, description: Description, mask: Interest | None = None) -> None:
-    """Write a model into a folder that exists, with the mask of interest that is one for all images, if there is."""
+def save(
+    folder: Path,
+    detector: Detector,
+    description: Description,
+    mask: Interest | None = None,
+    beside: Path | None = None,
+) -> None:
+    """Write a model into a folder that exists.
+
+    Args:
+        folder: the folder.
+        detector, description: the model.
+        mask: of interest, where it is one for all images.
+        beside: a folder that this detector is in already, for another class: its checkpoint takes no room twice.
+    """
     if mask is not None:
         write_bytes(folder / MASK, encoded(mask))
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
-    weights = write_tensors(tensors)
-    write_bytes(folder / WEIGHTS, weights)
-    write_description(folder, replace(description, checkpoint_sha256=hashlib.sha256(weights).hexdigest()))
+    if beside is None:
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
+        write_bytes(folder / WEIGHTS, write_tensors(tensors))
+    else:
+        share(beside / WEIGHTS, folder / WEIGHTS)
+    write_description(folder, replace(description, checkpoint_sha256=sha256_of(folder / WEIGHTS)))
 
 
 def load(
@@ -202,15 +217,17 @@ def load(
     layers, size = backbone["layers"], description.tiling.tile
     normalisation = backbones.Normalisation.from_dict(backbone["normalisation"])
     extractor = backbones.load(backbone["name"], weights, backbone["seed"], normalisation)
+    classes = len(description.classes or [""])
     counts = {name: description.options.get(name, 0) for name in _counts(kind)}
     if max(counts.values(), default=0) > len(tensors):
         raise DataError(f"'{folder / WEIGHTS}' does not fit '{folder / DESCRIPTION}': it holds too little for {counts}")
     with backbones.shapes_only():  # nothing of the size that the description claims is made before it proves right
-        _check_shapes(folder, kind(extractor, layers, size, **description.options), tensors)
-    detector = kind(
-        extractor, layers, size, seed=description.seed, precision=description.dtype, **description.options
-    ).to(device)
+        _check_shapes(folder, kind(extractor, layers, size, classes=classes, **description.options), tensors)
+    known = {"seed": description.seed, "precision": description.dtype, "classes": classes}
+    detector = kind(extractor, layers, size, **known, **description.options).to(device)
     _fill(detector, folder, description, tensors)
+    if description.classes:
+        detector = detector.for_part(description.classes.index(description.class_name))
     return TrainedModel(detector, transform, description, _read_mask(folder, description))
 
 

@@ -50,6 +50,8 @@ class Description:
         mask_of_interest: the SHA-256 of the one for all images, EACH where every image has its own; None where all of
             them is looked at.
         tiles: as described_tiles says; None where images are not cut.
+        classes: all that the model was trained on together (--one_model), in order; None of a model of one class, and
+            of a JOINT detector, whose options say it.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Description:
     image_sizes: ImageSizes | None = None
     mask_of_interest: str | None = None
     tiles: dict[str, Any] | None = None
+    classes: list[str] | None = None
 
     @property
     def keeps_mask(self) -> bool:
@@ -178,6 +181,10 @@ def _check(description: Description, kind: type[Detector]) -> None:
     backbone, transform, thresholds = description.backbone, description.transform, description.thresholds
     backbones.Normalisation.from_dict(backbone["normalisation"])
     _check_options(description.options, kind.Options)
+    if (classes := description.classes) is not None and (
+        kind.JOINT or not is_of(classes, list[str]) or description.class_name not in classes or len(classes) > LARGEST
+    ):
+        raise ValueError(f"classes are {classes!r}")
     of_maps = [] if description.map_range is None else [thresholds.pixel, *description.map_range]
     claims: list[tuple[str, Any, Any]] = [
         *((name, transform[name], int) for name in ("resize", "imagesize")),

@@ -39,6 +39,7 @@ class Detector(nn.Module):
         image_size: height and width of the images and maps.
         precision: of embeddings, convolutions and matrix products: float32, bfloat16 or float16.
         seed: of weights and all that is random in training.
+        classes: how many it is trained on; of a JOINT one its options say it.
         options: fields of Options, by name; the others have their defaults.
 
     Attributes:
@@ -53,7 +54,7 @@ class Detector(nn.Module):
     RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of them, by name
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
     BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
-    JOINT: ClassVar[bool] = False  # one model learns from all classes and data sets, tables among them
+    JOINT: ClassVar[bool] = False  # it tells the classes and data sets apart that one model learns, tables among them
     NEEDS_BACKBONE: ClassVar[bool] = True  # if not, it reads pixels
     NEEDS_GRADIENTS: ClassVar[bool] = False  # also when it predicts
     READS_SEVERAL: ClassVar[bool] = False  # one model reads all backbones that are named; if not, there is one of each
@@ -67,6 +68,7 @@ class Detector(nn.Module):
         *,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
+        classes: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -78,8 +80,7 @@ class Detector(nn.Module):
         self.precision = precision
         self.seed = seed
         self.register_buffer("_place", torch.empty(0), persistent=False)  # goes along to devices
-        matching, parts = getattr(self.options, "match_light", "off"), len(self.options.columns) if self.JOINT else 1
-        self.light = None if matching == "off" else Light(matching, parts)
+        self.light = Light.of(self.options, len(self.options.columns) if self.JOINT else classes)
         infos = backbone.layer_info(layers, image_size) if self.draws_aligned else []
         self._alignment = Alignment(infos, self.cell_shift) if infos else None
 
@@ -208,7 +209,7 @@ class Detector(nn.Module):
         """The meta epochs that fit makes, to iterate over.
 
         Args:
-            classes: the embeddings that are learned from; of one class, unless the detector is JOINT.
+            classes: the embeddings that are learned from; of one class or of several as one, unless it is JOINT.
             state: of an earlier Training with the same options, to go on from.
         """
         classes = [Normal(*(of_interest(self, part) for part in own)) for own in classes]
@@ -218,8 +219,12 @@ class Detector(nn.Module):
         return Training(self, classes, state)
 
     def for_part(self, part: int) -> "Detector":
-        """This detector as it embeds and predicts one of the classes it is trained on; weights are shared."""
-        return self
+        """This detector as it embeds and predicts one of the classes it is trained on; what it learned is shared."""
+        if self.light is None:  # in nothing else do classes differ, unless it is JOINT
+            return self
+        view = copy.copy(self)
+        view.part = part
+        return view
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -303,11 +308,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, interest: Tensor | None = None) -> Prediction:
-        """Scores and maps of normalised images [B, 3, H, W], all or what bool [B, H, W] marks of them.
-
-        Raises:
-            ValueError: as embed.
-        """
+        """Of normalised images [B, 3, H, W], all or what bool [B, H, W] marks of them; raises as embed."""
         self.eval()
         return self.score(self.embed(images, interest))
 

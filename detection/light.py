@@ -54,6 +54,12 @@ class Light(nn.Module):
         levels = len(self.knots) + 1
         self.register_buffer("reference", torch.full((parts, levels), torch.nan))  # not a number until it is learned
 
+    @classmethod
+    def of(cls, options: Any, parts: int) -> "Light | None":
+        """What a detector with these options has, of so many classes; None where nothing is matched."""
+        matching = getattr(options, "match_light", "off")
+        return None if matching == "off" else cls(matching, parts)
+
     @torch.no_grad()
     def learn(self, batches: Iterable[Tensor], part: int = 0) -> None:
         """Take the reference of a part from its training images, normalised batches [B, 3, H, W]; read once."""

@@ -19,6 +19,9 @@ class DatasetConfig:
     name: str = option(MISSING, "Of the dataset.", argument=True)
     data_path: Path | None = option(None, "Where it is.", argument=True)
     subdatasets: tuple[str, ...] = option((), "Class, repeatable; none: all classes found.", "--subdatasets", "-d")
+    one_model: bool = option(
+        False, "Train one model on the images of all classes together; thresholds and results are still of each class."
+    )
     train_val_split: float = option(
         1.0, "Share of the training images that is trained on; the rest is held out.", above=0, at_most=1
     )

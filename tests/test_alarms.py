@@ -22,7 +22,8 @@ from errors import UsageError
 from experiment.dataset_config import DatasetConfig
 from experiment.record.read import read_run
 from experiment.show.tables import decisions
-from experiment.train.calibration import TrainingSet, cross_validate
+from experiment.train.calibration import cross_validate
+from experiment.train.training_set import TrainingSet
 
 
 @pytest.mark.parametrize(("images", "quantile"), [(47, 0.995), (47, 0.9), (20, 0.5), (20, 0.0)])
@@ -56,8 +57,9 @@ class Memory:
 
     meta_epochs = 1
 
-    def __init__(self, forgets: bool = False) -> None:
+    def __init__(self, forgets: bool = False, is_joint: bool = True) -> None:
         self.forgets = forgets
+        self.JOINT = is_joint
         self.learned: set[float] = set()
 
     def for_part(self, part: int) -> "Memory":
@@ -81,11 +83,12 @@ def numbers(count: int, start: int = 0) -> TrainingSet:
     return TrainingSet(samples, DatasetConfig("mvtec", Path(), batch_size=2), bank)
 
 
-def test_every_image_is_decided_on_by_a_detector_that_has_not_seen_it():
+@pytest.mark.parametrize("is_joint", [True, False])
+def test_every_image_is_decided_on_by_a_detector_that_has_not_seen_it(is_joint):
     made: list[Memory] = []
 
     def fresh() -> Memory:
-        made.append(Memory())
+        made.append(Memory(is_joint=is_joint))
         return made[-1]
 
     first, second = cross_validate(fresh, [numbers(10), numbers(2, start=100)], 0, 3, 0.995, "test")

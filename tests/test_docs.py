@@ -261,7 +261,7 @@ def snippet(words):
 def test_every_snippet_is_run():
     """By the two tests below, test_export.py, test_tiles.py and, where OpenVINO is installed, test_runtimes.py."""
     found = [block for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"]
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_python_snippet():

@@ -178,6 +178,7 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--eval_every",
     "--threshold_quantile",
     "--calibrate",  # in test_alarms
+    "--one_model",  # in test_one_model
     "--test",
     "--save_segmentation_images",
     "--on_error",

@@ -135,6 +135,14 @@ def test_a_mvtec_run_stands_beside_the_paper(mvtec_run):
     assert rows["Mean"]["SimpleNet pixel AUROC"] == f"98.1 ({gap:+.1f})"
 
 
+@pytest.mark.parametrize("other", [{"one_model": True}, {"shots": 4}, {"contamination": 5.0}])
+def test_a_run_that_learns_otherwise_has_no_difference_to_papers(mvtec_run, other):
+    record = read_run(mvtec_run)
+    record = replace(record, config={**record.config, "dataset": {**record.config["dataset"], **other}})
+    assert not any("(" in cell for row in summary([record], best_epoch=True).rows for cell in row)
+    assert "run" not in [method for _, method, *_ in beside_papers([record]).rows]
+
+
 def test_papers_stand_with_runs_of_their_protocol(mvtec_run, tmp_path):
     """Means of the same classes alone: of some of them, papers that print no more than a mean are not there."""
     record = read_run(mvtec_run)

@@ -14,6 +14,8 @@ from experiment.detector_config import DetectorConfig
 from experiment.plan.reading import ClassFound
 from methods import DETECTORS
 
+NAMED = 3  # classes of one model, all of which a label names
+
 
 @dataclass(frozen=True)
 class Job:
@@ -46,8 +48,11 @@ class Job:
 
 
 def label_of(jobs: Sequence[Job]) -> str:
-    """What the bar of jobs that train one model is called."""
-    return f"{' + '.join(job.name.title for job in jobs)} seed {jobs[0].name.seed}"
+    """What the bar of jobs that train one model is called; of many classes it names the first."""
+    titles = [job.name.title for job in jobs]
+    if len(titles) > NAMED:
+        titles = [titles[0], f"{len(titles) - 1} more"]
+    return f"{' + '.join(titles)} seed {jobs[0].name.seed}"
 
 
 def make_job(
@@ -58,6 +63,7 @@ def make_job(
     root: Path,
     found: ClassFound,
     part: dict[str, Any],
+    classes: list[str] | None = None,
 ) -> Job:
     """A job of a run.
 
@@ -65,6 +71,7 @@ def make_job(
         name, run, detector, data: which, and as the command line says.
         root, found: where the class is, and what is in it.
         part: the options of a JOINT detector that say which of its classes this is; else empty.
+        classes: of the model, where it is of several and its detector not JOINT.
     """
     samples, data = found.samples, replace(data, reading=found.reading)
     backbone, weights = detector.backbones[name.backbone], detector.backbone_weights
@@ -88,5 +95,6 @@ def make_job(
         "detector": detector.command,
         "options": {**detector.options, **kind.options_of_class(detector.options, name.class_name), **part},
         "seed": seed,
+        "classes": classes,
     }
     return Job(name, run.directory / name.folder, samples, data, root, seed, identity, found.sizes)

@@ -76,6 +76,15 @@ def read_samples(data: DatasetConfig, root: Path, class_name: str, known: Known,
     return replace(known[key], samples=replace(samples, train=train, validation=samples.validation + held_out))
 
 
+def notes_of_roots(datasets: Sequence[DatasetConfig], roots: Sequence[Path]) -> list[str]:
+    """What is said of datasets that lie in another folder than the one that is named."""
+    return [
+        f"Reading dataset '{data.name}' from '{root}'"
+        for data, root in zip(datasets, roots, strict=True)
+        if data.data_path not in (None, root)
+    ]
+
+
 def load_backbone(
     backbone: BackboneConfig, config: DetectorConfig | BackboneOptions, seed: int, size: tuple[int, int]
 ) -> backbones.FeatureExtractor:

@@ -11,9 +11,10 @@ from errors import DataError, UsageError
 from experiment.config import JobName, RunConfig, job_names, point_names
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
+from experiment.plan.class_names import classes_of_one_model, notes_of_names
 from experiment.plan.job import make_job
 from experiment.plan.reading import ClassFound
-from experiment.plan.resolve import Known, check_detector, find_classes, load_backbone, read_samples
+from experiment.plan.resolve import Known, check_detector, find_classes, load_backbone, notes_of_roots, read_samples
 from experiment.plan.task import Sources, Task
 from experiment.plan.tiles import in_words_of_tiles
 from files import partial, readable, sha256_of
@@ -138,7 +139,7 @@ def plan_run(
     ]
     sized = _with_one_size(datasets)
     groups = [[name] for name in names]
-    if is_joint:
+    if is_joint or datasets[0].one_model:
         groups = [
             [name for name in names if (name.backbone, name.seed) == key]
             for key in dict.fromkeys((name.backbone, name.seed) for name in names)
@@ -147,9 +148,10 @@ def plan_run(
     for group in groups:
         keys = [_key(name, datasets) for name in group]
         own = [looked_at[key] for key in keys]
-        parts = _parts([one.samples for one in own]) if is_joint else [{}]
+        parts = _parts([one.samples for one in own]) if is_joint else [{} for _ in own]
+        together = None if is_joint or len(group) == 1 else classes_of_one_model(detector, datasets[0], group)
         jobs = (
-            make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part)
+            make_job(name, config, detector, sized[name.dataset], found[name.dataset][0], *part, together)
             for name, part in zip(group, zip(own, parts, strict=True), strict=True)
         )
         problem = next((problems[key] for key in keys if key in problems), None)
@@ -166,8 +168,8 @@ def plan_run(
                 own = replace(detector, options=options)
                 said += check_detector(sources[task.backbone], backbone, own, task.size, is_masked)
                 checked.add(backbone)
-    notes = _notes_of_roots(datasets, [root for root, _ in found]) + _geometry_notes(datasets, looked_at)
-    notes += _notes_of_names(detector, names) + said
+    notes = notes_of_roots(datasets, [root for root, _ in found]) + _geometry_notes(datasets, looked_at)
+    notes += notes_of_names(detector, names) + said
     notes += dict.fromkeys(note for one in looked_at.values() for note in one.notes)
     return Run(config, detector, tuple(datasets), classes, names, tasks, notes, called)
 
@@ -237,15 +239,6 @@ def _with_geometry(data: DatasetConfig, classes: Sequence[ClassFound]) -> Datase
     return replace(data, resize_mode="aspect" if all(one.is_square for one in classes) else "square")
 
 
-def _notes_of_roots(datasets: Sequence[DatasetConfig], roots: Sequence[Path]) -> list[str]:
-    """What is said of datasets that lie in another folder than the one that is named."""
-    return [
-        f"Reading dataset '{data.name}' from '{root}'"
-        for data, root in zip(datasets, roots, strict=True)
-        if data.data_path not in (None, root)
-    ]
-
-
 def _geometry_notes(datasets: Sequence[DatasetConfig], found: Mapping[ClassKey, ClassFound]) -> list[str]:
     """What is said of datasets whose images change their shape."""
     return [
@@ -254,15 +247,6 @@ def _geometry_notes(datasets: Sequence[DatasetConfig], found: Mapping[ClassKey, 
         for i, data in enumerate(datasets)
         if data.resize_mode == "square" and not all(one.is_square for key, one in found.items() if key[0] == i)
     ]
-
-
-def _notes_of_names(detector: DetectorConfig, names: Sequence[JobName]) -> list[str]:
-    """What is taken for options by the names of classes."""
-    taken: dict[tuple[str, Any], list[str]] = {}
-    for class_name in dict.fromkeys(name.class_name for name in names):
-        for choice in DETECTORS[detector.command].options_of_class(detector.options, class_name).items():
-            taken.setdefault(choice, []).append(class_name)
-    return [f"--{option} {value} is taken, by its name, for {', '.join(own)}" for (option, value), own in taken.items()]
 
 
 def _read_all(

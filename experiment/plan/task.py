@@ -30,7 +30,7 @@ class Task:
     """The jobs that one model is trained for, and the command line that they are of.
 
     Attributes:
-        jobs: several of a JOINT detector, else one.
+        jobs: one for every class of a model of several, else one.
         run, detector: the configuration of their run.
         problem: why a class cannot be read, where --on_error skip goes on without it.
         called: its detector, among several of a command line; else "".
@@ -102,8 +102,9 @@ class Task:
         """The detector, fresh; with a light that was learned, where there is one."""
         backbone = self.detector.backbones[self.name.backbone]
         options = self.jobs[0].identity["options"]
+        known = {"seed": self.jobs[0].seed, "precision": precision, "classes": len(self.jobs)}
         kind = DETECTORS[self.detector.command].variant(options)
-        detector = kind(source, backbone.layers, self.size, seed=self.jobs[0].seed, precision=precision, **options)
+        detector = kind(source, backbone.layers, self.size, **known, **options)
         detector.light = light or detector.light
         return detector.to(device)
 

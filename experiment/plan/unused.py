@@ -72,6 +72,9 @@ def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetCo
     if detector.options.get("train_backbone"):
         is_given = run.feature_bank not in ("auto", "off")
         yield Idle("--feature_bank", is_given, "with --train_backbone, whose features change: they are not kept")
+    if DETECTORS[detector.command].JOINT:
+        why = f"with {detector.command}, of which all classes train one model anyway"
+        yield Idle("--one_model", any(data.one_model for data in datasets), why)
     if all(data.train_val_split < 1 for data in datasets):
         why = "with a --train_val_split below 1, where the threshold is of held-out data and says how many"
         yield Idle("--calibrate", run.calibrate is not None, why)

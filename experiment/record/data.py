@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _values(kind: type, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options as their dataclass has them, of JSON's."""
     found = {}
     for own in declared(kind):
-        value = entry.get(own.name, own.default)  # of a run that is older than it
+        value = entry[own.name] if own.default is MISSING else entry.get(own.name, own.default)  # older ones lack some
         if own.kind is Path and value is not None:
             value = Path(value)
         found[own.name] = tuple(value) if own.multiple else value

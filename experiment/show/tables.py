@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from detection.description import read_description
 from experiment.config import JobName
+from experiment.record.provenance import datasets_of
 from experiment.record.read import RunRecord
 from experiment.record.results import EPOCH
 from experiment.show.published import (
@@ -158,7 +159,8 @@ def _beside_published(
 ) -> dict[str, list[str]]:
     """Columns of the papers of the runs' detectors that have numbers for these classes.
 
-    Of a single run with its difference to those of the same protocol; another protocol stands in the column's head.
+    Of a single run that learns as they do with its difference to those of the same protocol; another protocol stands in
+    the column's head.
     """
     columns: dict[str, list[str]] = {}
     detectors = [str(record.config["net"].get("command", "net")) for record in records]
@@ -170,7 +172,7 @@ def _beside_published(
             if any(map(pd.isna, values.values())):
                 continue
             gaps: dict[str, float] = {}
-            if is_like and len(tables) == 1 and tables[0][metric].notna().any():
+            if is_like and len(tables) == 1 and _learns_as_in_papers(records[0]) and tables[0][metric].notna().any():
                 ours = 100 * tables[0][metric]
                 gaps = {name: ours[name] - value for name, value in values.items() if pd.notna(ours[name])}
             cells = [_with_gap(values[name], gaps.get(name)) if name in values else NONE for name in names]
@@ -178,6 +180,12 @@ def _beside_published(
             said = "" if is_like else f", {PROTOCOLS[protocol]}"
             columns[f"{paper} {METRICS[metric].title}{said}"] = [*cells, _with_gap(*means)]
     return columns
+
+
+def _learns_as_in_papers(record: RunRecord) -> bool:
+    """Whether each class has a model of its own, of all its normal training images and of no others."""
+    others = ("one_model", "shots", "contamination")
+    return not any(data.get(name) for data in datasets_of(record.config) for name in others)
 
 
 def _with_gap(value: float, gap: float | None) -> str:
@@ -201,12 +209,15 @@ def beside_papers(records: Sequence[RunRecord]) -> Table | None:
 
 
 def _own_means(records: Sequence[RunRecord], dataset: str, protocol: str) -> list[tuple[str, dict[str, float]]]:
-    """Of every run, and of every backbone of several, its means over the classes of a dataset that papers have."""
+    """Of every run that learns as papers do, and of every backbone of several, its means over the classes of a dataset
+    that papers have."""
     if protocol not in (LAST_EPOCH, BEST_EPOCH):
         return []
     known = {f"{dataset}_{name}" for name in published().query("dataset == @dataset")["class"]}
     found = []
     for record, label in zip(records, run_labels(records), strict=True):
+        if not _learns_as_in_papers(record):
+            continue
         table = record.tables.results if protocol == LAST_EPOCH else record.tables.best_epoch
         table = table[table["class"].map(class_of).isin(known)]
         for backbone, rows in table.groupby(table["class"].map(lambda title: title.partition(" (")[2]), sort=False):

@@ -11,74 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbones import FeatureBank, Features
-from datasets import (
-    Batch,
-    BatchLoader,
-    ClassSamples,
-    ImageDataset,
-    Sample,
-    Shuffled,
-    TileDataset,
-    read_defects,
-    region_labels,
-)
-from detection import Detector, Prediction
+from datasets import Batch, BatchLoader, ImageDataset, Sample, read_defects, region_labels
+from detection import Detector, Normal, Prediction
 from detection.whole_images import stitched
-from errors import DataError
 from experiment.dataset_config import DatasetConfig
 from experiment.plan.job import Job
 from experiment.plan.task import embed_batch
 from experiment.train.banks import ClassBanks
+from experiment.train.training_set import TrainingSet, learned_from
 
 SCORE_BATCH = 32  # embeddings scored at once
 UNKNOWN: NDArray[np.float64] = np.empty(0)  # brightness
-
-
-class TrainingEmbeddings:
-    """Batches of embeddings of normal images, or of tiles of them, in a new order at every pass.
-
-    Args:
-        detector: what embeds.
-        samples, data: the images and how they are read.
-        seed: of the order.
-        bank: the embeddings of all tiles; None embeds them in every pass.
-        chosen: which tiles of every image are read, [N, tiles]; None: all.
-
-    Raises:
-        DataError: none is.
-    """
-
-    def __init__(
-        self,
-        detector: Detector,
-        samples: ClassSamples,
-        data: DatasetConfig,
-        seed: int,
-        bank: FeatureBank | None,
-        chosen: NDArray[np.bool_] | None = None,
-    ) -> None:
-        tiling = data.tiling
-        self.chosen = np.arange(len(samples.train) * tiling.count) if chosen is None else np.flatnonzero(chosen)
-        if not len(self.chosen):
-            raise DataError(f"--skip_empty_tiles {data.skip_empty_tiles:g} leaves no tile to train on: lower it")
-        self.detector = detector
-        self.bank = bank
-        self.batch_size = data.batch_size
-        self.order = Shuffled(len(self.chosen), seed)
-        dataset = TileDataset(samples.train, data.train_transform, tiling, self.chosen)
-        self.loader = None if bank else BatchLoader(dataset, data.batch_size, data.num_workers, self.order)
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Features]:
-        if self.bank is not None:
-            return self.bank.batches(self.batch_size, self.chosen[list(self.order)])
-        return (self.detector.embed_read(batch.images) for batch in self.loader)
-
-    def pass_over(self) -> None:
-        """Let a pass go by unread: what it would have drawn is drawn, so that those that follow stay the same."""
-        iter(self.order) if self.loader is None else self.loader.pass_over()
 
 
 class Predictions:
@@ -182,16 +125,20 @@ class Predictions:
 
 
 class HeldOut:
-    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out."""
+    """Batches of embeddings of held-out normal images, the same at every pass; none where nothing is held out.
 
-    def __init__(self, predictions: Predictions) -> None:
+    Args:
+        predictions: of those of every class.
+    """
+
+    def __init__(self, *predictions: Predictions) -> None:
         self.predictions = predictions
 
     def __len__(self) -> int:
-        return len(self.predictions)  # of batches of images, no more of which are there than of their tiles'
+        return sum(map(len, self.predictions))
 
     def __iter__(self) -> Iterator[Features]:
-        return self.predictions.embeddings() if len(self) else iter(())
+        return chain.from_iterable(own.embeddings() for own in self.predictions if len(own))
 
 
 class ClassFeatures:
@@ -204,8 +151,8 @@ class ClassFeatures:
         chosen: which tiles are trained on, see tiles_to_train_on.
 
     Attributes:
-        train: embeddings to train on.
-        held_out: those of normal images that are not trained on.
+        train: the images to train on.
+        held_out: predictions of the normal images that are not trained on.
         normal: predictions of the images that thresholds come from: held out, where any are, else trained on.
         test: predictions of the test images.
         defects: of the test images, for sPRO; see read_defects.
@@ -221,12 +168,10 @@ class ClassFeatures:
         samples, data = job.samples, job.data
         self.job = job
         self.detector = detector
-        self.chosen = chosen
-        self.train = TrainingEmbeddings(detector, samples, data, job.seed, banks and banks.train, chosen)
+        self.train = TrainingSet(samples, data, banks and banks.train, chosen)
         levels, test_levels = (banks.normal_brightness, banks.brightness) if banks else (UNKNOWN, UNKNOWN)
-        validation = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
-        self.held_out = HeldOut(validation)
-        self.normal = validation
+        self.held_out = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
+        self.normal = self.held_out
         if not samples.validation:
             self.normal = Predictions(detector, samples.train, data, banks and banks.train, brightness=levels)
         bank, masks = (banks.test, banks.masks) if banks else (None, None)
@@ -245,3 +190,13 @@ class ClassFeatures:
             "on_disk": self.test.on_disk,
             "regions": self.regions,
         }
+
+
+def lessons_of(detector: Detector, classes: Sequence[ClassFeatures]) -> list[Normal]:
+    """What a detector learns from: every class by itself, if it is JOINT; else all of them together."""
+    trained_on = learned_from(detector, [own.train for own in classes], classes[0].job.seed)
+    groups = [[own] for own in classes] if detector.JOINT else [classes]
+    return [
+        Normal(train, HeldOut(*(own.held_out for own in group)))
+        for train, group in zip(trained_on, groups, strict=True)
+    ]

@@ -18,9 +18,10 @@ from experiment.machine.memory import one_line_when_full
 from experiment.model_config import ExtendConfig
 from experiment.plan.reading import look_at
 from experiment.train.banks import embed_all
-from experiment.train.embeddings import Predictions, TrainingEmbeddings
+from experiment.train.embeddings import Predictions
 from experiment.train.finish import thresholds_of
 from experiment.train.tiles import tiles_to_train_on
+from experiment.train.training_set import TrainingEmbeddings, TrainingSet
 from files import new_folder
 from methods import load
 
@@ -76,7 +77,8 @@ def extend(config: ExtendConfig) -> int:
         if samples.validation:
             own = embed_all(description.title, detector, ImageDataset(samples.validation, transform), data)
         chosen = tiles_to_train_on(description.title, samples, data)
-        detector.extend(TrainingEmbeddings(detector, samples, data, description.seed, train.bank, chosen))
+        lesson = TrainingSet(samples, data, train.bank, chosen)
+        detector.extend(TrainingEmbeddings([detector], [lesson], description.seed))
         normal = Predictions(detector, samples.validation or samples.train, data, own.bank, brightness=own.brightness)
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet

@@ -40,8 +40,12 @@ def finish(
     run: RunConfig,
     trials: Trials | None,
     spent: Spent,
+    beside: Path | None,
 ) -> JobResult:
-    """Write the model of a job into a folder, with its predictions and pictures, what it cost, and job.json."""
+    """Write the model of a job into a folder, with its predictions and pictures, what it cost, and job.json.
+
+    `beside` is the folder of another job that has the same model, if there is one.
+    """
     job, detector = features.job, features.detector
     description = Description(
         **job.identity,
@@ -53,7 +57,7 @@ def finish(
         image_sizes=job.sizes,
     )
     mask = read_interest(job.data.mask_of_interest) if description.keeps_mask else None
-    save(folder, detector, description, mask)
+    save(folder, detector, description, mask, beside)
     written = write_predictions(folder, job, features.test, evaluation, description, run.save_segmentation_images)
     write_cost(folder, cost_of(features, description.thresholds.image, spent))
     best = max((row for row in history if "image_auroc" in row), key=_rank)

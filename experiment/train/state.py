@@ -14,7 +14,7 @@ from detection import Detector, Normal, Training
 from errors import DataError, first_line
 from experiment.plan.job import Job
 from experiment.record.inputs import Inputs
-from experiment.train.embeddings import ClassFeatures, TrainingEmbeddings
+from experiment.train.training_set import TrainingEmbeddings
 from files import new_file
 
 Rows = list[dict[str, Any]]  # of a job's history
@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]  # of a job's history
 def write_state(
     path: Path,
     training: Training,
-    classes: Sequence[ClassFeatures],
+    lessons: Sequence[Normal],
     histories: Sequence[Rows],
     inputs: Sequence[Inputs],
     seconds: float = 0.0,
@@ -36,7 +36,7 @@ def write_state(
     """
     state = {
         "training": training.state_dict(),
-        "orders": [own.train.order.state_dict() for own in classes],
+        "orders": [own.train.order.state_dict() for own in lessons],
         "history": list(histories),
         "inputs": [own.content for own in inputs],
         "seconds": seconds,
@@ -83,18 +83,18 @@ def read_state(path: Path, jobs: Sequence[Job], inputs: Sequence[Inputs]) -> dic
 
 
 def take_up(
-    detector: Detector, classes: Sequence[ClassFeatures], bar: tqdm, path: Path, state: dict[str, Any] | None
+    detector: Detector, lessons: Sequence[Normal], bar: tqdm, path: Path, state: dict[str, Any] | None
 ) -> Training:
-    """Training from its start, or from a state that read_state returned.
+    """Training of a detector on what lessons_of says, from its start or from a state that read_state returned.
 
     Raises:
         DataError: the state is not one of these jobs.
     """
-    normal = [Normal(_Counted(own.train, bar), own.held_out) for own in classes]
+    normal = [Normal(_Counted(own.train, bar), own.held_out) for own in lessons]
     if state is None:
         return detector.training_on(*normal)
     try:
-        for own, order in zip(classes, state["orders"], strict=True):
+        for own, order in zip(lessons, state["orders"], strict=True):
             own.train.order.load_state_dict(order)
         return detector.training_on(*normal, state=state["training"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:

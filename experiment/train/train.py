@@ -1,12 +1,12 @@
 """Training of one model: on the classes of a task's jobs, evaluated between meta epochs, kept as it is at last."""
 
+import functools
 import math
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detection import Detector
+from detection import Detector, Normal
 from errors import DataError
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
@@ -25,9 +25,9 @@ from experiment.record.folders import STATE
 from experiment.record.inputs import Inputs
 from experiment.record.results import JobResult
 from experiment.train.banks import ClassBanks
-from experiment.train.calibration import TrainingSet, Trials, cross_validate
+from experiment.train.calibration import Trials, cross_validate
 from experiment.train.costs import Spent
-from experiment.train.embeddings import ClassFeatures
+from experiment.train.embeddings import ClassFeatures, lessons_of
 from experiment.train.evaluation import Evaluation, evaluate
 from experiment.train.finish import finish
 from experiment.train.state import Rows, read_state, take_up, write_state
@@ -65,6 +65,7 @@ def train(
         ClassFeatures(job, detector.for_part(i), own, _chosen(job, own))
         for i, (job, own) in enumerate(zip(jobs, banks or [None] * len(jobs), strict=True))
     ]
+    lessons = lessons_of(detector, classes)
     inputs = [Inputs.of(job.samples, job.root) for job in jobs]
     folders = [partial(job.folder) for job in jobs]
     path = folders[0] / STATE
@@ -77,13 +78,13 @@ def train(
     try:
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
-            total = _batches(detector, classes, detector.meta_epochs, run.eval_every)
-            bar = stack.enter_context(progress(task.label, total=total))
+            batches = functools.partial(_batches, detector, lessons, classes, run.eval_every)
+            bar = stack.enter_context(progress(task.label, total=batches(detector.meta_epochs)))
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]
             if state:
-                bar.update(_batches(detector, classes, done, run.eval_every))
+                bar.update(batches(done))
             with watch:
-                training = take_up(detector, classes, bar, path, state)
+                training = take_up(detector, lessons, bar, path, state)
             training.eval_every = run.eval_every
             for stats in watch.timed(training):
                 for i, (own, board) in enumerate(zip(classes, boards, strict=True)):
@@ -101,16 +102,17 @@ def train(
                     loss = {} if math.isnan(stats.loss) else {"loss": f"{stats.loss:.3f}"}
                     bar.set_postfix(**loss, image_auroc=aurocs)
                 if time.monotonic() - written >= STATE_SECONDS:
-                    write_state(path, training, classes, histories, inputs, watch.seconds)
+                    write_state(path, training, lessons, histories, inputs, watch.seconds)
                     written, kept = time.monotonic(), stats.meta_epoch
             seconds = watch.seconds + sum(own.seconds for own in banks or ())
-            spent = Spent(seconds, reduce(or_, (own.peak for own in banks or ()), Peak()), memory)
+            spent = Spent(seconds, functools.reduce(or_, (own.peak for own in banks or ()), Peak()), memory)
             trials = _cross_validated(task, classes, fresh)
             results = []
             for i, own in enumerate(classes):
                 if evaluations[i] is None:  # interrupted after the last meta epoch
                     evaluations[i] = evaluate(**own.test_set, bar=bar)
-                results.append(finish(folders[i], own, evaluations[i], histories[i], inputs[i], run, trials[i], spent))
+                kept_as = folders[i], own, evaluations[i], histories[i], inputs[i]
+                results.append(finish(*kept_as, run, trials[i], spent, beside=folders[0] if i else None))
     except (DataError, OSError) as error:
         reason = str(error) if isinstance(error, DataError) else f"'{path.parent}' cannot be written: {error.strerror}"
         where = f"; the state after meta epoch {kept} is in '{path}'" if kept else ""
@@ -139,7 +141,7 @@ def _cross_validated(
     is_asked = run.calibrate is not None and all(len(job.samples.train) > 1 for job in jobs)
     if not is_asked or all(job.samples.validation for job in jobs):
         return [None] * len(jobs)
-    sets = [TrainingSet(own.job.samples, own.job.data, own.train.bank, own.chosen) for own in classes]
+    sets = [own.train for own in classes]
     return list(cross_validate(fresh, sets, jobs[0].seed, run.calibrate, run.threshold_quantile, task.label))
 
 
@@ -162,10 +164,10 @@ def _board(folder: Path, epochs: int) -> Iterator["SummaryWriter"]:
         threading.excepthook = shown
 
 
-def _batches(detector: Detector, classes: Sequence[ClassFeatures], epochs: int, eval_every: int) -> int:
+def _batches(
+    detector: Detector, lessons: Sequence[Normal], classes: Sequence[ClassFeatures], eval_every: int, epochs: int
+) -> int:
     """How many are read in the first so many meta epochs."""
     evaluated = epochs // eval_every + (epochs == detector.meta_epochs and epochs % eval_every > 0)
-    return sum(
-        detector.passes_of(len(own.held_out) > 0).after(epochs) * len(own.train) + evaluated * len(own.test)
-        for own in classes
-    )
+    learned = sum(detector.passes_of(len(own.held_out) > 0).after(epochs) * len(own.train) for own in lessons)
+    return learned + evaluated * sum(len(own.test) for own in classes)

@@ -1,6 +1,7 @@
-"""What predict says of a score among those of normal images."""
+"""What predict says of the normal images that a model knows: of their classes, and of a score among theirs."""
 
 from detection.decision import Thresholds
+from detection.description import Description
 
 
 def among_normal(p_value: float) -> tuple[str, str]:
@@ -21,3 +22,13 @@ def normal_said(thresholds: Thresholds, beyond: int) -> str:
             "images; train it again, or let calibrate make a copy of it that does"
         )
     return thresholds.normal.said(thresholds.source, beyond)
+
+
+def class_said(description: Description) -> str:
+    """What users are told of a model of several classes; nothing of others."""
+    if not description.classes:
+        return ""
+    return (
+        f"One model of {', '.join(description.classes)}: images are taken to be of {description.class_name}, whose "
+        "threshold it has here; each class has a folder of its own in the run"
+    )

@@ -41,7 +41,7 @@ from experiment.use.inputs import Inputs, Item, allowing, images_at_once, read_a
 from experiment.use.interest import masks_for
 from experiment.use.latency import Latency, warm_up
 from experiment.use.maps import full_size, raw
-from experiment.use.normal import among_normal, normal_said
+from experiment.use.normal import among_normal, class_said, normal_said
 from experiment.use.region_files import RegionFiles, region_files, region_pictures
 from experiment.use.regions import Regions, find_regions
 from experiment.use.rows import predict_tables
@@ -77,6 +77,8 @@ def predict(config: PredictConfig) -> int:
         if not model.description.draws_maps:
             refuse_of_maps(config)
         choose_precision(precision_name(model.description.dtype), device)  # TF32 as in training
+        if said := class_said(model.description):
+            click.echo(said, err=True)
         threshold = model.thresholds.image if config.threshold is None else config.threshold
         with own_folder(config.out, goes_on=config.watch is not None):
             if model.table is not None:
