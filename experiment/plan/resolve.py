@@ -1,6 +1,7 @@
 """What a command line names, found and checked: classes, images and backbones."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
