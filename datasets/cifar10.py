@@ -59,7 +59,7 @@ def _samples(root: Path, batch: str, names: list[str], class_name: str, normal_o
         if anomalous and normal_only:
             continue
         kind = names[label] if anomalous else "good"
-        samples.append(Sample(root / batch / f"{i:05}", (), anomalous, class_name, kind, pixels[i]))
+        samples.append(Sample(root / batch / f"{i:05}", (), anomalous, class_name, kind, pixels=pixels[i]))
     return samples
 
 

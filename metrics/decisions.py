@@ -3,6 +3,7 @@
 All take Decided and give a share in [0, 1]; NaN for a share of nothing.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,5 +62,7 @@ def accuracy(own: Decided) -> Share:
 
 
 def _share(part: Count, whole: Count) -> Share:
+    if np.ndim(whole) == 0:
+        return float(part / whole) if whole else math.nan
     with np.errstate(invalid="ignore"):
         return np.divide(part, whole)

@@ -213,7 +213,7 @@ def test_other_images_are_another_run(run, tmp_path):
 def test_training_goes_on_with_the_images_that_it_began_with(run, tmp_path, monkeypatch):
     data = make_mvtec(tmp_path / "data", ["nut"])
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("experiment.train.train.finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        patch.setattr("experiment.train.train.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError))
         run(data=data)
     mask = data / "nut/ground_truth/crack/000_mask.png"
     shutil.copy(data / "nut/ground_truth/crack/001_mask.png", mask)

@@ -115,7 +115,8 @@ def test_a_grid_is_continued_extended_tested_and_shown(chain, embedded, capfd):
     assert r"\textbf{" in latex and r"dsc\_hidden" in latex
     main.main(["report", str(FAMILY)], standalone_mode=False)
     page = (FAMILY / "report.html").read_text()
-    assert "<b>" in page and page.count('<th scope="row">mvtec_nut</th>') == 6  # three choices at two protocols
+    assert "<b>" in page and page.count("<span>mvtec_nut</span>") == 2  # at two protocols, of three choices each
+    assert [page.count(f'<th scope="row">{width}</th>') for width in (8, 6, 5)] == [4, 4, 4]  # and of their means
 
 
 def test_a_grid_and_a_run_do_not_share_a_folder(chain):

@@ -579,7 +579,7 @@ def test_report_shows_both(run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("Decisions at the threshold of") == 3
     assert 'id="table_records"' in page
-    assert "<h4>" not in page[page.index('id="table_records"') : page.index('id="configuration"')]
+    assert "<h5>" not in page[page.index('id="table_records"') : page.index('id="configuration"')]
 
 
 def test_a_grid_varies_datasets_and_model(tmp_path, monkeypatch, mvtec, table, embedded):

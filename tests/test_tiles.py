@@ -162,7 +162,7 @@ def test_passes_are_over_tiles_and_empty_ones_are_left_out(tmp_path, capsys):
     """Of every training image a tile of one colour, and another that is nearly so; a pass has the steps of the rest."""
     from PIL import Image
 
-    from experiment.train.embeddings import TrainingEmbeddings
+    from experiment.train.training_set import TrainingEmbeddings
 
     make_mvtec(tmp_path, ["bolt"])
     for path in (tmp_path / "bolt" / "train" / "good").iterdir():
@@ -183,9 +183,10 @@ def test_passes_are_over_tiles_and_empty_ones_are_left_out(tmp_path, capsys):
         by_bank = run(tmp_path / "a", tmp_path, PATCHCORE, *data, words=("--calibrate", "2"))
         again = run(tmp_path / "b", tmp_path, PATCHCORE, *data, words=("--feature_bank", "off"))
     assert capsys.readouterr().err.count("8 of 16 tiles to train on are empty and left out") == 2
-    first, *folds, without = seen
-    assert first.chosen.tolist() == without.chosen.tolist() == [1, 2, 5, 6, 9, 10, 13, 14]
-    assert (len(first), [own.chosen.tolist() for own in folds]) == (4, [[1, 2, 5, 6]] * 2)
+    places = [own.places[0].tolist() for own in seen]
+    first, *folds, without = places
+    assert first == without == [1, 2, 5, 6, 9, 10, 13, 14]
+    assert (len(seen[0]), folds) == (4, [[1, 2, 5, 6]] * 2)
     np.testing.assert_allclose(table(again)["score"], table(by_bank)["score"], rtol=1e-4, atol=1e-6)
     thresholds = load(by_bank).thresholds
     assert (thresholds.images, thresholds.unseen) == (4, 4)  # images, not tiles

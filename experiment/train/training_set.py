@@ -78,6 +78,9 @@ class TrainingEmbeddings:
         sets: of each class its images; read alike but for their files' depth, and all with a bank or none.
         seed: of the order and of random changes.
 
+    Attributes:
+        places: of each class those of its tiles, see TrainingSet.
+
     Raises:
         DataError: no tile is to be trained on.
     """
@@ -85,11 +88,11 @@ class TrainingEmbeddings:
     def __init__(self, detectors: Sequence[Detector], sets: Sequence[TrainingSet], seed: int) -> None:
         self.detectors = detectors
         self.batch_size = sets[0].data.batch_size
-        places = [own.places for own in sets]
-        counts = [*map(len, places)]
+        self.places = [own.places for own in sets]
+        counts = [*map(len, self.places)]
         self.order = Shuffled(sum(counts), seed)
         self.classes = torch.repeat_interleave(torch.tensor(counts))  # of every tile
-        kept = zip(sets, places, strict=True)
+        kept = zip(sets, self.places, strict=True)
         banks = [_Part(own.bank, chosen) for own, chosen in kept if own.bank is not None]
         self.bank: Bank | None = None
         self.loader: BatchLoader | None = None
@@ -98,7 +101,7 @@ class TrainingEmbeddings:
             return
         images = [
             TileDataset(own.samples.train, own.data.train_transform, own.data.tiling, chosen)
-            for own, chosen in zip(sets, places, strict=True)
+            for own, chosen in zip(sets, self.places, strict=True)
         ]
         dataset = images[0] if len(images) == 1 else JoinedImages(images)
         self.loader = BatchLoader(dataset, self.batch_size, sets[0].data.num_workers, self.order)
