@@ -96,7 +96,7 @@ def test_training_evaluation_and_export(command, kind):
             assert (one.scores.device, one.maps.device) == (CUDA, CUDA)
         assert {one.device for one in scored.terms.values()} <= {CUDA}
         detector.load_state_dict(training.state_dict()["detector"])
-        exported = Exported(SimpleNamespace(detector=detector))
+        exported = Exported(SimpleNamespace(detector=detector, interest=None))
         expected = predicted.scores.cpu(), predicted.maps.cpu()
     pixels = (unseen.permute(0, 2, 3, 1) * exported.std.flatten() + exported.mean.flatten()).contiguous()
     with torch.no_grad():
