@@ -80,7 +80,7 @@ def files(folder):
 
 
 def test_papers_command_writes_every_file(run_process, tmp_path):
-    make_mvtec(tmp_path / "mvtec", ["bottle", "cable"], size=900)
+    make_mvtec(tmp_path / "mvtec", ["bottle", "cable"], size=900, train=2)
     done = run_process(*PAPER, "-d", "bottle", "-d", "cable", "mvtec", tmp_path / "mvtec")
     assert done.returncode == 0, done.stderr
     assert "using the CPU" in done.stderr or torch.cuda.is_available()
