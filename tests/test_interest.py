@@ -34,7 +34,10 @@ from detection.interest import BLANK, blanked, cells_inside, lowest_outside
 from detection.moments import Moments
 from detection.normal_scores import normal_scores
 from errors import DataError, UsageError
+from experiment.dataset_config import DatasetConfig
 from experiment.record.inputs import Inputs
+from experiment.serve.answers import Asked, answer
+from experiment.use.finding import Finder
 from experiment.use.maps import full_size
 from methods import DETECTORS, load
 from metrics import count_pixels
@@ -288,6 +291,10 @@ def test_a_model_keeps_the_mask_that_is_one_for_all(one, data, tmp_path, monkeyp
     model = load(one)
     paths = sorted(images.rglob("*.png"))
     found = model.predict(paths)
+    finder = Finder(model, one, max_pixels=10**6)
+    served = finder.find(paths[0], "it")
+    assert served.score == pytest.approx(found.scores[0].item(), abs=1e-6) and np.isnan(served.map).any()
+    assert answer(finder, served, "it", Asked(map=True))["map"].startswith("data:image/png")
     assert found.maps.isnan().float().mean() > 0.1 and model.thresholds.pixel < found.maps.nan_to_num().max()
     tensors = torch.stack([model.transform.image(read_image(path)) for path in paths])
     assert torch.equal(model.predict(tensors).scores, found.scores)
@@ -332,6 +339,8 @@ def test_a_mask_per_image(one, data, tmp_path, monkeypatch, capsys):
             call(*words)
     with pytest.raises(UsageError, match="with a mask of interest per image, and an export reads images alone"):
         call("export", each)
+    with pytest.raises(UsageError, match="wants a mask of interest of every image, and serve has none: use predict"):
+        call("serve", each, "--port", "0")
     own = masks / "bolt/test"
     assert call("predict", each, images, "--mask_of_interest", own, "--out", "all", "--map", "none") == 0
     assert scores(Path("all")) == scores(one)
@@ -376,6 +385,13 @@ def test_what_cannot_be_used(data, tmp_path, monkeypatch, words, mask, error, me
     chain = [*(words or small("patchcore")), "dataset", *SMALL_DATA]
     with pytest.raises(error, match=message):
         call(*chain, "--mask_of_interest", "m.png", "mvtec", data / "data")
+
+
+def test_parts_are_not_cut():
+    given = {"name": "mvtec", "resize": 32, "imagesize": 32, "mask_of_interest": Path("m.png")}
+    with pytest.raises(UsageError, match="--tile and --mask_of_interest do not go together, for a tile may have"):
+        DatasetConfig(**given, tile="16")
+    assert DatasetConfig(**given, tile="32").tiling.count == 1
 
 
 def test_another_mask_is_another_input(data, tmp_path):
