@@ -181,10 +181,13 @@ def save(
         write_bytes(folder / MASK, encoded(mask))
     if beside is None:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in detector.state_dict().items()}
-        write_bytes(folder / WEIGHTS, write_tensors(tensors))
+        weights = write_tensors(tensors)
+        write_bytes(folder / WEIGHTS, weights)
+        digest = hashlib.sha256(weights).hexdigest()
     else:
         share(beside / WEIGHTS, folder / WEIGHTS)
-    write_description(folder, replace(description, checkpoint_sha256=sha256_of(folder / WEIGHTS)))
+        digest = sha256_of(folder / WEIGHTS)
+    write_description(folder, replace(description, checkpoint_sha256=digest))
 
 
 def load(

@@ -57,7 +57,7 @@ def answer(finder: Finder, finding: Finding, shown: str, asked: Asked) -> dict[s
         told |= _regions(finder, finding, asked)
     if asked.map:
         has_map = finding.map is not None
-        told["map"] = _data(_colours(finding.map, *description.map_range), ".png") if has_map else None
+        told["map"] = _data(coloured(finding.map, *description.map_range), ".png") if has_map else None
         told["map_range"] = list(description.map_range) if has_map else None
     if asked.picture:
         told["picture"] = _data(_smaller(finding.original), ".jpg")
@@ -88,11 +88,6 @@ def _region(regions: Regions, i: int) -> dict[str, Any]:
         "touches_border": own.touches_border,
         "outlines": [ring.tolist() for ring in regions.rings(i + 1)],
     }
-
-
-def _colours(anomaly_map: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-    """A map in colours, the coldest where it is of no interest."""
-    return coloured(np.where(np.isfinite(anomaly_map), anomaly_map, low), low, high)
 
 
 def _smaller(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

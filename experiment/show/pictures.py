@@ -64,14 +64,16 @@ def _heat(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A map in colours, and those over the image."""
     known = np.isfinite(anomaly_map)
-    colours = coloured(np.where(known, anomaly_map, low), low, high)
+    colours = coloured(anomaly_map, low, high)
     overlay = cv2.addWeighted(colours, OVERLAY, image, 1 - OVERLAY, 0)
     return np.where(known[..., None], colours, 0), np.where(known[..., None], overlay, image)
 
 
 def coloured(anomaly_map: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
-    """A map [H, W] in colours, RGB [H, W, 3]; the coldest is of scores up to `low`, the hottest from `high`."""
-    heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+    """A map [H, W] in colours, RGB [H, W, 3]; the coldest is of scores up to `low` and where it is not finite, the
+    hottest from `high`.
+    """
+    heat = np.clip((np.where(np.isfinite(anomaly_map), anomaly_map, low) - low) / max(high - low, 1e-12), 0, 1)
     return cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
 
 
