@@ -1,23 +1,23 @@
-"""Packages that most commands have no use for: imported when something of them is first used.
+"""A package that most commands have no use for: imported when something of it is first used.
 
-In annotations they are not used where `from __future__ import annotations` stands.
+In annotations it is not used where `from __future__ import annotations` stands.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 
-class _Late:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
+class _Pandas:
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        package = importlib.import_module("pandas")
+        if package.get_option("mode.string_storage") != "python":  # PyArrow's strings hold no file name but UTF-8
+            package.set_option("mode.string_storage", "python")
+        return getattr(package, attribute)
 
 
 if TYPE_CHECKING:
     import pandas
 else:
-    pandas = _Late("pandas")
+    pandas = _Pandas()
 
 __all__ = ["pandas"]

@@ -24,27 +24,31 @@ import hashlib
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as main.py does
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.nn.functional as F
+from accuracy import build, parse_setting
 from torch import Tensor
 
 import backbones
 from backbones.features import shape_of, types_of
+from cli.everything import MVTEC
 from datasets import Shuffled
 from detection import Detector, Normal
 from errors import UsageError, first_line
+from experiment.dataset_config import DatasetConfig
+from experiment.detector_config import DetectorConfig
 from experiment.machine.device import choose_device, choose_precision
 from methods import DETECTORS
 from options import declared
@@ -52,75 +56,70 @@ from options import declared
 MOST_OFF = 0.02  # far below what moves a decision, far above rounding
 PASSES = 3  # the first is not counted
 EMBED_BATCH = 8
-NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-class Setting(NamedTuple):
-    """A detector's backbone and sizes, and those of its options that are not the defaults."""
-
-    backbone: str
-    layers: tuple[str, ...]
-    side: int  # of the images, in pixels
-    batch: int
-    options: Mapping[str, Any] = NONE
 
 
 class Scale(NamedTuple):
-    """How much is computed: images, and the settings by command; those of a detector without its own under ""."""
+    """How much is computed: images, and what stands behind each detector's command, those of its data behind "dataset";
+    of one without its own the line under ""."""
 
     train: int
     test: int
-    settings: dict[str, Setting]
+    lines: Mapping[str, str]
 
 
 PAPERS = Scale(
     train=128,
     test=32,
-    settings={
-        "": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 256, 16),
-        "net": Setting(
-            "wideresnet50",
-            ("layer2", "layer3"),
-            288,
-            8,
-            {
-                "pretrain_embed_dimension": 1536,
-                "target_embed_dimension": 1536,
-                "dsc_hidden": 1024,
-                "dsc_margin": 0.5,
-                "noise_std": 0.015,
-                "pre_proj": 1,
-            },
-        ),
-        "cfa": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 224, 4),
-        "patchcore": Setting("wideresnet50", ("layer2", "layer3"), 224, 8),
-        "msflow": Setting("wideresnet50", ("layer1", "layer2", "layer3"), 512, 8),
-        "multimodal": Setting("wideresnet50", ("layer3", "layer2"), 256, 8),
+    lines={
+        **MVTEC,
+        "efficientad": "--teacher random",
+        "multimodal": "-b wideresnet50 -le layer3 -le layer2",
     },
 )
+SMALL = "-b resnet18 -le layer1 -le layer2"
+FEW = "--pretrain_embed_dimension 24 --target_embed_dimension 16"
 TINY = Scale(
     train=6,
     test=4,
-    settings={
-        "": Setting("resnet18", ("layer1", "layer2"), 32, 2, {"blocks": 1}),
-        "net": Setting(
-            "resnet18",
-            ("layer1", "layer2"),
-            32,
-            2,
-            {"pretrain_embed_dimension": 24, "target_embed_dimension": 16, "dsc_hidden": 8, "pre_proj": 1},
-        ),
-        "cfa": Setting("resnet18", ("layer1", "layer2"), 32, 2, {"gamma_d": 12}),
-        "patchcore": Setting(
-            "resnet18",
-            ("layer1", "layer2"),
-            32,
-            2,
-            {"pretrain_embed_dimension": 24, "target_embed_dimension": 16},
-        ),
-        "multimodal": Setting("resnet18", ("layer2", "layer1"), 32, 2, {"dim": 8, "heads": 2, "depth": 1}),
+    lines={
+        own: f"{line} dataset --batch_size 2 --imagesize 32"
+        for own, line in {
+            "": SMALL,
+            "net": f"{SMALL} {FEW} --dsc_hidden 8 --pre_proj 1",
+            "cfa": f"{SMALL} --gamma_d 12",
+            "rd": f"{SMALL} --blocks 1",
+            "logicrd": f"{SMALL} --blocks 1",
+            "patchcore": f"{SMALL} {FEW}",
+            "reconpatch": f"{SMALL} {FEW} --percentage 0.1 --modulated_dim 12 --projected_dim 8",
+            "cpr": f"{SMALL} --kind texture --codes 4 --stem 8 --width 4 --local_dim 8 --pairs 20 --references 2",
+            "efficientad": "--teacher random --padding --width 0.0625",
+            "multimodal": "-b resnet18 -le layer2 -le layer1 --dim 8 --heads 2 --depth 1",
+            **dict.fromkeys(("template", "frequency", "lowrank"), ""),
+        }.items()
     },
 )
+
+
+class Setting(NamedTuple):
+    """A detector's configuration, and how many images of which side a batch has."""
+
+    detector: DetectorConfig
+    batch: int
+    side: int
+
+    @classmethod
+    def of(cls, command: str, lines: Mapping[str, str]) -> "Setting":
+        """What a detector's line says, with a backbone that nothing is downloaded for, and few passes."""
+        line, _, data = lines.get(command, lines.get("", "")).partition("dataset")
+        kind = DETECTORS[command]
+        names = {own.name for own in declared(kind.Options)}
+        passes = [f"--{own} {PASSES}" for own in ("meta_epochs", "epochs") if own in names]  # some learn without any
+        detector = parse_setting(" ".join([command, line, "--backbone_weights random", *passes]), None)
+        words = shlex.split(data)
+        given = {flag.removeprefix("--"): int(value) for flag, value in zip(words[::2], words[1::2], strict=True)}
+        whole = {"batch_size": DatasetConfig.batch_size, "imagesize": DatasetConfig.imagesize}
+        whole |= dict(kind.DATASET_DEFAULTS) | given
+        return cls(detector, whole["batch_size"], whole["imagesize"])
 
 
 class Row(NamedTuple):
@@ -172,23 +171,12 @@ def make_images(count: int, side: int, damaged: bool) -> Tensor:
     return images
 
 
-def build(command: str, setting: Setting, device: torch.device, precision: torch.dtype) -> Detector:
-    """The detector, fresh."""
-    kind = DETECTORS[command]
-    names = {own.name for own in declared(kind.Options)}
-    epochs = {name: PASSES for name in ("meta_epochs", "epochs") if name in names}  # some learn without any
-    extractor = backbones.load(setting.backbone, "random")
-    options = {name: value for name, value in setting.options.items() if name in names}  # "" is of many detectors
-    size = setting.side, setting.side
-    return kind(extractor, list(setting.layers), size, precision=precision, **epochs, **options).to(device)
-
-
-def trained(
-    command: str, setting: Setting, images: Tensor, device: torch.device, precision: torch.dtype
-) -> tuple[Detector, float]:
+def trained(setting: Setting, images: Tensor, device: torch.device, precision: torch.dtype) -> tuple[Detector, float]:
     """The detector trained on images, and the median seconds of its passes but for the first, where there are more."""
     torch.manual_seed(0)
-    detector = build(command, setting, device, precision)
+    config, backbone = setting.detector, setting.detector.backbones[0]
+    extractor = backbones.load(backbone.name, config.backbone_weights)
+    detector = build(extractor, config, (setting.side, setting.side), 0, precision, device)
     embeddings = [detector.embed(batch) for batch in images.split(EMBED_BATCH)]
     bank = backbones.FeatureBank(shape_of(len(images), embeddings[0]), types_of(embeddings[0]), "device", device)
     bank.fill(embeddings)
@@ -235,18 +223,18 @@ def difference(detector: Detector, images: Tensor) -> float:
 
 def measure(command: str, scale: Scale, device: torch.device, precision: torch.dtype) -> Row:
     """A detector's row."""
-    setting = scale.settings.get(command, scale.settings[""])
+    setting = Setting.of(command, scale.lines)
     train, test = make_images(scale.train, setting.side, False), make_images(scale.test, setting.side, True)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    detector, seconds = trained(command, setting, train, device, precision)
+    detector, seconds = trained(setting, train, device, precision)
     times, scores = [], []
     for _ in range(4):
         start = now(device)
         scores.append(scores_of(detector, test))
         times.append(now(device) - start)
-    again, _ = trained(command, setting, train, device, precision)
+    again, _ = trained(setting, train, device, precision)
     same = digest(detector, scores[0]) == digest(again, scores_of(again, test))
     return Row(
         command,

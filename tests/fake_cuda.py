@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 63)  # of no machine: what is kept of real ones is not taken for this one's
 COPIES = (Tensor.copy_, Tensor.__setitem__)  # from one device to another
 CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _Generator = torch.Generator
@@ -58,7 +58,7 @@ class _Mode(TorchFunctionMode):
             if name == "_has_compatible_shallow_copy_type":  # what a module asks before it puts one in another's place
                 return isinstance(args[0], FakeCuda) is isinstance(args[1], FakeCuda)
             if name in ("numpy", "__array__") and there:
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+                raise TypeError("can't convert cuda device type tensor to numpy. Use Tensor.cpu() first")
             goal = _goal(name, args, kwargs, there)
             _refuse_mixtures(func, name, tensors, args, kwargs, goal)
             result = func(*_on_cpu(args), **_on_cpu(kwargs))
@@ -88,7 +88,7 @@ def _refuse_mixtures(func: Any, name: str, tensors: list[Tensor], args: Any, kwa
         return
     far = any(isinstance(one, FakeCuda) for one in tensors)
     if far and func not in COPIES and name != "to" and any(one.ndim for one in tensors if type(one) is Tensor):
-        raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found cuda:0 and cpu")
+        raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found cuda and cpu")
 
 
 def _is_cuda(value: object) -> bool:
@@ -128,6 +128,7 @@ def fake_cuda() -> Iterator[None]:
                 stack.enter_context(mock.patch(f"{module}.{check}", lambda *_: False, create=True))
         for name, own in {
             "torch.Generator": _Generators,
+            "torch.cuda.is_available": lambda: False,  # a real one pins memory and streams
             "torch.cuda.mem_get_info": lambda *_: (free, free),
             "torch.cuda.synchronize": lambda *_: None,
             "torch.cuda.reset_peak_memory_stats": lambda *_: None,

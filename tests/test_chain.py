@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from commands import Command, keep_every_state, stop_at_the_first_state, wait_for
 from conftest import SMALL_DATA, SMALL_NET, small
 
@@ -134,7 +135,7 @@ def test_a_worker_does_them_in_order(whole, mvtec, caught_tasks, display):
     tasks = caught_tasks(["--precision", "fp32", *words_of(*THREE), *DATA, "mvtec", str(mvtec)])
     same = list(joined.from_iterable(group(tasks)[0]))
     assert [task.title for task in same] == [f"{name} mvtec_bolt seed 0" for name in THREE]
-    settings = worker.Settings("fp32", 1, False, "nobody", "here")
+    settings = worker.Settings("fp32", 1, torch.cuda.is_available(), "nobody", "here")
     for task, answer in zip(same, worker.do([parallel._sent(one) for one in same], settings, display), strict=True):
         parallel._unpack(task, answer)
         folder = task.jobs[0].folder

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_cuda import fake_cuda
+from fake_cuda import CUDA, fake_cuda
 
 import backbones.devices as devices
 from backbones import FeatureBank
@@ -110,7 +110,7 @@ def test_matrices_are_copied_to_a_device_once():
     meta = torch.device("meta")
     assert kept(meta, 3) is kept(meta, 3) and kept(meta, 3).device == meta
     with fake_cuda():
-        assert kept(GPU, 3) is not kept(GPU, 3) and kept(GPU, 3).device == GPU
+        assert kept(CUDA, 3) is not kept(CUDA, 3) and kept(CUDA, 3).device == CUDA
     assert made == [3]
     with torch.inference_mode():
         kept(CPU, 4)

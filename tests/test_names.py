@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import SMALL_DATA, SMALL_NET, make_mvtec
 from PIL import Image
@@ -13,6 +12,7 @@ import main
 from errors import UsageError
 from experiment.record.read import read_run
 from experiment.record.sheets import write_csv
+from late import pandas as pd
 
 
 def run(results, data, *words):

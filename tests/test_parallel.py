@@ -140,7 +140,7 @@ def tasks(caught_tasks, mvtec):
 
 
 def settings(**changes):
-    plain = worker.Settings("fp32", torch.get_num_threads(), False, holder(), socket.gethostname())
+    plain = worker.Settings("fp32", torch.get_num_threads(), torch.cuda.is_available(), holder(), socket.gethostname())
     return plain._replace(**changes)
 
 
