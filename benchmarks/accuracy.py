@@ -181,7 +181,7 @@ class Read(NamedTuple):
         return cls(
             TrainingEmbeddings([detector], [TrainingSet(samples, data, banks.train)], seed),
             HeldOut(held_out),
-            held_out if samples.validation else Predictions(detector, samples.train, data, banks.train),
+            held_out if samples.validation else Predictions(detector, samples.train, data, banks.train, as_new=True),
             Predictions(detector, samples.test, data, banks.test, banks.masks),
         )
 

@@ -4,7 +4,8 @@ methods/patchcore.py has the equations. A bank is filled with features as they a
 them, such as a whitening or a layer that was trained before.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from backbones import Features
 from backbones.bank import free_on
 from detection.coreset import (
     STARTING_POINTS,
@@ -24,12 +26,14 @@ from detection.coreset import (
 )
 from detection.interest import lowest_outside
 from detection.neighbours import nearest, squared_distances
+from detection.prediction import Prediction
 from errors import DataError, UsageError
 from options import option
 
 WORKING_MEMORY = 2**30  # bytes that patches to choose from may take: of more, so many are drawn evenly
 MOST = 2**40  # patches of a bank
 ROWS = 2**14  # that are transformed at once
+SAME = 1e-4  # of patches' mean square, as far as one may lie from itself, for rounding
 Transform = Callable[[Tensor], Tensor]  # of rows [N, D], of any type, into float32 [N, D']
 
 
@@ -64,6 +68,18 @@ class Extensible(Protocol):
 
         Raises:
             DataError: no memory for them.
+        """
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A detector that scores images that it was trained on as new ones."""
+
+    def scored_as_new(self, batches: Callable[[], Iterable[Features]]) -> Iterator[Prediction]:
+        """Predictions of such images, each as if it had not been one of them.
+
+        Args:
+            batches: what embed gave for them; called as often as is needed.
         """
 
 
@@ -102,6 +118,7 @@ class MemoryBank(nn.Module):
             self._check_neighbours(options.bank_size, UsageError)
         self.register_buffer("memory", torch.empty(0, dimension))
         self.register_buffer("seen", torch.tensor(0))
+        self._own: list[Tensor] | None = None  # see without_own
 
     @property
     def keeps_all(self) -> bool:
@@ -165,14 +182,55 @@ class MemoryBank(nn.Module):
         Where inside, bool [B, ...] of N patches each, is given, the others have the lowest score of those inside.
         """
         inside = None if inside is None else inside.flatten(1)
+        if self._own is None:
+            return self._scores(patches, inside, self.memory)
+        masks = [None] * len(patches) if inside is None else inside.split(1)
+        found = [self._scores(*one) for one in zip(patches.split(1), masks, map(self._less, self._own), strict=True)]
+        return BankScores(*map(torch.cat, zip(*found, strict=True)))
+
+    def _scores(self, patches: Tensor, inside: Tensor | None, memory: Tensor) -> BankScores:
         own = self.options
-        chosen = nearest(patches, self.memory, own.anomaly_scorer_num_nn)
-        squared = squared_distances(patches, self.memory, chosen)  # [B, N, k]
+        chosen = nearest(patches, memory, own.anomaly_scorer_num_nn)
+        squared = squared_distances(patches, memory, chosen)  # [B, N, k]
         if own.reweight == 0:
             scores = lowest_outside(squared.mean(dim=-1), inside)
             return BankScores(scores, scores.amax(dim=1))
         scores = lowest_outside(squared.sqrt().mean(dim=-1), inside)
-        return BankScores(scores, reweighted(patches, scores, chosen[..., 0], self.memory, own.reweight))
+        return BankScores(scores, reweighted(patches, scores, chosen[..., 0], memory, own.reweight))
+
+    @torch.no_grad()
+    def owners(self, images: Iterable[Tensor]) -> Tensor:
+        """Of which image every patch of the bank is, int64 [M]; -1: of none of them.
+
+        Args:
+            images: batches of patches [B, N, D] as forward takes them.
+
+        Returns:
+            The image with the patch that is nearest to it, if they are equal but for rounding; of several, the first.
+        """
+        owners = self.memory.new_full((len(self.memory),), -1, dtype=torch.int64)
+        least = self.memory.new_full((len(self.memory),), SAME) * self.memory.square().sum(dim=1).mean()
+        bank = self.memory.unsqueeze(0)
+        for i, patches in enumerate(one for batch in images for one in batch):
+            distances = squared_distances(bank, patches, nearest(bank, patches, 1)).flatten()
+            is_nearer = distances < least
+            owners[is_nearer] = i
+            least = torch.where(is_nearer, distances, least)
+        return owners
+
+    @contextmanager
+    def without_own(self, owners: Tensor, images: Iterable[int]) -> Iterator[None]:
+        """Score a batch of such images, each by the patches that are not its own; by all, where others are too few."""
+        self._own = [owners == i for i in images]
+        try:
+            yield
+        finally:
+            self._own = None
+
+    def _less(self, own: Tensor) -> Tensor:
+        """The bank without some of its patches, bool [M]."""
+        others = self.memory[~own]
+        return others if len(others) >= max(self.options.anomaly_scorer_num_nn, self.options.reweight) else self.memory
 
     def _wanted(self, patches: int) -> int:
         """How many of so many patches are to be kept."""

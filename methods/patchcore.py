@@ -29,7 +29,7 @@ ones; (4) and (6) in detection/memory_bank.py.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import Features, Masked
+from backbones.features import parts
 from backbones.float32 import full_float32
 from detection import Detector, Mapped, Normal, Passes, Prediction
 from detection.interest import cells_inside, of_interest, unmasked
@@ -128,6 +129,18 @@ class PatchCore(PatchDetector):
         with full_float32(embeddings.device):
             scores = self.bank(self.compared(embeddings).flatten(1, 2), inside)
             return Prediction(scores.images, self.drawn(scores.patches.view(embeddings.shape[:3])))
+
+    def scored_as_new(self, batches: Callable[[], Iterable[Features]]) -> Iterator[Prediction]:
+        """As in Forgetful: by the patches of the bank that are of other images."""
+        with full_float32(self.device):
+            owners = self.bank.owners(self.compared(unmasked(own)[0]).flatten(1, 2) for own in batches())
+        first = 0
+        for own in batches():
+            following = first + len(parts(own)[0])
+            with self.bank.without_own(owners, range(first, following)):
+                found = self.score(own)
+            yield found
+            first = following
 
     def compared(self, features: Tensor) -> Tensor:
         """What distances are of, of features [..., D]: float32 [..., D]."""

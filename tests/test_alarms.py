@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_DATA, SMALL_NET
+from conftest import SMALL_DATA, SMALL_NET, small
 from scipy.stats import binomtest
+from test_resume import folder as run_folder
 from test_trained import run
 
 import main
@@ -152,6 +153,20 @@ def test_predict_says_what_is_known(calibrated, mvtec, tmp_path, capsys):
     assert "is not known" in said and "--calibrate 5" in said and "4 training images" in said
     said = predicted(calibrated.with_, mvtec, tmp_path / "c", capsys, "--threshold", "3")
     assert "new normal" not in said
+
+
+@pytest.mark.parametrize("more", [[], ["--augment"], ["--imagesize", "40", "--tile", "32"]])
+def test_a_memory_bank_tells_of_its_training_images(mvtec, tmp_path, monkeypatch, capsys, more):
+    """Each is scored without what is kept of it; not where that cannot be told apart."""
+    monkeypatch.chdir(tmp_path)
+    data = [*SMALL_DATA, "--batch_size", "2", *more, "-d", "bolt", "mvtec", str(mvtec)]
+    main.main([*small("patchcore"), "dataset", *data], standalone_mode=False)
+    told = json.loads((run_folder(tmp_path) / "models/0/mvtec_bolt/model.json").read_text())["thresholds"]
+    assert (told["above"], told["unseen"]) == ((None, None) if more else (0, 4))
+    assert told["source"] == "training images"
+    capsys.readouterr()
+    said = predicted(run_folder(tmp_path), mvtec, tmp_path / "out", capsys)
+    assert ("by cross-validation of 4 training images" in said) == (not more)
 
 
 def test_reports_say_what_is_known(calibrated, tmp_path, capsys):

@@ -62,6 +62,31 @@ def test_embeddings_are_those_of_other_programs():
     torch.testing.assert_close(patch_features(maps).flatten(0, 2), GOLDEN["embed_anomalib"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"anomaly_scorer_num_nn": 2}, {"reweight": 3}])
+def test_training_images_are_scored_as_new_ones(options):
+    """As by a model that is trained without them; an image by itself, and a patch of all images, are not forgotten."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    detector = small_patchcore(sampler="identity", **options)
+    embedded = detector.embed(images)
+    list(detector.training_on(Normal([embedded])))
+    found = list(detector.scored_as_new(lambda: embedded.split(3)))
+    for i in range(len(images)):
+        other = small_patchcore(sampler="identity", **options)
+        list(other.training_on(Normal([embedded[torch.arange(4) != i]])))
+        (expected,), own = other.score(embedded[i : i + 1]).scores, found[i // 3].scores[i % 3]
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+        assert own > detector.score(embedded).scores[i]
+    (alone,) = detector.scored_as_new(lambda: [torch.cat([embedded, embedded])])
+    torch.testing.assert_close(alone.scores[4:], detector.score(embedded).scores)  # its patches are of the first
+
+
+def test_patches_of_a_bank_know_their_images():
+    images = torch.cat(batches()).flatten(1, 2)
+    images[3, 5] = images[1, 2]
+    own = bank(torch.stack([images[4, 0] + 1e-4, images[1, 2], torch.full((16,), 9.0), images[0, 7]]))
+    assert own.owners(images.split(4)).tolist() == [4, 1, -1, 0]
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_scores_are_those_of_the_authors_program(k):
     scores = bank(GOLDEN["memory_bank"], anomaly_scorer_num_nn=k)(QUERIES)

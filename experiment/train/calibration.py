@@ -49,13 +49,13 @@ def cross_validate(
                 bar.update()
         for i, (known, unknown) in enumerate(zip(learned, left_out, strict=True)):
             if len(unknown):
-                threshold, _ = normal_thresholds(_predictions(detector, i, known), quantile)
+                threshold, _ = normal_thresholds(_predictions(detector, i, known, as_new=True), quantile)
                 scores = image_scores(_predictions(detector, i, unknown))
                 above, unseen = trials[i]
                 trials[i] = Trials(above + int(is_anomalous(scores, threshold).sum()), unseen + len(unknown))
     return trials
 
 
-def _predictions(detector: Detector, part: int, images: TrainingSet) -> Predictions:
+def _predictions(detector: Detector, part: int, images: TrainingSet, as_new: bool = False) -> Predictions:
     """What a detector says of images of one of its classes."""
-    return Predictions(detector.for_part(part), images.samples.train, images.data, images.bank)
+    return Predictions(detector.for_part(part), images.samples.train, images.data, images.bank, as_new=as_new)

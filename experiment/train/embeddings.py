@@ -13,6 +13,7 @@ from tqdm import tqdm
 from backbones import FeatureBank, Features
 from datasets import Batch, BatchLoader, ImageDataset, Sample, read_defects, region_labels
 from detection import Detector, Normal, Prediction
+from detection.memory_bank import Forgetful
 from detection.whole_images import stitched
 from experiment.dataset_config import DatasetConfig
 from experiment.plan.job import Job
@@ -36,6 +37,7 @@ class Predictions:
         bank: the images' embeddings; None embeds the images every time.
         masks: of all images where a bank is given; None: there are none.
         brightness: of all images, [N], where a bank is given; empty where it is not known.
+        as_new: they are images that it was trained on; each is predicted as if it had not been, where the detector can.
         title: names the class when the first pass over the images says what is not seen of them; empty: it does not.
     """
 
@@ -48,8 +50,11 @@ class Predictions:
         masks: NDArray[np.bool_] | None = None,
         brightness: NDArray[np.float64] = UNKNOWN,
         title: str = "",
+        as_new: bool = False,
     ) -> None:
         self.detector = detector
+        is_whole = data.tiling.count == 1 and data.random.is_identity  # else an image is not known by what it gives
+        self.as_new = as_new and is_whole and len(samples) > 1 and isinstance(detector, Forgetful)
         self.title = title
         self.bank = bank
         self.masks = masks
@@ -93,6 +98,8 @@ class Predictions:
         return map(self.detector.embed_read, self._tiles(self.loader))
 
     def __iter__(self) -> Iterator[tuple[Prediction, NDArray[np.bool_] | None]]:
+        if self.as_new:
+            return zip(self.detector.scored_as_new(self.embeddings), repeat(None), strict=False)
         if self.bank is None:
             batches, same = tee(self._loaded())
             predictions = stitched(map(self.detector.predict_read, self._tiles(batches)), self.tiling)
@@ -173,7 +180,8 @@ class ClassFeatures:
         self.held_out = Predictions(detector, samples.validation, data, banks and banks.validation, brightness=levels)
         self.normal = self.held_out
         if not samples.validation:
-            self.normal = Predictions(detector, samples.train, data, banks and banks.train, brightness=levels)
+            bank = banks and banks.train
+            self.normal = Predictions(detector, samples.train, data, bank, brightness=levels, as_new=True)
         bank, masks = (banks.test, banks.masks) if banks else (None, None)
         self.test = Predictions(detector, samples.test, data, bank, masks, test_levels, job.name.title)
         transform = data.test_transform

@@ -79,7 +79,14 @@ def extend(config: ExtendConfig) -> int:
         chosen = tiles_to_train_on(description.title, samples, data)
         lesson = TrainingSet(samples, data, train.bank, chosen)
         detector.extend(TrainingEmbeddings([detector], [lesson], description.seed))
-        normal = Predictions(detector, samples.validation or samples.train, data, own.bank, brightness=own.brightness)
+        normal = Predictions(
+            detector,
+            samples.validation or samples.train,
+            data,
+            own.bank,
+            brightness=own.brightness,
+            as_new=not samples.validation,
+        )
         thresholds = thresholds_of(samples, normal, description.thresholds.quantile, None)
         extended = replace(description, thresholds=thresholds, metrics={})  # of test images nothing is known yet
         with new_folder(config.out) as folder:

@@ -86,16 +86,20 @@ def thresholds_of(samples: ClassSamples, normal: Predictions, quantile: float, t
         samples: of its class.
         normal: predictions of the held-out ones where there are any, else of those that it was trained on.
         quantile: of their scores.
-        trials: what cross-validation says of thresholds of training images.
+        trials: what cross-validation says of thresholds of training images; None: what they themselves say, predicted
+            as new.
     """
     source = f"{'held-out normal' if samples.validation else 'training'} {samples.kind}s"
     scores, pixel = scores_of(normal, quantile)
+    image = image_threshold(scores, quantile)
+    if trials is None and normal.as_new:
+        trials = Trials(int(is_anomalous(scores, image).sum()), len(scores))
     counted = {} if trials is None or samples.validation else trials._asdict()
     is_matched = normal.detector.light is not None  # whatever light images are in
     brightness = None if is_matched else like(normal.brightness, SURE)
     kept = NormalScores.of(scores)
     return Thresholds(
-        image_threshold(scores, quantile),
+        image,
         pixel,
         quantile,
         source,
