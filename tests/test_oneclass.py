@@ -126,15 +126,14 @@ def test_at_most_about_nu_lie_outside(machine, whiten, monkeypatch):
     what is far is farther outside, and blocks change nothing."""
     detector = small(machine=machine, nu=0.2, rows=150, landmarks=30, whiten=whiten)
     (stats,) = detector.training_on(oneclass.Normal([detector.embed(own) for own in images(6).split(2)]))
-    assert 0.02 < stats.details["outside"] < 0.28  # rounding decides on those of the surface
+    assert 0.05 < stats.details["outside"] < 0.28
     own = detector.scaled(detector.patches(detector.embed(images(6)[:1])))
     towards = -own if machine == "linear" else own * 3
     near, far = detector.patch_scores(own), detector.patch_scores(towards)
     assert (far > near).float().mean() > 0.95
     before = detector.predict(images(2, seed=1))
     monkeypatch.setattr(oneclass, "BLOCK", 7)
-    found, scale = detector.predict(images(2, seed=1)).maps, before.maps.abs().max().item()
-    torch.testing.assert_close(found, before.maps, rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(detector.predict(images(2, seed=1)).maps, before.maps, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_far_does_not_tie():
