@@ -38,7 +38,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import Features, Masked
-from backbones.features import parts
 from backbones.float32 import full_float32
 from detection import Detector, Mapped, Normal, Passes, Prediction
 from detection.interest import cells_inside, of_interest, unmasked
@@ -136,7 +135,7 @@ class PatchCore(PatchDetector):
             owners = self.bank.owners(self.compared(unmasked(own)[0]).flatten(1, 2) for own in batches())
         first = 0
         for own in batches():
-            following = first + len(parts(own)[0])
+            following = first + len(unmasked(own)[0])
             with self.bank.without_own(owners, range(first, following)):
                 found = self.score(own)
             yield found
