@@ -4,8 +4,8 @@
     python benchmarks/flows.py --precision bf16 --imagesize 256 --backbone wideresnet50 -le layer1 -le layer2 -le layer3
 
 anomalib's, which are FrEIA's couplings, compute in float32, from equal numbers of steps, widths and maps. Maps are of
-random numbers, which do not change the time. Every number is the least CPU time, of all threads together, of several
-rounds in which all are measured in turn: other programs change it little.
+random numbers, which do not change the time. Every number is the least time of several rounds in which all are measured
+in turn, with nothing else running; OMP_NUM_THREADS says how many threads there are.
 """
 
 import argparse
@@ -80,14 +80,14 @@ def anomalib(detector: Detector, maps: Sequence[Tensor]) -> tuple[Action, Action
 
 
 def least(rounds: int, *actions: Action) -> list[float]:
-    """CPU seconds of each action, after a round that is not counted."""
+    """Seconds of each action, after a round that is not counted."""
     times = []
     for _ in range(rounds + 1):
         times.append([])
         for action in actions:
-            start = time.process_time()
+            start = time.perf_counter()
             action()
-            times[-1].append(time.process_time() - start)
+            times[-1].append(time.perf_counter() - start)
     return [min(own) for own in zip(*times[1:], strict=True)]
 
 

@@ -27,7 +27,7 @@ from detection import Detector, Normal, Prediction
 from detection.anomaly_map import align_maps, mean_of_highest, upsampled
 from detection.interest import calm
 from detection.light import Matching, match_light
-from methods.couplings import Flow, Step, Subnet, log_density, negative_log_likelihood, require_channels
+from methods.couplings import Conv, Flow, Step, Subnet, log_density, negative_log_likelihood, require_channels
 from methods.flow_training import Trainer
 from options import option
 
@@ -88,9 +88,7 @@ class FastFlow(Detector):
     def _flow(self, channels: int) -> Flow:
         def subnet(kernel: int, inputs: int, outputs: int) -> Subnet:
             width = max(1, int(inputs * self.options.hidden_ratio))
-            first, last = (
-                nn.Conv2d(*sizes, kernel, padding=kernel // 2) for sizes in ((inputs, width), (width, outputs))
-            )
+            first, last = Conv(inputs, width, kernel), Conv(width, outputs, kernel)
             return nn.Sequential(first, nn.ReLU(inplace=True)), last
 
         kernels = [1 if i % 2 and not self.options.conv3x3_only else 3 for i in range(self.options.steps)]

@@ -7,7 +7,7 @@ import torch
 from golden_flows import arrays, flow_jacobian, step_state
 from torch import nn
 
-from methods.couplings import Flow, Step, _couple, _Coupling
+from methods.couplings import Conv, Flow, Step, _couple, _Coupling
 
 GOLDEN, META = arrays("fastflow")
 NAMES = {
@@ -22,7 +22,7 @@ NAMES = {
 
 
 def subnet(kernel, inputs, outputs):
-    first, last = (nn.Conv2d(inputs, count, kernel, padding=kernel // 2) for count in (inputs, outputs))
+    first, last = (Conv(inputs, count, kernel) for count in (inputs, outputs))
     return nn.Sequential(first, nn.ReLU()), last
 
 
