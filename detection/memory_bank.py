@@ -73,7 +73,11 @@ class Extensible(Protocol):
 
 @runtime_checkable
 class Forgetful(Protocol):
-    """A detector that scores images that it was trained on as new ones."""
+    """A detector that scores images that it was trained on as new ones, where it says that it can."""
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it can."""
 
     def scored_as_new(self, batches: Callable[[], Iterable[Features]]) -> Iterator[Prediction]:
         """Predictions of such images, each as if it had not been one of them.
@@ -198,26 +202,6 @@ class MemoryBank(nn.Module):
         scores = lowest_outside(squared.sqrt().mean(dim=-1), inside)
         return BankScores(scores, reweighted(patches, scores, chosen[..., 0], memory, own.reweight))
 
-    @torch.no_grad()
-    def owners(self, images: Iterable[Tensor]) -> Tensor:
-        """Of which image every patch of the bank is, int64 [M]; -1: of none of them.
-
-        Args:
-            images: batches of patches [B, N, D] as forward takes them.
-
-        Returns:
-            The image with the patch that is nearest to it, if they are equal but for rounding; of several, the first.
-        """
-        owners = self.memory.new_full((len(self.memory),), -1, dtype=torch.int64)
-        least = self.memory.new_full((len(self.memory),), SAME) * self.memory.square().sum(dim=1).mean()
-        bank = self.memory.unsqueeze(0)
-        for i, patches in enumerate(one for batch in images for one in batch):
-            distances = squared_distances(bank, patches, nearest(bank, patches, 1)).flatten()
-            is_nearer = distances < least
-            owners[is_nearer] = i
-            least = torch.where(is_nearer, distances, least)
-        return owners
-
     @contextmanager
     def without_own(self, owners: Tensor, images: Iterable[int]) -> Iterator[None]:
         """Score a batch of such images, each by the patches that are not its own; by all, where others are too few."""
@@ -321,6 +305,28 @@ def reweighted(patches: Tensor, scores: Tensor, closest: Tensor, memory: Tensor,
     distances = squared_distances(patch, memory, neighbours).sqrt().squeeze(1)
     weight = 1 - (distances[:, 0] - distances[:, 1:].logsumexp(dim=1)).exp()  # exp alone may be infinite
     return weight * scores.amax(dim=1)
+
+
+@torch.no_grad()
+def owners_of(memory: Tensor, images: Iterable[Tensor]) -> Tensor:
+    """Of which image every patch of a memory is, int64 [M]; -1: of none of them.
+
+    Args:
+        memory: float32 [M, D].
+        images: batches of patches [B, N, D], float32 as those of the memory.
+
+    Returns:
+        The image with the patch that is nearest to it, if they are equal but for rounding; of several, the first.
+    """
+    owners = memory.new_full((len(memory),), -1, dtype=torch.int64)
+    least = memory.new_full((len(memory),), SAME) * memory.square().sum(dim=1).mean()
+    bank = memory.unsqueeze(0)
+    for i, patches in enumerate(one for batch in images for one in batch):
+        distances = squared_distances(bank, patches, nearest(bank, patches, 1)).flatten()
+        is_nearer = distances < least
+        owners[is_nearer] = i
+        least = torch.where(is_nearer, distances, least)
+    return owners
 
 
 def _transformed(rows: Tensor, transform: Transform) -> Tensor:

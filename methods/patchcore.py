@@ -41,7 +41,7 @@ from backbones import Features, Masked
 from backbones.float32 import full_float32
 from detection import Detector, Mapped, Normal, Passes, Prediction
 from detection.interest import cells_inside, of_interest, unmasked
-from detection.memory_bank import BankOptions, MemoryBank
+from detection.memory_bank import BankOptions, MemoryBank, owners_of
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import DataError
@@ -129,10 +129,16 @@ class PatchCore(PatchDetector):
             scores = self.bank(self.compared(embeddings).flatten(1, 2), inside)
             return Prediction(scores.images, self.drawn(scores.patches.view(embeddings.shape[:3])))
 
+    @property
+    def forgets(self) -> bool:
+        """As in Forgetful."""
+        return True
+
     def scored_as_new(self, batches: Callable[[], Iterable[Features]]) -> Iterator[Prediction]:
         """As in Forgetful: by the patches of the bank that are of other images."""
         with full_float32(self.device):
-            owners = self.bank.owners(self.compared(unmasked(own)[0]).flatten(1, 2) for own in batches())
+            images = (self.compared(unmasked(own)[0]).flatten(1, 2) for own in batches())
+            owners = owners_of(self.bank.memory, images)
         first = 0
         for own in batches():
             following = first + len(unmasked(own)[0])

@@ -32,21 +32,29 @@ W1 = [W_a, W_b, w_c]
 
     h = (W_a + W_b) q - W_b m_k + w_c |q - m_k| + b1                    W_b m_k of every k, once a step   (13)
 
+How far it is may count by itself too (`--distance`), as the score of a memory bank: what lies far from all that is
+known is anomalous, whatever a discriminator that has seen fakes alone makes of it. The bank may be larger than the
+memory (`--bank_size`), whose patches are the first of it, being those that a coreset takes first:
+
+    s = -D(q) + c min_n |u - u_n|, n = 1 ... N                          patch score, in place of (6)      (14)
+
 (1) is computed in detection/patch_features.py, (2) and (4) in model.py, (3) in anomalous_features.py, (5) in
-training.py, (9) to (13) in memory.py.
+training.py, (9) to (13) and the distance of (14) in memory.py.
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from backbones import Features
 from detection import MovingAverage, Normal, Passes, Prediction
 from detection.anomaly_map import mean_of_highest
-from detection.interest import cells_inside, lowest_outside
+from detection.interest import cells_inside, lowest_outside, unmasked
+from detection.memory_bank import owners_of
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import UsageError
@@ -108,6 +116,17 @@ class Options(PatchOptions):
         at_least=0,
         at_most=50_000,
     )
+    distance: float = option(
+        0.0,
+        "Above 0: with --memory, so many times a patch's distance to the nearest normal one is added to its score.",
+        at_least=0,
+    )
+    bank_size: int = option(
+        0,
+        "With --distance: to so many patches, of which those of --memory are the first; 0: to those of --memory.",
+        at_least=0,
+        at_most=50_000,
+    )
     ema: float = option(
         0.0,
         "Above 0: evaluate and keep a moving average of the weights, of this decay.",
@@ -133,7 +152,8 @@ class SimpleNet(PatchDetector):
 
     Raises:
         UsageError: cos_lr without meta epochs left for the schedule or beside warm_up_cosine, a discriminator that
-            shrinks to nothing, whiten without an adaptor or a memory, or ema or a memory of a backbone that is trained.
+            shrinks to nothing, whiten without an adaptor or a memory, a distance without a memory, a bank_size without
+            a distance, or ema or a memory of a backbone that is trained.
     """
 
     Options = Options
@@ -154,6 +174,10 @@ class SimpleNet(PatchDetector):
             raise UsageError("ema averages no backbone: set it to 0 where the backbone is trained")
         if own.memory > 0 and own.train_backbone:
             raise UsageError("memory keeps features as they were: set it to 0 where the backbone is trained")
+        if own.distance > 0 and own.memory == 0:
+            raise UsageError("distance is that to the patches of a memory: set memory above 0, or distance to 0")
+        if own.bank_size > 0 and own.distance == 0:
+            raise UsageError("bank_size is of the patches that distance is to: set distance above 0, or bank_size to 0")
         dimension = own.target_embed_dimension
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -164,7 +188,8 @@ class SimpleNet(PatchDetector):
                 )
                 for _ in range(own.ensemble)
             )
-        self.memory = Memory(own.memory, dimension, own.whiten > 0) if own.memory > 0 else None
+        self.memory = Memory(own.memory, dimension, own.whiten > 0, own.bank_size) if own.memory > 0 else None
+        self._own: list[Tensor] | None = None  # see scored_as_new
         self.noise = FeatureNoise(own.noise_std, own.mix_noise, own.auto_noise, own.difference_noise)
 
     @property
@@ -229,15 +254,42 @@ class SimpleNet(PatchDetector):
         drawn = self.drawn(lowest_outside(patch_scores, inside))
         return Prediction(self.image_scores(patch_scores, inside), drawn)
 
+    @property
+    def forgets(self) -> bool:
+        """As in Forgetful: with a memory."""
+        return self.memory is not None
+
+    def scored_as_new(self, batches: Callable[[], Iterable[Features]]) -> Iterator[Prediction]:
+        """As in Forgetful: by the patches of the memory that are of other images; weights stay what they are."""
+        seen = (self.memory.seen(unmasked(own)[0].flatten(1, 2)).float() for own in batches())
+        owners = owners_of(self.memory.patches, seen)
+        first = 0
+        for own in batches():
+            following = first + len(unmasked(own)[0])
+            self._own = [owners == i for i in range(first, following)]
+            try:
+                found = self.score(own)
+            finally:
+                self._own = None
+            yield found
+            first = following
+
     def patch_scores(self, embeddings: Tensor) -> Tensor:
-        """s (6) of patch features [B, H1, W1, D], the mean over the members: [B, H1, W1]."""
-        features, compared = embeddings.flatten(0, 2), ()  # [N, D]
+        """s (6) or (14) of patch features [B, H1, W1, D], D(q) the mean over the members: [B, H1, W1]."""
+        if self._own is None:
+            return self._patch_scores(embeddings)
+        return torch.cat([self._patch_scores(*one) for one in zip(embeddings.split(1), self._own, strict=True)])
+
+    def _patch_scores(self, embeddings: Tensor, own: Tensor | None = None) -> Tensor:
+        features, compared, far = embeddings.flatten(0, 2), (), 0.0  # [N, D]
         if self.memory is not None:
             seen = self.memory.seen(features)
-            features, patches = (one.to(features.dtype) for one in (seen, self.memory.patches))
-            compared = patches, self.memory.nearest(seen)
+            if self.options.distance > 0:
+                far = self.options.distance * self.memory.distances(seen, own).unsqueeze(1)
+            features, patches = (one.to(features.dtype) for one in (seen, self.memory.compared))
+            compared = patches, self.memory.nearest(seen, own)
         scores = torch.stack([member(features, *compared) for member in self.members])  # [members, N, 1]
-        return -scores.mean(dim=0).view(embeddings.shape[:3])
+        return (far - scores.mean(dim=0)).view(embeddings.shape[:3])
 
     def image_scores(self, patch_scores: Tensor, inside: Tensor | None = None) -> Tensor:
         """S (7) of patch scores [B, H1, W1]: the mean of the score_top_k highest, of all where there are fewer; [B].

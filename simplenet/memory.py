@@ -1,4 +1,4 @@
-"""Normal patches that every patch is compared with, (9) to (13) of detector.py: an option that the paper lacks."""
+"""Normal patches that every patch is compared with, (9) to (15) of detector.py: an option that the paper lacks."""
 
 from collections.abc import Iterable
 
@@ -15,17 +15,19 @@ CANDIDATES = 30_000  # random patches that the memory is chosen from
 
 
 class Memory(nn.Module):
-    """m_1 ... m_K (10), what they are seen through (9), and what finds the nearest of them for all members alike.
+    """u_1 ... u_N (10), what they are seen through (9), and what finds the nearest of them for all members alike.
 
     Args:
-        size: K.
+        size: K, of the first patches, which discriminators compare with.
         dimension: D.
         whitens: whether V and v (9) are learned; else features are seen as they are.
+        bank_size: N, of all patches, to which the distance (14) is; K where it is less.
     """
 
-    def __init__(self, size: int, dimension: int, whitens: bool = False) -> None:
+    def __init__(self, size: int, dimension: int, whitens: bool = False, bank_size: int = 0) -> None:
         super().__init__()
-        self.register_buffer("patches", torch.zeros(size, dimension))
+        self.size = size
+        self.register_buffer("patches", torch.zeros(max(size, bank_size), dimension))
         self.register_buffer("weight", torch.eye(dimension) if whitens else None)
         self.register_buffer("bias", torch.zeros(dimension) if whitens else None)
 
@@ -49,9 +51,9 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def choose(self, embeddings: Iterable[Tensor], seed: int) -> None:
-        """Take in K patches of normal images that lie near all others.
+        """Take in N patches of normal images that lie near all others, and so do the first K of them.
 
-        Rare kinds of patches are among them, being far from all others. Of fewer patches than K all are there, the
+        Rare kinds of patches are among them, being far from all others. Of fewer patches than N all are there, the
         first again for those that are missing.
 
         Args:
@@ -61,10 +63,28 @@ class Memory(nn.Module):
         candidates = self.seen(random_rows(embeddings, CANDIDATES, seed).float())
         self.patches.copy_(candidates[coreset(projected(candidates, seed), len(self.patches)).rows])
 
-    @torch.no_grad()
-    def nearest(self, seen: Tensor) -> Tensor:
-        """k (11) of u [N, D]: int64 [N]."""
-        return closest(seen, self.patches)
+    @property
+    def compared(self) -> Tensor:
+        """u_1 ... u_K, [K, D]."""
+        return self.patches[: self.size]
+
+    def nearest(self, seen: Tensor, own: Tensor | None = None) -> Tensor:
+        """k (11) of u [n, D]: int64 [n]. Of the patches that are not own, bool [N], as far as there are others."""
+        return _nearest(seen, self.compared, own)
+
+    def distances(self, seen: Tensor, own: Tensor | None = None) -> Tensor:
+        """The distance of (14) of u [n, D]: float32 [n]. Own patches are left out as in nearest."""
+        with full_float32(seen.device):
+            patches = F.embedding(_nearest(seen, self.patches, own), self.patches)
+            return torch.linalg.vector_norm(seen.float() - patches, dim=1)
+
+
+@torch.no_grad()
+def _nearest(seen: Tensor, patches: Tensor, own: Tensor | None) -> Tensor:
+    if own is None:
+        return closest(seen, patches)
+    others = own[: len(patches)].logical_not().nonzero()[:, 0]
+    return others[closest(seen, patches[others])] if len(others) else closest(seen, patches)
 
 
 def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor) -> Tensor:

@@ -24,5 +24,13 @@ STABLE: dict[str, Any] = {
     "align_maps": True,
 }
 # For parts in changing light and for sharper maps; chosen on solar cells, drawn parts and one class of assembly.
-MEMORY: dict[str, Any] = {**STABLE, "memory": 1000, "ensemble": 3, "noise_std": 0.5, "match_light": "gain"}
+MEMORY: dict[str, Any] = {
+    **STABLE,
+    "memory": 1000,
+    "bank_size": 4000,
+    "distance": 0.25,
+    "ensemble": 3,
+    "noise_std": 0.5,
+    "match_light": "gain",
+}
 RECIPES = {"stable": STABLE, "memory": MEMORY}

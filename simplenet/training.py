@@ -75,7 +75,7 @@ def discriminate(
         if memory is None:
             scores = discriminator(both)
         else:
-            known = adaptor(memory.patches)  # m: [K, D]
+            known = adaptor(memory.compared)  # m: [K, D]
             nearest = torch.cat([memory.nearest(features), closest(both[len(features) :], known)])  # k (11): [2 N]
             scores = discriminator(both, known, nearest)
         true, fake = scores.chunk(2)

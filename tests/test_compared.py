@@ -105,6 +105,53 @@ def test_members_share_the_memory_and_are_averaged():
     assert not torch.allclose(each[0], each[1])
 
 
+@pytest.mark.parametrize("bank_size", [0, 20])
+def test_distance_is_added_to_scores(bank_size):
+    """(14), in what the memory sees: whitened features; a larger bank begins with the memory."""
+    embeddings, new = torch.randn(2, 4, 4, 16), 3 * torch.randn(1, 4, 4, 16)
+    plain = random_detector(memory=9, whiten=0.1)
+    far = random_detector(memory=9, whiten=0.1, distance=0.5, bank_size=bank_size)
+    for detector in (plain, far):
+        detector.fit_embeddings([embeddings])
+    assert len(far.memory.patches) == max(9, bank_size)
+    assert torch.equal(far.memory.patches[:9], plain.memory.patches)
+    distances = torch.cdist(far.memory.seen(new.flatten(0, 2)), far.memory.patches).min(dim=1).values
+    with torch.no_grad():
+        expected = plain.patch_scores(new) + 0.5 * distances.view(1, 4, 4)
+        torch.testing.assert_close(far.patch_scores(new), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_images_are_scored_as_new_ones():
+    """By the memory without their own patches; an image by itself is not forgotten, and neither is any afterwards."""
+    embeddings = torch.randn(5, 4, 4, 16)
+    detector = random_detector(memory=40, whiten=0.1, distance=0.5, bank_size=60)
+    detector.fit_embeddings([embeddings])
+    before = detector.score(embeddings)
+    found = list(detector.scored_as_new(lambda: embeddings.split(3)))
+    assert [len(own.scores) for own in found] == [3, 2]
+    last = copy.deepcopy(detector)
+    is_own = torch.cdist(last.memory.patches, last.memory.seen(embeddings[4].flatten(0, 1))).min(dim=1).values < 1e-2
+    assert 0 < is_own.sum() < 40 and is_own[:40].any()
+    last.memory.patches, last.memory.size = last.memory.patches[~is_own], int((~is_own[:40]).sum())
+    torch.testing.assert_close(found[1].scores[1], last.score(embeddings[4:]).scores[0])
+    assert (torch.cat([own.scores for own in found]) > before.scores + 0.1).all()
+    assert torch.equal(detector.score(embeddings).scores, before.scores)
+    (alone,) = detector.scored_as_new(lambda: [embeddings[4:]])
+    assert alone.scores > before.scores[4]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"distance": 0.5}, "distance is that to the patches of a memory: set memory above 0"),
+        ({"memory": 5, "bank_size": 9}, "bank_size is of the patches that distance is to: set distance above 0"),
+    ],
+)
+def test_a_distance_is_to_a_bank(options, words):
+    with pytest.raises(UsageError, match=words):
+        random_detector(**options)
+
+
 def test_no_features_scale_or_mean_matters_where_they_are_whitened():
     """Neither to the choice of patches nor to training, whose adaptor starts as the identity."""
     generator = torch.Generator().manual_seed(0)

@@ -224,6 +224,8 @@ ELSEWHERE = {  # flags whose effect is tested by name below, or in test_cli, tes
     "--penalty_images",
     "--padding",
     "--ensemble",  # of net above, of several backbones in test_ensemble
+    "--distance",  # these in test_compared
+    "--bank_size",
 }
 
 

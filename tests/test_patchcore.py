@@ -18,7 +18,7 @@ from datasets import Header, ImageSizes, brightness_of, read_image
 from detection import Normal, memory_bank
 from detection.anomaly_map import anomaly_maps
 from detection.brightness import like
-from detection.memory_bank import BankOptions, MemoryBank
+from detection.memory_bank import BankOptions, MemoryBank, owners_of
 from detection.whitening import whitening
 from errors import DataError, UsageError
 from methods import load
@@ -84,7 +84,7 @@ def test_patches_of_a_bank_know_their_images():
     images = torch.cat(batches()).flatten(1, 2)
     images[3, 5] = images[1, 2]
     own = bank(torch.stack([images[4, 0] + 1e-4, images[1, 2], torch.full((16,), 9.0), images[0, 7]]))
-    assert own.owners(images.split(4)).tolist() == [4, 1, -1, 0]
+    assert owners_of(own.memory, images.split(4)).tolist() == [4, 1, -1, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3])

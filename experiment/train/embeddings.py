@@ -54,7 +54,7 @@ class Predictions:
     ) -> None:
         self.detector = detector
         is_whole = data.tiling.count == 1 and data.random.is_identity  # else an image is not known by what it gives
-        self.as_new = as_new and is_whole and len(samples) > 1 and isinstance(detector, Forgetful)
+        self.as_new = as_new and is_whole and len(samples) > 1 and isinstance(detector, Forgetful) and detector.forgets
         self.title = title
         self.bank = bank
         self.masks = masks
