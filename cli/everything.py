@@ -1,15 +1,18 @@
 """Every detector in one comparison: what bash run.sh all gives each of them, a line each.
 
 A line has a detector's options as its paper sets them, where they are not the defaults. Behind "dataset" stand those of
-data that are not its own defaults. One without a line does not take part: efficientad, which needs a teacher first.
+data that are not its own defaults. What is no detector's name is that of a second line of one, which begins with its
+command. One without a line does not take part: efficientad, which needs a teacher first.
 """
 
 WIDE = "-b wideresnet50"
 TWO, THREE = "-le layer2 -le layer3", "-le layer1 -le layer2 -le layer3"
+NET = f"{WIDE} {TWO} --pretrain_embed_dimension 1536 --target_embed_dimension 1536"
+PAPER = "dataset --batch_size 8 --resize 329 --imagesize 288"
 MVTEC = {  # of MVTec AD, and what has its layout
-    "net": f"{WIDE} {TWO} --pretrain_embed_dimension 1536 --target_embed_dimension 1536 "
-    "--meta_epochs 40 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 "
-    "dataset --batch_size 8 --resize 329 --imagesize 288",
+    "net": f"{NET} --meta_epochs 40 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 "
+    f"{PAPER}",
+    "net_memory": f"net {NET} --recipe memory {PAPER}",
     "patchcore": f"{WIDE} {TWO}",
     "reconpatch": f"{WIDE} {TWO}",
     "gaussian": f"{WIDE} {THREE} --dimensions 550",
@@ -30,9 +33,11 @@ MVTEC = {  # of MVTec AD, and what has its layout
 LITE = "-b efficientnet_lite0"
 CELLS = "dataset --batch_size 16 --resize 160 --imagesize 160 --resize_mode square"
 FINE, ALL = "-le blocks.2 -le blocks.4", "-le blocks.1 -le blocks.2 -le blocks.4"
-ELPV = {  # of the solar cells, small: all together half an hour on two cores
+ELPV = {  # of the solar cells, small: all together 20 minutes on two cores
     "net": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 --gan_epochs 10 "
     f"--auto_noise 0.5 --dsc_lr 0.0001 --dsc_hidden 512 --dsc_margin .5 --pre_proj 1 {CELLS}",
+    "net_memory": f"net {LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 --recipe memory "
+    f"{CELLS}",
     "patchcore": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 -p 0.01 {CELLS}",
     "reconpatch": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 --modulated_dim 256 "
     f"--lr 0.001 --epochs 2 {CELLS}",

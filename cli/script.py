@@ -4,7 +4,7 @@ bash run.sh all [/path/to/mvtec] [options]: every detector there, in one compari
 Options are those of main.py, net and dataset in any order (python main.py --help, net --help and dataset --help list
 them); each goes to the command that has it and takes the place of the paper's. With --recipe stable the options that
 this recipe sets are its own. Without a path, bash run.sh trains the demo on real solar cells, and bash run.sh all runs
-small settings on them, half an hour on two cores. What all gives each detector is in cli/everything.py; behind it stand
+small settings on them, 20 minutes on two cores. What all gives each detector is in cli/everything.py; behind it stand
 options of main.py and of dataset alone. The same command continues all of them.
 """
 
@@ -20,6 +20,7 @@ import click
 from cli.commands import main
 from cli.everything import ELPV, MVTEC
 from errors import UsageError
+from methods import DETECTORS
 
 PAPER = {
     "": "--log_project MVTecAD_Results --log_group simplenet_mvtec --run_name run",
@@ -67,9 +68,10 @@ def words_of_all(path: str | None, given: Sequence[str]) -> list[list[str]]:
             raise UsageError(f"run.sh all: '{part[0]}' is no option of main.py or dataset, which alone stand for all")
         own[owners[flag]] += part
     lines: dict[str, list[str]] = {}
-    for command, text in (ELPV if path is None else MVTEC).items():
+    for name, text in (ELPV if path is None else MVTEC).items():
         detector, _, data = text.partition("dataset")
-        lines.setdefault(data, []).extend([command, *shlex.split(detector)])
+        command, *options = shlex.split(detector) if name not in DETECTORS else [name, *shlex.split(detector)]
+        lines.setdefault(data, []).extend([command, *options, *(["--as", name] if name != command else [])])
     where = ["elpv"] if path is None else ["mvtec", path]
     run = ["--log_project", "all", "--run_name", where[0], "--on_error", "skip", *own[""]]
     return [[*run, *line, "dataset", *shlex.split(data), *own["dataset"], *where] for data, line in lines.items()]
