@@ -23,7 +23,7 @@ STABLE: dict[str, Any] = {
     "score_top_k": 8,
     "align_maps": True,
 }
-# For parts in changing light and for sharper maps; chosen on solar cells, drawn parts and one class of assembly.
+# For parts in changing light and for sharper maps; chosen on solar cells, drawn parts and two classes of assembly.
 MEMORY: dict[str, Any] = {
     **STABLE,
     "memory": 1000,
