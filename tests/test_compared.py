@@ -23,7 +23,20 @@ from simplenet.memory import Memory
 from simplenet.model import Member
 from simplenet.training import Trainer
 
-MEMORY = ["--memory", "20", "--distance", "0.3", "--bank_size", "30", "--ensemble", "2", "--ema", "0.9", "--whiten", "0.1"]
+MEMORY = [
+    "--memory",
+    "20",
+    "--distance",
+    "0.3",
+    "--bank_size",
+    "30",
+    "--ensemble",
+    "2",
+    "--ema",
+    "0.9",
+    "--whiten",
+    "0.1",
+]
 
 
 def memory_of(patches):
@@ -308,15 +321,16 @@ def test_a_description_cannot_claim_another_size(trained, tmp_path):
     """Nor does an older description, which says nothing of a memory, fit a checkpoint with one."""
     model = shutil.copytree(trained, tmp_path / "model")
     written = json.loads((model / "model.json").read_text())
-    assert simplenet.load(model).detector.memory.patches.shape == (20, 16)
-    for value, words in [
-        (50_000, r"memory.patches is torch.float32 \[20, 16\], not torch.float32 \[50000, 16\]"),
-        (60_000, "--memory 60000 must be from 0 to 50000"),
-        (0, "does not fit"),
-        (True, "memory is True"),
+    assert simplenet.load(model).detector.memory.patches.shape == (30, 16)
+    for claimed, words in [
+        ({"memory": 50_000}, r"memory.patches is torch.float32 \[30, 16\], not torch.float32 \[50000, 16\]"),
+        ({"bank_size": 40_000}, r"memory.patches is torch.float32 \[30, 16\], not torch.float32 \[40000, 16\]"),
+        ({"memory": 60_000}, "--memory 60000 must be from 0 to 50000"),
+        ({"memory": 0, "bank_size": 0, "distance": 0.0}, "does not fit"),
+        ({"memory": True}, "memory is True"),
     ]:
         description = copy.deepcopy(written)
-        description["options"]["memory"] = value
+        description["options"] |= claimed
         (model / "model.json").write_text(json.dumps(description))
         with pytest.raises((DataError, UsageError), match=words):
             simplenet.load(model)
