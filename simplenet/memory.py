@@ -74,9 +74,9 @@ class Memory(nn.Module):
 
     def distances(self, seen: Tensor, own: Tensor | None = None) -> Tensor:
         """The distance of (14) of u [n, D]: float32 [n]. Own patches are left out as in nearest."""
+        nearest = _nearest(seen, self.patches, own)
         with full_float32(seen.device):
-            patches = F.embedding(_nearest(seen, self.patches, own), self.patches)
-            return torch.linalg.vector_norm(seen.float() - patches, dim=1)
+            return torch.linalg.vector_norm(seen.float() - F.embedding(nearest, self.patches), dim=1)
 
 
 @torch.no_grad()
