@@ -70,8 +70,9 @@ def words_of_all(path: str | None, given: Sequence[str]) -> list[list[str]]:
     lines: dict[str, list[str]] = {}
     for name, text in (ELPV if path is None else MVTEC).items():
         detector, _, data = text.partition("dataset")
-        command, *options = shlex.split(detector) if name not in DETECTORS else [name, *shlex.split(detector)]
-        lines.setdefault(data, []).extend([command, *options, *(["--as", name] if name != command else [])])
+        options = shlex.split(detector)
+        own_line = [name, *options] if name in DETECTORS else [*options, "--as", name]
+        lines.setdefault(data, []).extend(own_line)
     where = ["elpv"] if path is None else ["mvtec", path]
     run = ["--log_project", "all", "--run_name", where[0], "--on_error", "skip", *own[""]]
     return [[*run, *line, "dataset", *shlex.split(data), *own["dataset"], *where] for data, line in lines.items()]

@@ -24,7 +24,7 @@ from detection.coreset import (
     projected,
     random_rows,
 )
-from detection.interest import lowest_outside
+from detection.interest import lowest_outside, unmasked
 from detection.neighbours import nearest, squared_distances
 from detection.prediction import Prediction
 from errors import DataError, UsageError
@@ -203,9 +203,9 @@ class MemoryBank(nn.Module):
         return BankScores(scores, reweighted(patches, scores, chosen[..., 0], memory, own.reweight))
 
     @contextmanager
-    def without_own(self, owners: Tensor, images: Iterable[int]) -> Iterator[None]:
-        """Score a batch of such images, each by the patches that are not its own; by all, where others are too few."""
-        self._own = [owners == i for i in images]
+    def without_own(self, own: list[Tensor]) -> Iterator[None]:
+        """Score a batch of images, each by the patches that are not its own, bool [M]; by all, if few are left."""
+        self._own = own
         try:
             yield
         finally:
@@ -327,6 +327,15 @@ def owners_of(memory: Tensor, images: Iterable[Tensor]) -> Tensor:
         owners[is_nearer] = i
         least = torch.where(is_nearer, distances, least)
     return owners
+
+
+def with_own(batches: Iterable[Features], owners: Tensor) -> Iterator[tuple[Features, list[Tensor]]]:
+    """Batches of images, and of every image which patches of a memory are its own, bool [M], by owners_of."""
+    first = 0
+    for batch in batches:
+        following = first + len(unmasked(batch)[0])
+        yield batch, [owners == i for i in range(first, following)]
+        first = following
 
 
 def _transformed(rows: Tensor, transform: Transform) -> Tensor:

@@ -41,7 +41,7 @@ from backbones import Features, Masked
 from backbones.float32 import full_float32
 from detection import Detector, Mapped, Normal, Passes, Prediction
 from detection.interest import cells_inside, of_interest, unmasked
-from detection.memory_bank import BankOptions, MemoryBank, owners_of
+from detection.memory_bank import BankOptions, MemoryBank, owners_of, with_own
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import DataError
@@ -139,13 +139,10 @@ class PatchCore(PatchDetector):
         with full_float32(self.device):
             images = (self.compared(unmasked(own)[0]).flatten(1, 2) for own in batches())
             owners = owners_of(self.bank.memory, images)
-        first = 0
-        for own in batches():
-            following = first + len(unmasked(own)[0])
-            with self.bank.without_own(owners, range(first, following)):
-                found = self.score(own)
+        for batch, own in with_own(batches(), owners):
+            with self.bank.without_own(own):
+                found = self.score(batch)
             yield found
-            first = following
 
     def compared(self, features: Tensor) -> Tensor:
         """What distances are of, of features [..., D]: float32 [..., D]."""

@@ -54,7 +54,7 @@ from backbones import Features
 from detection import MovingAverage, Normal, Passes, Prediction
 from detection.anomaly_map import mean_of_highest
 from detection.interest import cells_inside, lowest_outside, unmasked
-from detection.memory_bank import owners_of
+from detection.memory_bank import owners_of, with_own
 from detection.patch_features import PatchDetector, PatchOptions
 from detection.whitening import whitening
 from errors import UsageError
@@ -263,16 +263,12 @@ class SimpleNet(PatchDetector):
         """As in Forgetful: by the patches of the memory that are of other images; weights stay what they are."""
         seen = (self.memory.seen(unmasked(own)[0].flatten(1, 2)).float() for own in batches())
         owners = owners_of(self.memory.patches, seen)
-        first = 0
-        for own in batches():
-            following = first + len(unmasked(own)[0])
-            self._own = [owners == i for i in range(first, following)]
+        for batch, self._own in with_own(batches(), owners):
             try:
-                found = self.score(own)
+                found = self.score(batch)
             finally:
                 self._own = None
             yield found
-            first = following
 
     def patch_scores(self, embeddings: Tensor) -> Tensor:
         """s (6) or (14) of patch features [B, H1, W1, D], D(q) the mean over the members: [B, H1, W1]."""

@@ -1,4 +1,4 @@
-"""Normal patches that every patch is compared with, (9) to (15) of detector.py: an option that the paper lacks."""
+"""Normal patches that every patch is compared with, (9) to (14) of detector.py: an option that the paper lacks."""
 
 from collections.abc import Iterable
 

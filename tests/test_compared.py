@@ -23,20 +23,7 @@ from simplenet.memory import Memory
 from simplenet.model import Member
 from simplenet.training import Trainer
 
-MEMORY = [
-    "--memory",
-    "20",
-    "--distance",
-    "0.3",
-    "--bank_size",
-    "30",
-    "--ensemble",
-    "2",
-    "--ema",
-    "0.9",
-    "--whiten",
-    "0.1",
-]
+MEMORY = "--memory 20 --distance 0.3 --bank_size 30 --ensemble 2 --ema 0.9 --whiten 0.1".split()
 
 
 def memory_of(patches):
