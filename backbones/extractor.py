@@ -95,6 +95,7 @@ class FeatureExtractor(nn.Module):
         outputs = network(images.contiguous(memory_format=torch.channels_last))
         return [own.fold(outputs[layer]) for layer, own in zip(layers, self._look(layers, size).layouts, strict=True)]
 
+    @torch.inference_mode(False)  # where a first image is in inference, what is built must still be as others
     def build(
         self, layers: Sequence[str], image_size: tuple[int, int], device: torch.device | str = "cpu"
     ) -> nn.Module:
@@ -124,6 +125,7 @@ class FeatureExtractor(nn.Module):
         """
         return self._look(layers, image_size).infos
 
+    @torch.inference_mode(False)
     def centres(
         self, layers: Sequence[str], image_size: Size, device: torch.device | str = "cpu"
     ) -> list[tuple[Centres, Centres]]:

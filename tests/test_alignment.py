@@ -128,6 +128,11 @@ def test_learned_weights_look_where_they_are_measured(monkeypatch):
     assert alignment.middles(network, lambda images: lite0(images, layers), size, traced, "cpu") == found
     monkeypatch.setattr(extractor, "middles", None)
     assert lite0.centres(layers, size) is found
+    monkeypatch.undo()
+    first = backbones.load("efficientnet_lite0")
+    with torch.inference_mode():
+        assert first.centres(layers, size) == found
+    assert not any(weight.is_inference() for weight in first.build(layers, size).parameters())
 
 
 def test_interpolation_by_even_shares_is_pytorchs():
