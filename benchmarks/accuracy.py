@@ -70,6 +70,7 @@ from experiment.train.training_set import TrainingEmbeddings, TrainingSet
 from methods import DETECTORS
 from options import declared
 
+BACKBONE = "efficientnet_lite0"
 NET = "net -b efficientnet_lite0 -le blocks.2 -le blocks.4 --pretrain_embed_dimension 256 --target_embed_dimension 256"
 PAPER = f"{NET} --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 --meta_epochs 20"
 PATCHCORE = f"patchcore {NET.removeprefix('net ')} -p 0.01"
@@ -146,6 +147,11 @@ LOCO = {  # columns of datasets that know logical and structural anomalies
 
 
 TOLD = {"expected": "expected", "at_most": "at most"}  # columns of what users are told of the false alarms
+
+
+def line(setting: str, backbone: str) -> str:
+    """A setting's command line with another backbone."""
+    return SETTINGS[setting].replace(BACKBONE, backbone)
 
 
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
@@ -460,6 +466,7 @@ def parse(
     parser.add_argument("-d", dest="classes", action="append", default=[], help="class; none: all")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(settings), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--backbone", default=BACKBONE, help="in place of EfficientNet-Lite0")
     parser.add_argument("--also", default="", help='options behind those of every setting, as "--match_light gain"')
     parser.add_argument("--epochs", type=int, help="of all but net, instead of those of the settings")
     parser.add_argument("--imagesize", type=int, default=256, help="images are resized to it; nothing is cropped")
@@ -485,7 +492,8 @@ def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
         configs = {
-            name: parse_setting(f"{SETTINGS[name]} {arguments.also}", arguments.epochs) for name in arguments.settings
+            name: parse_setting(f"{line(name, arguments.backbone)} {arguments.also}", arguments.epochs)
+            for name in arguments.settings
         }
         for one in classes:
             for row in measure(one, root, data, configs, arguments, device, precision):
