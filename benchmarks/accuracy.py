@@ -149,11 +149,6 @@ LOCO = {  # columns of datasets that know logical and structural anomalies
 TOLD = {"expected": "expected", "at_most": "at most"}  # columns of what users are told of the false alarms
 
 
-def line(setting: str, backbone: str) -> str:
-    """A setting's command line with another backbone."""
-    return SETTINGS[setting].replace(BACKBONE, backbone)
-
-
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     """The options of a detector's command; epochs replace those of all that have this option."""
     name, *options = shlex.split(words)
@@ -492,7 +487,9 @@ def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
         configs = {
-            name: parse_setting(f"{line(name, arguments.backbone)} {arguments.also}", arguments.epochs)
+            name: parse_setting(
+                f"{SETTINGS[name].replace(BACKBONE, arguments.backbone)} {arguments.also}", arguments.epochs
+            )
             for name in arguments.settings
         }
         for one in classes:
