@@ -312,16 +312,21 @@ def test_images_too_small_for_a_patch_are_refused():
 def test_training_is_that_of_anomalib(monkeypatch):
     """Where it is installed, from equal weights and images; dropout and random colours apart.
 
-    Adam moves a weight whose gradient is nearly nothing by that gradient's sign, which rounding decides: here its eps
-    is above what is nearly nothing, in both.
+    In float64, which nothing here may leave: Adam moves a weight whose gradient is nearly nothing by that gradient's
+    sign, and in float32 rounding decides it.
     """
     pytest.importorskip("anomalib")
     from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel
 
     monkeypatch.setattr("methods.efficientad.OUTPUTS", 8)
     detector = made(128, width=1.0)
-    theirs = EfficientAdModel(teacher_out_channels=8)
-    theirs.ae.encoder.enconv6 = torch.nn.Conv2d(64, 64, 4)  # of 128 pixels
+    theirs = EfficientAdModel(teacher_out_channels=8).double()
+    theirs.ae.encoder.enconv6 = torch.nn.Conv2d(64, 64, 4).double()  # of 128 pixels
+    pixels, other_colours, foreign = torch.randint(0, 256, (3, 10, 1, 3, 128, 128), dtype=torch.uint8)
+    batches = [detector.embed_read(own) for own in pixels]
+    detector.double()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr("methods.efficientad.images_of", lambda kept, _: normalised(kept))
     ours = detector.teacher, detector.student, detector.autoencoder
     for own, other in zip(ours, (theirs.teacher, theirs.student, theirs.ae), strict=True):
         for one, another in zip(own.parameters(), other.parameters(), strict=True):
@@ -329,30 +334,27 @@ def test_training_is_that_of_anomalib(monkeypatch):
         for module in (*own.modules(), *other.modules()):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    pixels, other_colours, foreign = torch.randint(0, 256, (3, 10, 1, 3, 128, 128), dtype=torch.uint8)
-    batches = [detector.embed_read(own) for own in pixels]
     with torch.no_grad():
         detector.begin(Normal(batches))
     theirs.mean_std["mean"].data.copy_(detector.mean.view(1, -1, 1, 1))
     theirs.mean_std["std"].data.copy_(detector.deviation.view(1, -1, 1, 1))
     trainer = _Trainer(detector, None, 1000)
-    trainer.optimizer.param_groups[0]["eps"] = eps = 1e-6
     changed, punished = iter(other_colours), iter(foreign)
     monkeypatch.setattr("methods.efficientad.recoloured", lambda image, rng: normalised(next(changed))[0])
     monkeypatch.setattr(trainer, "_foreign", lambda count, rng: normalised(next(punished)))
     found = [tuple(one.item() for one in stats) for stats in trainer.steps(batches)]
     learned = [*theirs.student.parameters(), *theirs.ae.parameters()]
-    optimizer = torch.optim.Adam(learned, lr=1e-4, weight_decay=1e-5, eps=eps)
+    optimizer = torch.optim.Adam(learned, lr=1e-4, weight_decay=1e-5)
     theirs.train()
     for own, other, none, (_, hard, penalty, autoencoder, agreement) in zip(
         pixels, other_colours, foreign, found, strict=True
     ):
-        monkeypatch.setattr(theirs, "choose_random_aug_image", lambda image, other=other: other / 255)
-        expected = theirs(own / 255, none / 255)
-        assert (hard + penalty, autoencoder, agreement) == pytest.approx([one.item() for one in expected], rel=1e-4)
+        monkeypatch.setattr(theirs, "choose_random_aug_image", lambda image, other=other: other.double() / 255)
+        expected = theirs(own.double() / 255, none.double() / 255)
+        assert (hard + penalty, autoencoder, agreement) == pytest.approx([one.item() for one in expected], rel=1e-9)
         optimizer.zero_grad()
         sum(expected).backward()
         optimizer.step()
     for own, other in ((detector.student, theirs.student), (detector.autoencoder, theirs.ae)):
         for one, another in zip(own.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one, another, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(one, another, rtol=1e-9, atol=1e-9)
