@@ -175,6 +175,11 @@ def build(kind: type[T], values: Mapping[str, Any], **others: Any) -> T:
     return kind(**made, **others)
 
 
+def as_flags(values: Mapping[str, Any]) -> str:
+    """How a command line says values of options, by name."""
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
+
+
 def check(options: Any) -> None:
     """See that all options of an instance are in their ranges.
 

@@ -29,7 +29,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ from torch import Tensor
 import main
 import metrics
 from backbones import FeatureExtractor
-from datasets import ClassSamples, Defect, read_defects, region_labels
+from datasets import ClassSamples, Defect, RandomTransform, read_defects, region_labels
 from detection import Detector, EpochStats, Normal, Prediction, false_alarms, is_anomalous
 from detection.precision import PRECISIONS
 from errors import DataError, UsageError
@@ -68,6 +68,7 @@ from experiment.train.finish import thresholds_of
 from experiment.train.light import learn_light_of
 from experiment.train.training_set import TrainingEmbeddings, TrainingSet
 from methods import DETECTORS
+from options import build as build_options
 from options import declared
 
 BACKBONE = "efficientnet_lite0"
@@ -390,11 +391,12 @@ def prepared(
         shown: what the samples become before they are embedded.
     """
     is_first = not known
-    split = arguments.train_val_split or DETECTORS[config.command].DATASET_DEFAULTS.get("train_val_split", 1.0)
+    defaults = DETECTORS[config.command].dataset_defaults(config.recipe)
+    split = arguments.train_val_split or defaults.get("train_val_split", 1.0)
     found = read_samples(replace(data, train_val_split=split), root, name, known)
     for note in found.notes if is_first else ():
         click.echo(note, err=True)
-    samples, data = found.samples, replace(data, reading=found.reading)
+    samples, data = found.samples, replace(data, reading=found.reading, random=_changes(defaults))
     extractor = load_backbone(config.backbones[0], config, 0, data.tiling.tile)
     embedder = build(extractor, config, data.tiling.tile, 0, torch.float32, device)
     if embedder.light is not None:
@@ -403,14 +405,20 @@ def prepared(
     return Prepared(samples, data, extractor, embedder, banks)
 
 
+def _changes(defaults: Mapping[str, Any]) -> RandomTransform:
+    """Those of training images among the defaults of dataset's options."""
+    return build_options(RandomTransform, defaults)
+
+
 def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
     """The settings that read the same features of the same images together."""
     groups: dict[tuple, list[str]] = {}
     for setting, config in configs.items():
         kind = DETECTORS[config.command]
         key = tuple(config.options[one.name] for one in declared(kind.Options) if one.option.decides_features)
-        split = kind.DATASET_DEFAULTS.get("train_val_split", 1.0)
-        groups.setdefault((kind.features, split, config.backbones, *key), []).append(setting)
+        defaults = kind.dataset_defaults(config.recipe)
+        read = defaults.get("train_val_split", 1.0), _changes(defaults)
+        groups.setdefault((kind.features, *read, config.backbones, *key), []).append(setting)
     return list(groups.values())
 
 

@@ -9,9 +9,10 @@ from cli.flags import Flag
 from errors import UsageError
 
 CHOICE = f"{__name__}.choice"  # of --grid, in a context's meta
-DETECTORS = f"{__name__}.detectors"  # of each of the command line, in order, what it sets of other links' defaults
+DETECTORS = f"{__name__}.detectors"  # of each of the command line, in order, what a choice sets of others' defaults
 LINKS = f"{__name__}.links"  # of each link of it, in order, what it is called
 
+Defaults = Mapping[str, Mapping[str, Any]]  # of options, by the name of their link
 Sections = Mapping[str, Mapping[str, tuple[str, Callable[[], click.Command]]]]
 
 
@@ -87,11 +88,13 @@ class Link(Grouped):
     """A link of the chain: gives a configuration for every choice of --grid, whose values win over given ones.
 
     Args:
-        defaults: of a detector, by the name of another link, defaults of its options that this one sets; None of a
-            link that all detectors share.
+        defaults: of a detector, what its values make of other links' defaults; None of a link that all detectors
+            share.
     """
 
-    def __init__(self, *args: Any, defaults: Mapping[str, Mapping[str, Any]] | None = None, **extra: Any) -> None:
+    def __init__(
+        self, *args: Any, defaults: Callable[[Mapping[str, Any]], Defaults] | None = None, **extra: Any
+    ) -> None:
         super().__init__(*args, **extra)
         self.defaults = defaults
 
@@ -102,7 +105,9 @@ class Link(Grouped):
         ctx = super().make_context(info_name, args, parent, **extra)
         ctx.obj = words, extra
         if self.defaults is not None:
-            ctx.meta.setdefault(DETECTORS, []).append(self.defaults)
+            values = ctx.params
+            set_by = lambda choice: self.defaults({**values, **self._chosen(choice)})  # noqa: E731
+            ctx.meta.setdefault(DETECTORS, []).append(set_by)
         return ctx
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -135,36 +140,48 @@ class Link(Grouped):
 
     def invoke(self, ctx: click.Context) -> list[Any]:
         """A configuration for every choice, in order; of a link that detectors share those behind each of them."""
-        names = {
-            flag.lstrip("-"): option.name for option in self.params if isinstance(option, Flag) for flag in option.opts
-        }
-        given, detectors = Given(self.name, ctx.params.get("called"), names), ctx.meta.get(DETECTORS, [])
+        given, detectors = Given(self.name, ctx.params.get("called"), self._names), ctx.meta.get(DETECTORS, [])
         ctx.meta.setdefault(LINKS, []).append(given)
         if self.defaults is None:
-            return [config for own in detectors or [{}] for config in self._configs(ctx, names, own)]
+            return [config for own in detectors or [_nothing] for config in self._configs(ctx, own)]
         try:
-            return self._configs(ctx, names, {})
+            return self._configs(ctx, _nothing)
         except UsageError as error:
             if len(detectors) > 1:
                 raise UsageError(f"{given.called or given.command}: {error}") from error
             raise
 
-    def _configs(
-        self, ctx: click.Context, names: Mapping[str, str], defaults: Mapping[str, Mapping[str, Any]]
-    ) -> list[Any]:
+    @property
+    def _names(self) -> dict[str, str]:
+        """The names of its options by every word for them."""
+        return {
+            flag.lstrip("-"): option.name for option in self.params if isinstance(option, Flag) for flag in option.opts
+        }
+
+    def _chosen(self, choice: Mapping[str, str]) -> dict[str, str]:
+        """What a choice of --grid sets of its options."""
+        names = self._names
+        return {names[flag]: value for flag, value in choice.items() if flag in names}
+
+    def _configs(self, ctx: click.Context, defaults: Callable[[Mapping[str, str]], Defaults]) -> list[Any]:
         """A configuration for every choice, where others set defaults; one object for those that choose the same."""
         words, extra = ctx.obj
-        extra = {**extra, "default_map": defaults.get(ctx.info_name)}
-        configs: dict[tuple[tuple[str, str], ...], Any] = {}
+        configs: dict[tuple[tuple[str, Any], ...], Any] = {}
         chosen = []
         for choice in ctx.find_root().params.get("grid", [{}]):
-            own = {names[flag]: value for flag, value in choice.items() if flag in names}
-            chosen.append(tuple(own.items()))
+            own, preset = self._chosen(choice), defaults(choice).get(ctx.info_name, {})
+            chosen.append((*own.items(), *preset.items()))
             if chosen[-1] not in configs:
                 ctx.meta[CHOICE] = own
-                with super().make_context(ctx.info_name, list(words), ctx.parent, **extra) as again:
+                more = {**extra, "default_map": preset}
+                with super().make_context(ctx.info_name, list(words), ctx.parent, **more) as again:
                     configs[chosen[-1]] = super().invoke(again)
         return [configs[own] for own in chosen]
+
+
+def _nothing(_: Mapping[str, str]) -> Defaults:
+    """What sets no defaults."""
+    return {}
 
 
 class Standalone(Grouped):

@@ -16,7 +16,7 @@ from cli.grid import check_grid, named_grid, parse_grid
 from errors import UsageError
 from experiment.config import RunConfig, check_names
 from methods import DETECTORS, ENTRIES
-from options import build
+from options import as_flags, build
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 GRID = Flag(
@@ -81,8 +81,11 @@ def detector(command: str) -> Link:
         }
         return DetectorConfig.of(command, values, recipe, preset)
 
-    defaults = " ".join(f"--{name} {value}" for name, value in kind.DATASET_DEFAULTS.items())
-    behind = f"\n\ndataset's defaults behind {command} are {defaults}." if defaults else ""
+    defaults = {command: kind.DATASET_DEFAULTS}
+    defaults |= {f"{command} --recipe {name}": own for name, own in kind.RECIPE_DATA.items()}
+    behind = "".join(
+        f"\n\ndataset's defaults behind {line} are {as_flags(own)}." for line, own in defaults.items() if own
+    )
     recipes = [recipe(kind.RECIPES)] if kind.RECIPES else []
     return Link(
         command,
@@ -90,7 +93,7 @@ def detector(command: str) -> Link:
         params=[NAME, *recipes, *parameters(BackboneOptions, group="Features"), *parameters(kind.Options)],
         help=f"{inspect.cleandoc(kind.Options.__doc__)}{behind}",
         context_settings=SETTINGS,
-        defaults={"dataset": kind.DATASET_DEFAULTS},
+        defaults=lambda values: {"dataset": kind.dataset_defaults(values.get("recipe", "paper"))},
     )
 
 

@@ -1,8 +1,10 @@
 """From an image file's pixels to the network's input, and the same geometry for masks."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,7 +33,11 @@ def _change(name: str, text: str, most: float | None = None, below: float | None
 
 @dataclass(frozen=True)
 class RandomTransform:
-    """Random changes of training images, all off by default; brightness, contrast and saturation are ColorJitter's."""
+    """Random changes of training images, all off by default; brightness, contrast and saturation are ColorJitter's.
+
+    Attributes:
+        draw_once: by an image's own pixels, so that it is the same at every pass, and is embedded once.
+    """
 
     rotate_degrees: float = _change("rotate_degrees", "Rotate training images by up to this angle.", 180)
     translate: float = _change("translate", "Shift them by up to this share of their size.", 1)
@@ -42,10 +48,24 @@ class RandomTransform:
     gray: float = _change("gray", "Probability of turning them grey.", 1)
     hflip: float = _change("hflip", "Probability of flipping them left to right.", 1)
     vflip: float = _change("vflip", "Probability of flipping them upside down.", 1)
+    draw_once: bool = option(
+        False,
+        "Draw these changes once for each image, by its pixels, instead of anew at every pass: features are kept, and "
+        "training is as fast as without changes.",
+        "--draw_once",
+        "--no_draw_once",
+        group=RANDOM,
+    )
 
     @property
     def is_identity(self) -> bool:
-        return self == RandomTransform()
+        """Whether nothing is changed."""
+        return replace(self, draw_once=False) == RandomTransform()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether an image is the same at every pass."""
+        return self.draw_once or self.is_identity
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,8 @@ class ImageTransform:
             image = image.resize(size, Image.Resampling.BILINEAR)
         inside = None if interest is None else self._wholly_inside(interest, size)
         if not self.random.is_identity:
-            image, inside = (self._random(image), None) if inside is None else self._random_pair(image, inside)
+            with _drawn_by(image) if self.random.draw_once else nullcontext():
+                image, inside = (self._random(image), None) if inside is None else self._random_pair(image, inside)
         pixels = torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
         if inside is None:
             return pixels
@@ -162,6 +183,14 @@ class ImageTransform:
                 ),
             ]
         )
+
+
+@contextmanager
+def _drawn_by(image: Image.Image) -> Iterator[None]:
+    """What is drawn here is of an image's pixels alone; what is drawn later is as if nothing had been drawn here."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(zlib.crc32(image.tobytes()))
+        yield
 
 
 def unpacked(read: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -36,6 +36,7 @@ from experiment.show.tables import light_notes, render
 from experiment.train.trained import check_trained
 from experiment.train.work import work
 from files import write_text
+from options import as_flags
 
 
 def run(config: RunConfig, detectors: Mapping[str, Sequence[Choice]]) -> None:
@@ -138,12 +139,10 @@ def _say(config: RunConfig, runs: Sequence[Run]) -> None:
     """What a user should know before the runs begin: what recipes set, what images are like, where results go."""
     for one in runs:
         if one.detector.set_by_recipe:
-            flags = (
-                f"--{name}" if value is True else f"--{name} {value}"
-                for name, value in one.detector.set_by_recipe.items()
-            )
             where = f" ({one.title})" if one.title else ""
-            click.echo(f"Recipe {one.detector.recipe}{where}: {' '.join(flags)}", err=True)
+            flags, data = as_flags(one.detector.set_by_recipe), one.data_by_recipe
+            behind = f" dataset {as_flags(data)}" if data else ""
+            click.echo(f"Recipe {one.detector.recipe}{where}: {flags}{behind}", err=True)
     for note in dict.fromkeys([*(note for one in runs for note in one.notes), *data_notes(runs)]):
         click.echo(note, err=True)
     count = f", {len(runs)} runs" if runs[0].title else ""

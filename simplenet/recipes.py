@@ -34,3 +34,5 @@ MEMORY: dict[str, Any] = {
     "match_light": "gain",
 }
 RECIPES = {"stable": STABLE, "memory": MEMORY}
+# Of dataset's options: matched light does not bring back what is brighter than white, so training shows that too.
+DATA: dict[str, dict[str, Any]] = {"memory": {"brightness": 0.3, "draw_once": True}}

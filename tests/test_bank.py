@@ -195,6 +195,9 @@ def test_random_transforms_and_trained_backbones_stream(run, embedded):
     run("augmented", net=["--gan_epochs", "3"], data=["--hflip", "0.5"])
     assert sum(embedded) == 3 * 4 + 4 + 4  # training images in every pass and for the thresholds, test images once
     embedded.clear()
+    run("drawn once", net=["--gan_epochs", "3"], data=["--hflip", "0.5", "--draw_once"])
+    assert sum(embedded) == 4 + 4
+    embedded.clear()
     run("trained", net=["--gan_epochs", "3", "--train_backbone"])
     assert sum(embedded) == 3 * 4 + 4 + 4 + 4  # at the end all for the thresholds, and four for their pictures
 

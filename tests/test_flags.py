@@ -16,7 +16,7 @@ from errors import UsageError
 from experiment.detector_config import parse_backbones
 from experiment.machine.device import choose_device
 from methods import DETECTORS
-from options import declared
+from options import as_flags, declared
 
 RUN = {
     "--results_path": "elsewhere",
@@ -134,6 +134,7 @@ DATASET = {
     "--hflip": ["--hflip", "1"],
     "--vflip": ["--vflip", "1"],
     "--augment": ["--augment"],
+    "--draw_once": ["--draw_once", "--brightness", "0.9"],
 }
 WIDE_CFA = [*SMALL_CFA, "--radius", "0.3", "--alpha", "0.01"]  # repulsion acts on some patches and not on others
 ALONE = {  # options of commands outside the chain, tested in test_report.py, test_figure.py, test_predict.py and so on
@@ -394,9 +395,18 @@ def test_augment_is_a_preset_that_flags_override(run):
     """With every change of the preset switched off again, --augment is no change at all."""
     off = [word for name in AUGMENT for word in (f"--{name}", "0")]
     config = json.loads((run(data=["--augment", *off]).parents[2] / "config.json").read_text())
-    assert set(config["dataset"]["random"].values()) == {0}
+    assert set(config["dataset"]["random"].values()) == {0}  # draw_once too
     config = json.loads((run(data=["--augment", "--scale", "0.3"]).parents[2] / "config.json").read_text())
     assert {k: v for k, v in config["dataset"]["random"].items() if v} == {**AUGMENT, "scale": 0.3}
+
+
+def test_a_recipe_sets_options_of_data_that_flags_override(run, capsys):
+    for data, expected in ([], {"brightness": 0.3, "draw_once": True}), (["--brightness", "0"], {"draw_once": True}):
+        path = run(net=["--recipe", "memory", "--memory", "4", "--bank_size", "8"], data=data)
+        changed = json.loads((path.parents[2] / "config.json").read_text())["dataset"]["random"]
+        assert {name: value for name, value in changed.items() if value} == expected
+        said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Recipe memory: "))
+        assert said.endswith(f" dataset {as_flags(expected)}")
 
 
 def test_a_name_that_occurs_again_shows_its_layers():

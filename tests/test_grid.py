@@ -1,5 +1,6 @@
 """--grid: a run for every choice, with the bytes of a run of its own, and images embedded once."""
 
+import json
 import re
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_layers_switches_and_recipes_can_vary(chain):
         "layers_to_extract_from=layer1+layer2,augment=true,recipe=pap"
     )
     assert len({(path / "results.csv").read_bytes() + (path / "history.csv").read_bytes() for path in points}) == 8
+
+
+def test_each_recipe_of_a_grid_sets_its_options_of_data(chain):
+    net = ["--meta_epochs", "1", "--memory", "4", "--distance", "0.25", "--bank_size", "8"]
+    chain("--grid", "recipe=paper,memory", "--grid", "subdatasets=nut", net=net)
+    configs = [json.loads((path / "config.json").read_text()) for path in point_folders(FAMILY)]
+    assert {own["net"]["recipe"]: own["dataset"]["random"]["draw_once"] for own in configs} == {
+        "paper": False,
+        "memory": True,
+    }
 
 
 def test_cos_lr_and_a_recipe_that_contradicts_it_write_nothing(chain):

@@ -72,6 +72,20 @@ def test_colours_fill_their_range():
             assert factors["contrast"] == pytest.approx([1] * DRAWS, abs=0.05)
 
 
+def test_changes_that_are_drawn_once_are_an_image_s_own():
+    """The same at every pass, whatever was drawn before, and what is drawn afterwards does not change."""
+    transform = ImageTransform(32, 32, RandomTransform(brightness=0.5, draw_once=True))
+    one, other = (Image.new("RGB", (32, 32), (n, n, n)) for n in (100, 101))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    found = [transform.pixels(image).float().mean().item() for image in (one, other, one)]
+    assert torch.equal(torch.rand(3), expected)
+    assert found[0] == found[2] and abs(found[0] / 100 - found[1] / 101) > 0.02
+    torch.rand(1)
+    assert transform.pixels(one).float().mean().item() == found[0]
+
+
 @pytest.mark.parametrize("name", ["hflip", "vflip", "gray"])
 def test_chances_are_those_asked_for(name):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

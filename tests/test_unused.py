@@ -73,6 +73,13 @@ def test_of_detectors(tmp_path, monkeypatch, mvtec, words, flag, why):
     assert not Path("results").exists()
 
 
+def test_of_changes_that_are_none(tmp_path, monkeypatch, mvtec):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="--draw_once has no effect without random changes"):
+        call(*SMALL_NET, "dataset", *SMALL_DATA, "--draw_once", "mvtec", mvtec)
+    assert not Path("results").exists()
+
+
 @pytest.mark.parametrize(
     ("run", "data", "flag"),
     [

@@ -39,7 +39,7 @@ class ClassBanks:
     features.
 
     Attributes:
-        train: in the samples' order; None where random transforms make every pass another, or nothing is trained.
+        train: in the samples' order; None where random changes make every pass another, or nothing is trained.
         validation: of held-out images; None where there are none, or nothing is trained.
         test: in the samples' order.
         masks: of the test images, bool [N, H, W]; None where none has any.
@@ -102,7 +102,7 @@ def build_banks(
     """
     memory = PeakMemory(detector.device)
     train = validation = chosen = None
-    if data.random.is_identity and not test_only:
+    if data.random.is_fixed and not test_only:
         train = embed_all(title, detector, ImageDataset(samples.train, data.train_transform), data, mode, kept=kept)
     if not test_only:
         chosen = tiles_to_train_on(title, samples, data, kept)

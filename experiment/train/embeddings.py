@@ -53,7 +53,8 @@ class Predictions:
         as_new: bool = False,
     ) -> None:
         self.detector = detector
-        is_whole = data.tiling.count == 1 and data.random.is_identity  # else an image is not known by what it gives
+        # else an image is not known by what it gives; what is read, and no bank, is not changed
+        is_whole = data.tiling.count == 1 and (data.random.is_fixed if bank else data.random.is_identity)
         self.as_new = as_new and is_whole and len(samples) > 1 and isinstance(detector, Forgetful) and detector.forgets
         self.title = title
         self.bank = bank
