@@ -67,7 +67,7 @@ from experiment.train.evaluation import evaluate, image_scores
 from experiment.train.finish import thresholds_of
 from experiment.train.light import learn_light_of
 from experiment.train.training_set import TrainingEmbeddings, TrainingSet
-from methods import DETECTORS
+from methods import DETECTORS, dataset_defaults
 from options import build as build_options
 from options import declared
 
@@ -391,7 +391,7 @@ def prepared(
         shown: what the samples become before they are embedded.
     """
     is_first = not known
-    defaults = DETECTORS[config.command].dataset_defaults(config.recipe)
+    defaults = dataset_defaults(config.command, config.recipe)
     split = arguments.train_val_split or defaults.get("train_val_split", 1.0)
     found = read_samples(replace(data, train_val_split=split), root, name, known)
     for note in found.notes if is_first else ():
@@ -416,7 +416,7 @@ def by_features(configs: dict[str, DetectorConfig]) -> list[list[str]]:
     for setting, config in configs.items():
         kind = DETECTORS[config.command]
         key = tuple(config.options[one.name] for one in declared(kind.Options) if one.option.decides_features)
-        defaults = kind.dataset_defaults(config.recipe)
+        defaults = dataset_defaults(config.command, config.recipe)
         read = defaults.get("train_val_split", 1.0), _changes(defaults)
         groups.setdefault((kind.features, *read, config.backbones, *key), []).append(setting)
     return list(groups.values())

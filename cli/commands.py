@@ -15,7 +15,7 @@ from cli.flags import Flag, parameters, recipe
 from cli.grid import check_grid, named_grid, parse_grid
 from errors import UsageError
 from experiment.config import RunConfig, check_names
-from methods import DETECTORS, ENTRIES
+from methods import DETECTORS, ENTRIES, dataset_defaults
 from options import as_flags, build
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
@@ -81,10 +81,11 @@ def detector(command: str) -> Link:
         }
         return DetectorConfig.of(command, values, recipe, preset)
 
-    defaults = {command: kind.DATASET_DEFAULTS}
-    defaults |= {f"{command} --recipe {name}": own for name, own in kind.RECIPE_DATA.items()}
+    defaults = {f"{command} --recipe {name}": dataset_defaults(command, name) for name in kind.RECIPES}
     behind = "".join(
-        f"\n\ndataset's defaults behind {line} are {as_flags(own)}." for line, own in defaults.items() if own
+        f"\n\ndataset's defaults behind {line} are {as_flags(own)}."
+        for line, own in {command: dataset_defaults(command), **defaults}.items()
+        if own
     )
     recipes = [recipe(kind.RECIPES)] if kind.RECIPES else []
     return Link(
@@ -93,7 +94,7 @@ def detector(command: str) -> Link:
         params=[NAME, *recipes, *parameters(BackboneOptions, group="Features"), *parameters(kind.Options)],
         help=f"{inspect.cleandoc(kind.Options.__doc__)}{behind}",
         context_settings=SETTINGS,
-        defaults=lambda values: {"dataset": kind.dataset_defaults(values.get("recipe", "paper"))},
+        defaults=lambda values: {"dataset": dataset_defaults(command, values.get("recipe", "paper"))},
     )
 
 

@@ -51,20 +51,14 @@ class Detector(nn.Module):
     """
 
     Options: ClassVar[type]  # the frozen dataclass of its options; what they are is said there alone
-    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of them, by name
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of both, by name
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
-    RECIPE_DATA: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # further ones, by recipe
     BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
     JOINT: ClassVar[bool] = False  # it tells the classes and data sets apart that one model learns, tables among them
     NEEDS_BACKBONE: ClassVar[bool] = True  # if not, it reads pixels
     NEEDS_GRADIENTS: ClassVar[bool] = False  # also when it predicts
     READS_SEVERAL: ClassVar[bool] = False  # one model reads all backbones that are named; if not, there is one of each
     part = 0  # of the classes it is trained on, which it embeds and predicts
-
-    @classmethod
-    def dataset_defaults(cls, recipe: str) -> dict[str, Any]:
-        """Defaults of dataset's options behind this detector by a recipe."""
-        return {**cls.DATASET_DEFAULTS, **cls.RECIPE_DATA.get(recipe, {})}
 
     def __init__(
         self,

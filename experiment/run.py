@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -36,6 +37,7 @@ from experiment.show.tables import light_notes, render
 from experiment.train.trained import check_trained
 from experiment.train.work import work
 from files import write_text
+from methods import dataset_defaults
 from options import as_flags
 
 
@@ -135,12 +137,24 @@ def _claim(stack: ExitStack, config: RunConfig, runs: Sequence[Run]) -> list[Run
     return read_runs(config.family, without=names) if (config.family / COMPARISON).is_file() else []
 
 
+def _data_by_recipe(run: Run) -> dict[str, Any]:
+    """Those of dataset's options that have what the recipe of a run's detector sets."""
+    usual = dataset_defaults(run.detector.command)
+    preset = dataset_defaults(run.detector.command, run.detector.recipe)
+    read = [{**vars(own), **vars(own.random)} for own in run.datasets]
+    return {
+        name: value
+        for name, value in preset.items()
+        if usual.get(name) != value and all(own[name] == value for own in read)
+    }
+
+
 def _say(config: RunConfig, runs: Sequence[Run]) -> None:
     """What a user should know before the runs begin: what recipes set, what images are like, where results go."""
     for one in runs:
         if one.detector.set_by_recipe:
             where = f" ({one.title})" if one.title else ""
-            flags, data = as_flags(one.detector.set_by_recipe), one.data_by_recipe
+            flags, data = as_flags(one.detector.set_by_recipe), _data_by_recipe(one)
             behind = f" dataset {as_flags(data)}" if data else ""
             click.echo(f"Recipe {one.detector.recipe}{where}: {flags}{behind}", err=True)
     for note in dict.fromkeys([*(note for one in runs for note in one.notes), *data_notes(runs)]):

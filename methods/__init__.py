@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from options import declared
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +70,15 @@ class _Detectors(Mapping[str, "type[Detector]"]):
 
 DETECTORS = _Detectors()
 
-__all__ = ["DETECTORS", "ENTRIES", "load"]
+__all__ = ["DETECTORS", "ENTRIES", "dataset_defaults", "load"]
+
+
+def dataset_defaults(command: str, recipe: str = "paper") -> dict[str, Any]:
+    """Defaults of dataset's options behind a detector, further ones by its recipe."""
+    kind = DETECTORS[command]
+    own = {one.name for one in declared(kind.Options)}
+    further = {name: value for name, value in kind.RECIPES.get(recipe, {}).items() if name not in own}
+    return {**kind.DATASET_DEFAULTS, **further}
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", backbone_weights: str | None = None) -> TrainedModel:

@@ -62,7 +62,7 @@ from options import WIDEST, option
 from simplenet.anomalous_features import FeatureNoise
 from simplenet.memory import Memory
 from simplenet.model import Adaptor, Discriminator, Member
-from simplenet.recipes import DATA, RECIPES
+from simplenet.recipes import RECIPES
 from simplenet.training import ADAPTOR_LR, Trainer
 
 
@@ -158,7 +158,6 @@ class SimpleNet(PatchDetector):
 
     Options = Options
     RECIPES: ClassVar = RECIPES
-    RECIPE_DATA: ClassVar = DATA
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

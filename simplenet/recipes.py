@@ -32,7 +32,7 @@ MEMORY: dict[str, Any] = {
     "ensemble": 3,
     "noise_std": 0.5,
     "match_light": "gain",
+    "brightness": 0.3,  # of dataset: matching does not bring back what is brighter than white, so training shows that
+    "draw_once": True,
 }
 RECIPES = {"stable": STABLE, "memory": MEMORY}
-# Of dataset's options: matched light does not bring back what is brighter than white, so training shows that too.
-DATA: dict[str, dict[str, Any]] = {"memory": {"brightness": 0.3, "draw_once": True}}

@@ -26,7 +26,7 @@ import main
 from cli.tables import filled
 from datasets import DATASETS
 from methods import DETECTORS
-from simplenet.recipes import DATA, RECIPES
+from simplenet.recipes import RECIPES
 
 README, DETECTOR_PAGES = ROOT / "README.md", ROOT / "docs" / "detectors"
 MAIN = re.compile(r"(?:^|[|;]\s*|--\s+)python main\.py (.*)")
@@ -236,7 +236,7 @@ def test_tables_of_recipes(recipe):
         shown |= dict(zip(names, values.split(", "), strict=True))
     stable = {} if recipe == "stable" else RECIPES["stable"]
     differs = {key: value for key, value in RECIPES[recipe].items() if stable.get(key) != value}
-    assert shown == {key: _written(value) for key, value in (differs | DATA.get(recipe, {})).items()}
+    assert shown == {key: _written(value) for key, value in differs.items()}
 
 
 def _written(value):

@@ -55,13 +55,6 @@ class Run:
         return self.config.directory
 
     @property
-    def data_by_recipe(self) -> dict[str, Any]:
-        """Those of dataset's options that have what the detector's recipe sets."""
-        preset = DETECTORS[self.detector.command].RECIPE_DATA.get(self.detector.recipe, {})
-        read = [{**vars(own), **vars(own.random)} for own in self.datasets]
-        return {name: value for name, value in preset.items() if all(own[name] == value for own in read)}
-
-    @property
     def choices(self) -> dict[str, str]:
         """As of RunRecord."""
         return {"detector": self.called, **self.config.grid} if self.called else self.config.grid
