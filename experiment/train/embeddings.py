@@ -33,7 +33,7 @@ class Predictions:
     Args:
         detector: what predicts.
         samples: of what, in this order.
-        data: how images are read; random changes do not apply.
+        data: how images are read; random changes apply where they are drawn once, to images that were trained on.
         bank: the images' embeddings; None embeds the images every time.
         masks: of all images where a bank is given; None: there are none.
         brightness: of all images, [N], where a bank is given; empty where it is not known.
@@ -53,8 +53,8 @@ class Predictions:
         as_new: bool = False,
     ) -> None:
         self.detector = detector
-        # else an image is not known by what it gives; what is read, and no bank, is not changed
-        is_whole = data.tiling.count == 1 and (data.random.is_fixed if bank else data.random.is_identity)
+        is_whole = data.tiling.count == 1 and data.random.is_fixed  # else an image is not known by what it gives
+        transform = data.train_transform if as_new and data.random.is_fixed else data.test_transform
         self.as_new = as_new and is_whole and len(samples) > 1 and isinstance(detector, Forgetful) and detector.forgets
         self.title = title
         self.bank = bank
@@ -63,7 +63,7 @@ class Predictions:
         self.batch_size = SCORE_BATCH if bank else embed_batch(data.batch_size, detector.device)  # of tiles
         self.tiling = data.tiling
         self.step = self.batch_size if self.tiling.count == 1 else 1  # images in a prediction
-        self.dataset = ImageDataset(samples, data.test_transform)
+        self.dataset = ImageDataset(samples, transform)
         self.num_workers = data.num_workers
         self.loader = None if bank else self._reader(samples)
 
