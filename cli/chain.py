@@ -1,6 +1,7 @@
 """What the command line needs beyond click: commands made when they are asked for, links that a grid can vary."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import click
@@ -105,9 +106,7 @@ class Link(Grouped):
         ctx = super().make_context(info_name, args, parent, **extra)
         ctx.obj = words, extra
         if self.defaults is not None:
-            values = ctx.params
-            set_by = lambda choice: self.defaults({**values, **self._chosen(choice)})  # noqa: E731
-            ctx.meta.setdefault(DETECTORS, []).append(set_by)
+            ctx.meta.setdefault(DETECTORS, []).append(partial(self._set_by, ctx.params))
         return ctx
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -162,6 +161,10 @@ class Link(Grouped):
         """What a choice of --grid sets of its options."""
         names = self._names
         return {names[flag]: value for flag, value in choice.items() if flag in names}
+
+    def _set_by(self, values: Mapping[str, Any], choice: Mapping[str, str]) -> Defaults:
+        """Defaults of other links where its options have these values, and what a choice of --grid sets of them."""
+        return self.defaults({**values, **self._chosen(choice)})
 
     def _configs(self, ctx: click.Context, defaults: Callable[[Mapping[str, str]], Defaults]) -> list[Any]:
         """A configuration for every choice, where others set defaults; one object for those that choose the same."""

@@ -51,7 +51,7 @@ class Detector(nn.Module):
     """
 
     Options: ClassVar[type]  # the frozen dataclass of its options; what they are is said there alone
-    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults of both, by name
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # other defaults, dataset's too, by name
     DATASET_DEFAULTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of dataset's options behind this detector
     BEFORE: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of models older than an option, where not its default
     JOINT: ClassVar[bool] = False  # it tells the classes and data sets apart that one model learns, tables among them
