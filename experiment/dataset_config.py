@@ -127,9 +127,7 @@ class DatasetConfig:
         Raises:
             UsageError: an option of another dataset, or one without effect.
         """
-        name, random = values["name"], build(RandomTransform, values)
-        if "draw_once" in given and random.draw_once and random.is_identity:
-            raise UsageError("--draw_once has no effect without random changes: give one, such as --augment")
+        name = values["name"]
         for reader in DATASETS.values():
             own = [one.name for one in declared(type(reader.options))] if reader.options is not None else []
             foreign = [one for one in own if one in given and name != reader.name]

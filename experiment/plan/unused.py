@@ -10,7 +10,7 @@ from experiment.config import RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
 from experiment.plan.runs import TABLE, Choice
-from methods import DETECTORS
+from methods import DETECTORS, dataset_defaults
 from options import declared
 
 
@@ -78,7 +78,11 @@ def _idle(run: RunConfig, detector: DetectorConfig, datasets: Sequence[DatasetCo
     if all(data.train_val_split < 1 for data in datasets):
         why = "with a --train_val_split below 1, where the threshold is of held-out data and says how many"
         yield Idle("--calibrate", run.calibrate is not None, why)
+    by_recipe = dataset_defaults(detector.command, detector.recipe)
     for data in datasets:
+        if data.random.is_identity:
+            is_given = data.random.draw_once and not by_recipe.get("draw_once", False)
+            yield Idle("--draw_once", is_given, "without random changes")
         if data.name == TABLE:
             yield from _idle_on_table(data)
         elif data.tiling.count == 1:
