@@ -56,6 +56,7 @@ from errors import DataError, UsageError
 from experiment.config import RunConfig
 from experiment.dataset_config import DatasetConfig
 from experiment.detector_config import DetectorConfig
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.progress import progress
 from experiment.plan.resolve import Known, find_classes, load_backbone, read_samples
@@ -337,7 +338,8 @@ def measure_class(
         for setting in settings:
             for seed in seeds:
                 fresh = partial(build, extractor, configs[setting], size, seed, precision, device)
-                values = trained(setting, seed, fresh())
+                with kept_blocks():  # as runs do
+                    values = trained(setting, seed, fresh())
                 if arguments.calibrate and not samples.validation:
                     images = TrainingSet(samples, own_data, banks.train)
                     (trials,) = cross_validate(fresh, [images], seed, arguments.calibrate, QUANTILE, setting)

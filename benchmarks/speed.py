@@ -37,6 +37,7 @@ from detection import autocast
 from detection.checkpoint import backbone_digest, save
 from detection.decision import Thresholds
 from detection.description import Description
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.device import best_precision, choose_precision
 from experiment.model_config import ExportConfig, PredictConfig
 from experiment.use.export import export
@@ -105,7 +106,7 @@ def main() -> None:
     if arguments.precision == "bf16" and best_precision(cpu) != "bf16":
         sys.exit(f"Error: --precision bf16: this CPU has {instructions()} and would emulate it: choose fp32")
     precision = choose_precision(arguments.precision, cpu)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kept_blocks():  # as runs do
         measure(Path(folder), precision, arguments.rounds)
 
 

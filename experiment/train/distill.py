@@ -24,6 +24,7 @@ from datasets import images_in, normalised, read_image, reader_count, require_im
 from errors import DataError, Interrupted, UsageError, first_line
 from experiment.detector_config import parse_backbones
 from experiment.distill_config import DistillConfig
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
@@ -61,7 +62,7 @@ def distill(config: DistillConfig) -> int:
         raise UsageError("distill takes one backbone: give -b once")
     source = load_backbone(backbone, config.backbone, config.seed, (2 * SIDE, 2 * SIDE))
     paths = _paths(config.images)
-    with one_line_when_full("lower --batch_size or --width"):
+    with one_line_when_full("lower --batch_size or --width"), kept_blocks():
         device = choose_device((config.gpu,))
         precision = choose_precision(config.precision, device)
         own = Distillation(source, backbone.layers, config.size, config.width, precision, config.seed).to(device)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from detection import Detector, Normal
 from errors import DataError
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
 from experiment.machine.usage import Peak, PeakMemory, Stopwatch
@@ -78,6 +79,7 @@ def train(
     try:
         with ExitStack() as stack:
             stack.enter_context(one_line_when_full())
+            stack.enter_context(kept_blocks())
             batches = functools.partial(_batches, detector, lessons, classes, run.eval_every)
             bar = stack.enter_context(progress(task.label, total=batches(detector.meta_epochs)))
             boards = [stack.enter_context(_board(folder, done)) for folder in folders]

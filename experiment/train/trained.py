@@ -11,6 +11,7 @@ from detection.description import DESCRIPTION, Description, read_description
 from detection.precision import PRECISIONS
 from errors import UsageError
 from experiment.config import RunConfig
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.memory import one_line_when_full
 from experiment.machine.progress import progress
 from experiment.plan.job import Job, label_of
@@ -70,7 +71,7 @@ def test_trained(job: Job, detector: Detector, run: RunConfig, banks: ClassBanks
     description = read_description(job.folder, DETECTORS)
     restore(detector, job.folder, description)
     own = ClassFeatures(job, detector, banks)
-    with one_line_when_full(), progress(label_of([job]), total=len(own.test)) as bar:
+    with one_line_when_full(), kept_blocks(), progress(label_of([job]), total=len(own.test)) as bar:
         evaluation = evaluate(**own.test_set, bar=bar)
     shutil.rmtree(job.folder / "examples", ignore_errors=True)  # other images may be the worst of other test images
     written = write_predictions(job.folder, job, own.test, evaluation, description, run.save_segmentation_images)

@@ -18,6 +18,7 @@ from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
 from detection.whole_images import stitched
 from errors import DataError, Interrupted
+from experiment.machine.allocator import kept_blocks
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, is_out_of_memory, one_line_when_full
 from experiment.machine.progress import progress
@@ -68,7 +69,7 @@ def predict(config: PredictConfig) -> int:
     refuse_unused(config)
     inputs = Inputs(config.paths) if config.watch is None else None
     check_free(config.out)
-    with one_line_when_full(ADVICE):
+    with one_line_when_full(ADVICE), kept_blocks():
         device = choose_device((config.gpu,))
         model = load(config.model_dir, device, config.backbone_weights)
         refuse_unused_weights(model, config.backbone_weights)
