@@ -1,14 +1,16 @@
 """Neighbours among features: the nearest of a table, how far they are, and the means of k-means."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2**24  # distances that are held at once: 64 MiB
-CACHED = 2**21  # by a processor, which reads them again from its cache
+CACHED = 2**20  # by a processor, which reads them again from its cache, and whose allocator need not ask the system
 TINY = 1e-12
+FOLD = 8  # columns that the highest is first taken of
 GROUP = 64  # centres whose smallest distance stands for them in the search
 
 
@@ -38,27 +40,51 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
     return torch.cat([search(part) for part in features.split(rows, dim=1)], dim=1)
 
 
-@torch.no_grad()
 def closest(features: Tensor, centres: Tensor) -> Tensor:
     """Indices [N] of the centres [K, D] that are nearest to features [N, D], as far as products can tell them apart.
+
+    As closest_of_first, of all centres.
+    """
+    return closest_of_first(features, centres, [len(centres)])[0]
+
+
+@torch.no_grad()
+def closest_of_first(features: Tensor, centres: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """For every count, the nearest of so many first centres: indices [N] of centres [K, D], of features [N, D].
 
     The products are of the type that autocast asks for, of which bfloat16 takes a centre that lies a little farther for
     the nearest now and then. Without their mean and size, numbers have the digits that the differences need. At most
     BLOCK distances are held at once; a traced graph takes any N, in one block.
     """
-    centres = centres.float()
+    centres = centres[: max(counts)].float()
     middle = centres.sum(dim=0) / len(centres)
     centres = centres - middle
     size = torch.linalg.vector_norm(centres) / len(centres) ** 0.5 + TINY
     centres = centres / size
-    half = centres.square().sum(dim=1) / 2  # |q - m_k|^2 / 2 less |q|^2 / 2 is this less q m_k
+    half = centres.square().sum(dim=1) / 2
 
     def search(part: Tensor) -> Tensor:
-        return (half - F.linear((part - middle) / size, centres).float()).argmin(dim=1)
+        near = F.linear((part - middle) / size, centres).float().sub_(half)  # (|q|^2 - |q - m_k|^2) / 2
+        return torch.stack([_highest(near[:, :count]) for count in counts])
 
     if torch.compiler.is_compiling():
-        return search(features)
-    return torch.cat([search(part) for part in features.split(max(1, BLOCK // len(centres)))])
+        return list(search(features))
+    block = BLOCK if features.device.type != "cpu" else min(BLOCK, CACHED)
+    return list(torch.cat([search(part) for part in features.split(max(1, block // len(centres)))], dim=1))
+
+
+def _highest(values: Tensor) -> Tensor:
+    """argmax of each row [N, K]: int64 [N].
+
+    On a processor in two steps, of which the first, the highest of every FOLD columns that lie K / FOLD apart, is made
+    for many columns at once: a fifth of argmax's own time.
+    """
+    if torch.compiler.is_compiling() or values.device.type != "cpu":
+        return values.argmax(dim=1)
+    folded = F.pad(values, (0, -values.shape[1] % FOLD), value=-torch.inf).unflatten(1, (FOLD, -1))
+    columns = folded.amax(dim=1).argmax(dim=1)
+    own = folded.gather(2, columns.view(-1, 1, 1).expand(-1, FOLD, 1))[:, :, 0]  # [N, FOLD]
+    return own.argmax(dim=1) * folded.shape[2] + columns
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:

@@ -281,9 +281,12 @@ class SimpleNet(PatchDetector):
         if self.memory is not None:
             seen = self.memory.seen(features)
             if self.options.distance > 0:
-                far = self.options.distance * self.memory.distances(seen, own).unsqueeze(1)
+                nearest, distance = self.memory.nearest_and_distance(seen, own)
+                far = self.options.distance * distance.unsqueeze(1)
+            else:
+                nearest = self.memory.nearest(seen, own)
             features, patches = (one.to(features.dtype) for one in (seen, self.memory.compared))
-            compared = patches, self.memory.nearest(seen, own)
+            compared = patches, nearest
         scores = torch.stack([member(features, *compared) for member in self.members])  # [members, N, 1]
         return (far - scores.mean(dim=0)).view(embeddings.shape[:3])
 

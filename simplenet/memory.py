@@ -1,6 +1,6 @@
 """Normal patches that every patch is compared with, (9) to (14) of detector.py: an option that the paper lacks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from backbones.float32 import full_float32
 from detection.coreset import coreset, projected, random_rows
-from detection.neighbours import closest
+from detection.neighbours import closest, closest_of_first
 from detection.whitening import whitening
 
 CANDIDATES = 30_000  # random patches that the memory is chosen from
@@ -70,20 +70,23 @@ class Memory(nn.Module):
 
     def nearest(self, seen: Tensor, own: Tensor | None = None) -> Tensor:
         """k (11) of u [n, D]: int64 [n]. Of the patches that are not own, bool [N], as far as there are others."""
-        return _nearest(seen, self.compared, own)
+        return self._nearest(seen, [self.size], own)[0]
 
-    def distances(self, seen: Tensor, own: Tensor | None = None) -> Tensor:
-        """The distance of (14) of u [n, D]: float32 [n]. Own patches are left out as in nearest."""
-        nearest = _nearest(seen, self.patches, own)
+    def nearest_and_distance(self, seen: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """k (11), int64 [n], and the distance of (14), float32 [n], of u [n, D]; own as in nearest."""
+        nearest, in_bank = self._nearest(seen, [self.size, len(self.patches)], own)
         with full_float32(seen.device):
-            return torch.linalg.vector_norm(seen.float() - F.embedding(nearest, self.patches), dim=1)
+            return nearest, torch.linalg.vector_norm(seen.float() - F.embedding(in_bank, self.patches), dim=1)
+
+    def _nearest(self, seen: Tensor, counts: Sequence[int], own: Tensor | None) -> list[Tensor]:
+        """For every count, the nearest of so many first patches; one search finds all where none are own."""
+        if own is None:
+            return closest_of_first(seen, self.patches, counts)
+        return [_nearest_other(seen, self.patches[:count], own[:count]) for count in counts]
 
 
-@torch.no_grad()
-def _nearest(seen: Tensor, patches: Tensor, own: Tensor | None) -> Tensor:
-    if own is None:
-        return closest(seen, patches)
-    others = own[: len(patches)].logical_not().nonzero()[:, 0]
+def _nearest_other(seen: Tensor, patches: Tensor, own: Tensor) -> Tensor:
+    others = own.logical_not().nonzero()[:, 0]
     return others[closest(seen, patches[others])] if len(others) else closest(seen, patches)
 
 
@@ -104,9 +107,11 @@ def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor)
     dimension = adapted.shape[1]
     own, difference, distant = first.weight.split([dimension, dimension, 1], dim=1)  # W_a, W_b [H, D], w_c [H, 1]
     with full_float32(adapted.device):  # distances between close features need more digits
-        gap = adapted.float() - F.embedding(nearest, memory.float())
+        gap = F.embedding(nearest, memory.float()).sub_(adapted)
         distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)  # [N, 1]
-    # Of a patch that is the nearest of thousands, few digits would lose the sum of the gradients.
-    compared_with = F.embedding(nearest, F.linear(memory, difference).float())  # W_b m_k: [N, H]
+    table = F.linear(memory, difference)  # W_b m_k of every k: [K, H]
+    if torch.is_grad_enabled():  # few digits would lose the gradients' sum at a patch that is the nearest of thousands
+        table = table.float()
     known = F.linear(adapted, own + difference, first.bias)
-    return known - compared_with.to(known.dtype) + F.linear(distance.to(known.dtype), distant)
+    compared_with = F.embedding(nearest, table).to(known.dtype)  # [N, H]
+    return known.sub_(compared_with).add_(F.linear(distance.to(known.dtype), distant))

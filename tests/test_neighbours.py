@@ -43,3 +43,22 @@ def test_distances_are_held_within_the_block(monkeypatch):
     monkeypatch.setattr(torch, "addmm", watched)
     neighbours.nearest(torch.randn(2, 500, 3), torch.randn(1000, 3), 3)
     assert 0 < largest <= 10_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    centres=st.integers(1, 60),
+    count=st.integers(1, 60),
+    block=st.sampled_from([1, 100, 2**24]),
+    seed=st.integers(0, 99),
+)
+def test_the_closest_of_all_and_of_the_first_are_found_together(centres, count, block, seed):
+    generator = torch.Generator().manual_seed(seed)
+    features, table = (torch.randn(n, 3, generator=generator) for n in (7, centres))
+    count = min(count, centres)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "BLOCK", block)
+        found = neighbours.closest_of_first(features, table, [count, centres])
+    for n, own in zip((count, centres), found, strict=True):
+        squares = torch.cdist(features, table[:n], compute_mode="donot_use_mm_for_euclid_dist")
+        torch.testing.assert_close(squares.gather(1, own.unsqueeze(1))[:, 0], squares.amin(1), rtol=1e-4, atol=1e-4)
