@@ -24,10 +24,8 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
     padding = -len(centres) % GROUP
     norms = F.pad(centres.square().sum(dim=1), (0, padding), value=torch.inf)
     table = (-2 * F.pad(centres, (0, 0, 0, padding))).T
-    is_traced = torch.compiler.is_compiling()
-    images = 1 if is_traced else len(features)  # a traced graph takes any number
-    block = BLOCK if is_traced or features.device.type != "cpu" else min(BLOCK, CACHED)
-    rows = max(1, block // (images * len(norms)))
+    images = 1 if torch.compiler.is_compiling() else len(features)  # a traced graph takes any number
+    rows = max(1, _held_at_once(features) // (images * len(norms)))
 
     def search(part: Tensor) -> Tensor:
         distances = torch.addmm(norms, part.flatten(0, 1), table)  # squared, but for |features|^2
@@ -69,8 +67,18 @@ def closest_of_first(features: Tensor, centres: Tensor, counts: Sequence[int]) -
 
     if torch.compiler.is_compiling():
         return list(search(features))
-    block = BLOCK if features.device.type != "cpu" else min(BLOCK, CACHED)
-    return list(torch.cat([search(part) for part in features.split(max(1, block // len(centres)))], dim=1))
+    rows = max(1, _held_at_once(features) // len(centres))
+    return list(torch.cat([search(part) for part in features.split(rows)], dim=1))
+
+
+def _is_on_processor(values: Tensor) -> bool:
+    """Whether a processor computes this; a traced graph may run anywhere."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _held_at_once(features: Tensor) -> int:
+    """How many distances of features are held at once."""
+    return min(BLOCK, CACHED) if _is_on_processor(features) else BLOCK
 
 
 def _highest(values: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ def _highest(values: Tensor) -> Tensor:
     On a processor in two steps, of which the first, the highest of every FOLD columns that lie K / FOLD apart, is made
     for many columns at once: a fifth of argmax's own time.
     """
-    if torch.compiler.is_compiling() or values.device.type != "cpu":
+    if not _is_on_processor(values):
         return values.argmax(dim=1)
     folded = F.pad(values, (0, -values.shape[1] % FOLD), value=-torch.inf).unflatten(1, (FOLD, -1))
     columns = folded.amax(dim=1).argmax(dim=1)
