@@ -12,7 +12,7 @@ USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # where
 
 @contextmanager
 def kept_blocks() -> Iterator[None]:
-    """Let malloc keep what is freed, up to 2 GiB beyond what is in use; the system has it back at the end.
+    """Let malloc keep what is freed, but for what exceeds 2 GiB at its end; the system has all back afterwards.
 
     Of itself glibc asks the system for every block of more than 32 MiB, which then is filled with zeros page by page: a
     quarter to a third of a training step. Elsewhere, where malloc has rules of its own, this does nothing.
