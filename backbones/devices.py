@@ -32,6 +32,11 @@ def kept_on_device(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return on
 
 
+def is_on_processor(values: Tensor) -> bool:
+    """Whether a processor computes this; a traced graph may run anywhere."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def takes_pinned(device: torch.device) -> bool:
     """Whether copies to a device go on beside the host's work; fake ones, without a GPU, have no such memory."""
     return device.type == "cuda" and torch.cuda.is_available()

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.devices import is_on_processor
+
 BLOCK = 2**24  # distances that are held at once: 64 MiB
 CACHED = 2**20  # by a processor, which reads them again from its cache, and whose allocator need not ask the system
 TINY = 1e-12
@@ -71,14 +73,9 @@ def closest_of_first(features: Tensor, centres: Tensor, counts: Sequence[int]) -
     return list(torch.cat([search(part) for part in features.split(rows)], dim=1))
 
 
-def _is_on_processor(values: Tensor) -> bool:
-    """Whether a processor computes this; a traced graph may run anywhere."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _held_at_once(features: Tensor) -> int:
     """How many distances of features are held at once."""
-    return min(BLOCK, CACHED) if _is_on_processor(features) else BLOCK
+    return min(BLOCK, CACHED) if is_on_processor(features) else BLOCK
 
 
 def _highest(values: Tensor) -> Tensor:
@@ -87,7 +84,7 @@ def _highest(values: Tensor) -> Tensor:
     On a processor in two steps, of which the first, the highest of every FOLD columns that lie K / FOLD apart, is made
     for many columns at once: a fifth of argmax's own time.
     """
-    if not _is_on_processor(values):
+    if not is_on_processor(values):
         return values.argmax(dim=1)
     folded = F.pad(values, (0, -values.shape[1] % FOLD), value=-torch.inf).unflatten(1, (FOLD, -1))
     columns = folded.amax(dim=1).argmax(dim=1)

@@ -90,7 +90,17 @@ def _nearest_other(seen: Tensor, patches: Tensor, own: Tensor) -> Tensor:
     return others[closest(seen, patches[others])] if len(others) else closest(seen, patches)
 
 
-def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor) -> Tensor:
+def difference_table(first: nn.Linear, memory: Tensor) -> Tensor:
+    """W_b m_k of every k, (13): [K, H].
+
+    Args:
+        first: as in compared.
+        memory: m [K, D].
+    """
+    return F.linear(memory, _parts(first)[1])
+
+
+def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, table: Tensor, nearest: Tensor) -> Tensor:
     """h (13) = W1 [q, q - m_k, |q - m_k|] + b1, with m_k the patch of the memory that q is compared with.
 
     Neither the differences nor their product are made: W_b meets every patch of the memory once instead.
@@ -99,19 +109,24 @@ def compared(first: nn.Linear, adapted: Tensor, memory: Tensor, nearest: Tensor)
         first: the layer [W_a, W_b, w_c], of 2 D + 1 inputs.
         adapted: q [N, D].
         memory: m [K, D].
+        table: W_b m_k, see difference_table.
         nearest: k [N].
 
     Returns:
         h [N, H].
     """
-    dimension = adapted.shape[1]
-    own, difference, distant = first.weight.split([dimension, dimension, 1], dim=1)  # W_a, W_b [H, D], w_c [H, 1]
+    own, difference, distant = _parts(first)
     with full_float32(adapted.device):  # distances between close features need more digits
         gap = F.embedding(nearest, memory.float()).sub_(adapted)
         distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)  # [N, 1]
-    table = F.linear(memory, difference)  # W_b m_k of every k: [K, H]
     if torch.is_grad_enabled():  # few digits would lose the gradients' sum at a patch that is the nearest of thousands
         table = table.float()
     known = F.linear(adapted, own + difference, first.bias)
     compared_with = F.embedding(nearest, table).to(known.dtype)  # [N, H]
     return known.sub_(compared_with).add_(F.linear(distance.to(known.dtype), distant))
+
+
+def _parts(first: nn.Linear) -> tuple[Tensor, ...]:
+    """W_a, W_b [H, D] and w_c [H, 1]."""
+    dimension = first.in_features // 2
+    return first.weight.split([dimension, dimension, 1], dim=1)

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.float32 import full_float32
+from detection.derived import Derived
 from errors import UsageError
-from simplenet.memory import compared
+from simplenet.memory import compared, difference_table
 
 
 class Adaptor(nn.Module):
@@ -71,11 +72,22 @@ class Discriminator(nn.Module):
         with full_float32(hidden.device):  # the few digits of bf16 would tie patches and images
             return self.tail(activations.float())
 
-    def forward(self, adapted: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
-        """D(q) [N, 1] of q [N, D]; where it compares, with the adapted patches m [K, D] of a memory, of which k [N]."""
+    def forward(
+        self,
+        adapted: Tensor,
+        memory: Tensor | None = None,
+        nearest: Tensor | None = None,
+        table: Tensor | None = None,
+    ) -> Tensor:
+        """D(q) [N, 1] of q [N, D]; where it compares, with the adapted patches m [K, D] of a memory, of which k [N].
+
+        Who knows the table W_b m_k already may give it, see difference_table.
+        """
         if memory is None:
             return self.after_first(self.first(adapted))
-        return self.after_first(compared(self.first, adapted, memory, nearest))
+        if table is None:
+            table = difference_table(self.first, memory)
+        return self.after_first(compared(self.first, adapted, memory, table, nearest))
 
 
 class Member(nn.Module):
@@ -85,15 +97,23 @@ class Member(nn.Module):
         super().__init__()
         self.adaptor = adaptor
         self.discriminator = discriminator
+        self._known: Derived[tuple[Tensor, Tensor]] = Derived()
 
     def forward(self, features: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
         """D(G(o)) [N, 1] of o [N, D]; where it compares, of u, with patches u_k [K, D], of which k [N]."""
         if memory is not None:
-            return self.discriminator(self.adaptor(features), self.adaptor(memory), nearest)
+            weights = memory, *self.adaptor.parameters(), self.discriminator.first.weight
+            adapted, table = self._known.of(weights, lambda: self._met(memory))
+            return self.discriminator(self.adaptor(features), adapted, nearest, table)
         composed = compose(self.adaptor, self.discriminator)
         if composed is None:
             return self.discriminator(self.adaptor(features))
         return self.discriminator.after_first(F.linear(features, *composed))
+
+    def _met(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """m [K, D] and W_b m_k [K, H] of patches u_k."""
+        adapted = self.adaptor(memory)
+        return adapted, difference_table(self.discriminator.first, adapted)
 
 
 def compose(adaptor: nn.Module, discriminator: nn.Module) -> tuple[Tensor, Tensor | None] | None:

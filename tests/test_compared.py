@@ -15,6 +15,7 @@ from test_simplenet import random_detector
 import main
 import simplenet
 from detection import Normal
+from detection.derived import Derived
 from detection.neighbours import closest
 from errors import DataError, UsageError
 from simplenet import Adaptor, Discriminator, discrimination_loss
@@ -78,6 +79,25 @@ def test_the_nearest_is_found_whatever_the_features_scale_and_mean(block, monkey
         rough = closest(features, centres)
     distances = [(features - centres[own]).norm(dim=1) for own in (rough, wanted)]
     assert (distances[0] / distances[1]).max() < 1.02
+
+
+def test_the_table_of_the_memory_is_made_once_per_weights(monkeypatch):
+    """Single images share it, and see what a step has made of it."""
+    made = []
+    real = simplenet.model.difference_table
+    monkeypatch.setattr("simplenet.model.difference_table", lambda *own: made.append(1) or real(*own))
+    detector, image = random_detector(memory=9), torch.randn(1, 4, 4, 16)
+    detector.fit_embeddings([torch.randn(2, 4, 4, 16)])
+    made.clear()
+    first = detector.score(image).scores
+    assert torch.equal(detector.score(image).scores, first)
+    assert len(made) == 1
+    with torch.no_grad():
+        detector.members[0].discriminator.first.weight.mul_(2)
+    fresh = copy.deepcopy(detector)
+    fresh.members[0]._known = Derived()
+    assert torch.equal(detector.score(image).scores, fresh.score(image).scores)
+    assert not torch.equal(detector.score(image).scores, first)
 
 
 def test_a_patch_of_the_memory_has_finite_gradients():
