@@ -14,7 +14,8 @@ apart; seconds of a pass over the training images and of training as a whole; mi
 features are there; and the megabytes of what the model keeps, its backbone included.
 
 Of the threshold it holds "promised", the share of new normal images above it by --threshold_quantile; "expected" and
-"at most", what users are told of it (docs/models.md), worst seed; and "false alarms", the share of the normal test
+"at most", what users are told of it (docs/models.md), worst seed, empty where the normal test images are in another
+light, for which they are told that it does not hold; and "false alarms", the share of the normal test
 images above it, which no detector has seen. It is of held-out images where --train_val_split, by default as behind each
 detector, leaves some; else of the training images, with what --calibrate tells of it.
 
@@ -65,7 +66,7 @@ from experiment.train.calibration import cross_validate
 from experiment.train.costs import megabytes
 from experiment.train.embeddings import HeldOut, Predictions
 from experiment.train.evaluation import evaluate, image_scores
-from experiment.train.finish import thresholds_of
+from experiment.train.finish import outside_of, thresholds_of
 from experiment.train.light import learn_light_of
 from experiment.train.training_set import TrainingEmbeddings, TrainingSet
 from methods import DETECTORS, dataset_defaults
@@ -181,12 +182,14 @@ class Read(NamedTuple):
     @classmethod
     def by(cls, samples: ClassSamples, data: DatasetConfig, banks: ClassBanks, detector: Any, seed: int) -> "Read":
         """By a detector, or what has its face."""
-        held_out = Predictions(detector, samples.validation, data, banks.validation)
+        levels = banks.normal_brightness
+        held_out = Predictions(detector, samples.validation, data, banks.validation, brightness=levels)
+        seen = partial(Predictions, detector, samples.train, data, banks.train, brightness=levels, as_new=True)
         return cls(
             TrainingEmbeddings([detector], [TrainingSet(samples, data, banks.train)], seed),
             HeldOut(held_out),
-            held_out if samples.validation else Predictions(detector, samples.train, data, banks.train, as_new=True),
-            Predictions(detector, samples.test, data, banks.test, banks.masks),
+            held_out if samples.validation else seen(),
+            Predictions(detector, samples.test, data, banks.test, banks.masks, banks.brightness),
         )
 
 
@@ -218,7 +221,9 @@ def predict(name: str, labelled: Labelled, read: Read) -> dict:
     values = {**found.metrics, "ms": 1000 * (time.perf_counter() - start) / len(samples.test)}
     normal = found.scores[[not sample.anomalous for sample in samples.test]]
     thresholds = thresholds_of(samples, read.normal, QUANTILE, None)
-    told = thresholds.false_alarms._asdict() if thresholds.false_alarms else {}
+    outside = outside_of(read.test, thresholds)
+    holds = not (outside and outside.is_other_light)  # in another light nothing is said
+    told = thresholds.false_alarms._asdict() if holds and thresholds.false_alarms else {}
     return {**values, "false_alarms": is_anomalous(normal, thresholds.image).mean(), **told}
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,15 @@ class Outside:
             brighter=self.brighter + int((values > self.highest).sum()),
             images=self.images + len(values),
         )
+
+    @property
+    def is_other_light(self) -> bool:
+        """Whether more of the images lie beyond one usual end than chance allows: not single ones, but the light."""
+        return any(chance(own, self.images, self.known) < CHANCE for own in (self.dark, self.bright))
+
+    def side_of(self, brightness: float) -> Literal["darker", "brighter"] | None:
+        """Whether a single image is darker or brighter than all that the threshold holds for."""
+        return "darker" if brightness < self.lowest else "brighter" if brightness > self.highest else None
 
     def sentence(self, images: str) -> str:
         """What users are told of them, who call them `images`; empty where none is outside."""

@@ -90,6 +90,10 @@ class Thresholds:
             f"{100 * known.at_most:.1f} % (95 % sure), by {by} {self.source}."
         )
 
+    def said_beside(self, note: str) -> str:
+        """What users are told beside a note on images in another light, for which nothing of it holds; "" is none."""
+        return f"{note} In the threshold's own light: {self.said}" if note else self.said
+
 
 def is_anomalous(scores: float | NDArray[np.floating] | Tensor, threshold: float) -> bool | NDArray[np.bool_] | Tensor:
     """Whether scores are above a threshold; one that equals it is of a normal image, as in Thresholds.

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,20 @@ def test_what_is_said_of_them():
     assert "(mean grey value below 90.3 or above 110.0): 2 and 1 of 4 images. " in outside.sentence("images")
     assert "value above 110.0): 1 of 1 photos. " in Outside(90, 95, 105, 110, 50).with_images([111]).sentence("photos")
     assert Outside(90, 95, 105, 110, 50).with_images([90, 110]).sentence("images") == ""
+
+
+def test_of_a_single_image_it_is_said_too():
+    outside = Outside(90, 95, 105, 110, 50)
+    assert [outside.side_of(own) for own in (89.9, 90, 110, 110.1)] == ["darker", None, None, "brighter"]
+
+
+def test_single_images_are_no_other_light():
+    """Some beyond the range are told of, but what is promised holds for the others; many mean that it does not."""
+    outside = Outside(90, 95, 105, 110, 50)
+    alone = outside.with_images([80, *[100] * 99])
+    assert alone.sentence("images") and not alone.is_other_light
+    assert outside.with_images([80] * 40).is_other_light and outside.with_images([106] * 40).is_other_light
+    assert not outside.is_other_light
 
 
 def told(known, new):
@@ -170,11 +185,26 @@ def test_the_report_says_it_beside_the_threshold(darkened, tmp_path, capsys):
     assert (tmp_path / "page.html").read_text().count(NOTE) == 2  # seeds
 
 
+@pytest.mark.parametrize("limit", [0, 1])  # of chance: never another light, and always
+def test_the_report_promises_nothing_in_another_light(limit, darkened, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(darkened.kept, tmp_path / "kept")
+    for path in folder.rglob("model.json"):
+        path.write_text(path.read_text().replace("training images", "held-out normal images"))
+    monkeypatch.setattr("detection.brightness.CHANCE", limit)
+    main.main(["report", str(folder), "--out", str(tmp_path / "page.html")], standalone_mode=False)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "held-out normal images" in line]
+    assert len(rows) == 2  # seeds
+    for row in rows:
+        assert row.split()[-2:] == (["-", "-"] if limit else ["20.0", "52.7"])
+
+
 def test_predict_says_it_unless_the_model_does_not_know(darkened, tmp_path, capsys):
     folder = model_of(darkened.off)
     words = ["predict", str(folder), str(darkened.root / "bolt/test/good"), "--map", "none", "--out"]
     main.main([*words, str(tmp_path / "new"), "--batch_size", "2"], standalone_mode=False)
-    assert ": 2 of 3 images. It promises nothing for them" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ": 2 of 3 images. It promises nothing for them" in said
+    assert "memory bank). In the threshold's own light: How many new normal images" in said
     content = described(darkened.off, "model")
     del content["thresholds"]["brightness"]
     kept = (folder / "model.json").read_text()
@@ -183,6 +213,7 @@ def test_predict_says_it_unless_the_model_does_not_know(darkened, tmp_path, caps
         main.main([*words, str(tmp_path / "old")], standalone_mode=False)
     finally:
         (folder / "model.json").write_text(kept)
-    assert "mean grey value" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mean grey value" not in said and "own light" not in said
     tables = [(tmp_path / name / "predictions.csv").read_text().splitlines()[0] for name in ("new", "old")]
     assert tables == ["path,score,decision,percentile,p_value,seconds,error,picture,map"] * 2

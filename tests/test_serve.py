@@ -117,6 +117,10 @@ def test_an_image_is_what_predict_says_of_it(port, model, mvtec, bad, tmp_path):
     assert (
         send(port, files[0], query=f"?threshold={told['images'][0]['score'] - 1e-6}")[1]["images"][0]["decision"] == 1
     )
+    assert [own["light"] for own in told["images"]] == ["brighter", None]  # its square is red
+    black = io.BytesIO()
+    Image.new("RGB", (48, 48)).save(black, "PNG")
+    assert send(port, ("black.png", black.getvalue()))[1]["images"][0]["light"] == "darker"
     plain = send(port, files[0], query=f"?regions=false&model={model.name}_2")[1]["images"][0]
     assert not {"map", "picture", "regions"} & set(plain) and plain["score"] == told["images"][0]["score"]
 

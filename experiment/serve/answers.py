@@ -48,6 +48,7 @@ def answer(finder: Finder, finding: Finding, shown: str, asked: Asked) -> dict[s
         "p_value": finding.p_value,
         "threshold": threshold,
         "decision": int(finding.is_anomalous(threshold)),
+        "light": finding.light,
         "width": finding.size[0],
         "height": finding.size[1],
         "window": list(finding.window),

@@ -86,7 +86,8 @@ def decisions(records: Sequence[RunRecord]) -> Table:
     """What the thresholds of every model make of its test images: precision, recall, F1, accuracy, SegF1, false alarms.
 
     The false-alarm rate is the share of the normal test images that are called anomalous; beside it stand the
-    share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation.
+    share of new ones to expect, and what it is at most with 95 %, by held-out images or cross-validation: nothing where
+    the normal test images are in another light, for which that does not hold.
 
     Raises:
         DataError: a damaged file of a run.
@@ -102,7 +103,9 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             shares = [own.get(name, record.results_of[job].row.get(name)) for name in DECISION_METRICS]
             shares.append(decided[~anomalous].mean())
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
-            shares += thresholds.false_alarms or (math.nan, math.nan)
+            outside = record.results_of[job].outside
+            holds = not (outside and outside.is_other_light)
+            shares += (holds and thresholds.false_alarms) or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
             source = f"{thresholds.images} {thresholds.source}"
             rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])

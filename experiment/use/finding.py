@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class Finding:
     Attributes:
         score: float32's value.
         percentile, p_value: as in predictions.csv; None of a model without scores of normal images.
+        light: whether it is darker or brighter than all images that the threshold holds for; None where not, or where
+            the model does not know.
         size: width and height of the image, once it is turned.
         map: float32 [side, side]; None of a model that draws none.
         window: left, top, right and bottom of what the network saw, in the image's pixels.
@@ -40,6 +43,7 @@ class Finding:
     score: float
     percentile: float | None
     p_value: float | None
+    light: Literal["darker", "brighter"] | None
     size: tuple[int, int]
     map: NDArray[np.float32] | None
     window: tuple[int, int, int, int]
@@ -122,11 +126,12 @@ class Finder:
         embed, scoring = self._latency.taken()
         if not math.isfinite(score):
             raise DataError(f"the model gives '{shown}' a score that is no number")
-        normal = self.model.thresholds.normal
+        normal, outside = self.model.thresholds.normal, self.model.thresholds.outside
         cells = among_normal(normal.p_values(score).item()) if normal else (None, None)
         return Finding(
             score,
             *(None if cell is None else float(cell) for cell in cells),
+            light=outside and outside.side_of(item.brightness),
             size=item.size,
             map=prediction.maps[0].cpu().numpy() if self.model.description.draws_maps else None,
             window=self.transform.window(*item.size),

@@ -152,19 +152,17 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs |
             bar.update(len(batch))
     found = ", ".join(f"{counts[name]} {name}" for name in ("anomalous", "normal", "broken") if counts[name])
     click.echo(f"{found or 'nothing'} at threshold {threshold:.4g}; written to {config.out}", err=True)
-    _say_false_alarms(config, model)
+    _say_false_alarms(config, model, outside.sentence("images") if outside else "")
     click.echo(normal_said(model.thresholds, counts["beyond"]), err=True)
-    if outside and (note := outside.sentence("images")):
-        click.echo(note, err=True)
     if inputs and inputs.said:
         click.echo(inputs.said, err=True)
     return 1 if counts["errors"] else 0
 
 
-def _say_false_alarms(config: PredictConfig, model: TrainedModel) -> None:
-    """Of the model's own threshold; of another nothing is known."""
-    if config.threshold is None:
-        click.echo(model.thresholds.said, err=True)
+def _say_false_alarms(config: PredictConfig, model: TrainedModel, note: str = "") -> None:
+    """Of the model's own threshold, beside a note on the images' light; of another nothing is known but that."""
+    if said := model.thresholds.said_beside(note) if config.threshold is None else note:
+        click.echo(said, err=True)
 
 
 def _predict_one(
