@@ -36,7 +36,7 @@ from detection.description import DESCRIPTION, EACH, MASK, WEIGHTS, Description,
 from detection.detector import Detector
 from detection.prediction import Prediction
 from detection.state import fits, in_words, without_backbone
-from detection.whole_images import stitched
+from detection.whole_images import predicted
 from errors import DataError
 from files import sha256_of, share, write_bytes
 from late import pandas as pd
@@ -100,7 +100,7 @@ class TrainedModel:
         else:
             images = self._tensors(images, masks) if self.table is None else self._rows(images)
             predict, size = self.detector.predict_read, BATCH if self.table is None else ROWS
-        return Prediction.joined(list(stitched(map(predict, self.tiling.batches(images, size)), self.tiling)))
+        return predicted(predict, images, self.tiling, size)
 
     def _rows(self, table: pd.DataFrame | str | Path) -> Tensor:
         if isinstance(table, pd.DataFrame):

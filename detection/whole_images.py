@@ -1,18 +1,26 @@
 """What a detector says of whole images, from what it says of their tiles."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor
 
 from datasets import Stitch, Tiling
 from detection.prediction import Prediction
 
 
+def predicted(predict: Callable[[Tensor], Prediction], images: Tensor, tiling: Tiling, size: int) -> Prediction:
+    """Of images [B, ..., H, W], at least one, of which `size` tiles are predicted at once.
+
+    Raises:
+        ValueError: images of another size than that which is cut.
+    """
+    return Prediction.joined(list(stitched(map(predict, tiling.batches(images, size)), tiling)))
+
+
 def stitched(tiles: Iterable[Prediction], tiling: Tiling) -> Iterator[Prediction]:
     """Predictions of images from those of their tiles, one after another.
 
-    An image's score is the highest of its tiles', and the terms are those of that tile; its map is made by Stitch. The
-    predictions of images [B, ..., H, W], in tiles of which `size` are predicted at once, are
-
-        stitched(map(predict, tiling.batches(images, size)), tiling)
+    An image's score is the highest of its tiles', and the terms are those of that tile; its map is made by Stitch.
 
     Args:
         tiles: of all tiles of one image, then of the next, in batches of any size.

@@ -23,7 +23,7 @@ online dictionary learning; m and C are of patches that A was not learned of. An
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,6 @@ class SparseCoding(MapDetector):
     """
 
     Options = Options
-    DATASET_DEFAULTS: ClassVar = {"train_val_split": 0.8}  # what it was learned of a dictionary codes best
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

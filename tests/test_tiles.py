@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import main
 from datasets import Stitch, Tiling, spread
 from detection import Prediction
-from detection.whole_images import stitched
+from detection.whole_images import predicted, stitched
 from errors import DataError, UsageError
 from methods import load
 
@@ -79,7 +79,7 @@ def test_scores_are_the_highest_of_tiles_in_batches_of_any_size(size):
         scores = tiles.flatten(1).sum(1)
         return Prediction(scores, tiles[:, 0], {"twice": 2 * scores})
 
-    found = Prediction.joined(list(stitched(map(predict, tiling.batches(images, size)), tiling)))
+    found = predicted(predict, images, tiling, size)
     tiles = torch.stack([tiling.cut(images, number) for number in range(tiling.count)], dim=1)
     expected = tiles.flatten(2).sum(2).amax(1)
     torch.testing.assert_close(found.scores, expected)

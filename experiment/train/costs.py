@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets import ImageDataset
 from detection import Detector, Prediction, is_anomalous
-from detection.whole_images import stitched
+from detection.whole_images import predicted
 from experiment.dataset_config import DatasetConfig
 from experiment.machine.usage import Peak, PeakMemory, Stopwatch
 from experiment.plan.task import embed_batch
@@ -74,8 +74,7 @@ def _milliseconds(
         with Stopwatch(detector.device) as whole:
             with before:
                 image, _ = images.read(i)
-            tiles = data.tiling.batches(image[None], size)
-            prediction = Prediction.joined(list(stitched(map(predict, tiles), data.tiling)))
+            prediction = predicted(predict, image[None], data.tiling, size)
             is_anomalous(prediction.scores.cpu(), threshold)
             if prediction.maps is not None:
                 prediction.maps.cpu()

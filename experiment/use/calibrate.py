@@ -19,7 +19,7 @@ from detection.decision import FRESH, SURE, Thresholds, allowed_above, images_ne
 from detection.description import EACH, MASK, WEIGHTS, write_description
 from detection.normal_scores import NormalScores, normal_scores
 from detection.precision import precision_name
-from detection.whole_images import stitched
+from detection.whole_images import predicted
 from errors import DataError, UsageError
 from experiment.machine.device import choose_device, choose_precision
 from experiment.machine.memory import Halving, one_line_when_full
@@ -127,8 +127,7 @@ def _predictions(
                 raise DataError(f"{broken[0].error}; mend it or take it out: no image is left out of a calibration")
             levels += [item.brightness for item in batch]
             images = torch.stack([item.tensor for item in batch])
-            tiles = model.tiling.batches(images, config.batch_size)
-            prediction = Prediction.joined(list(stitched(map(score, tiles), model.tiling)))
+            prediction = predicted(score, images, model.tiling, config.batch_size)
             if not prediction.scores.isfinite().all():
                 raise DataError(f"the model gives '{batch[0].path}' or an image after it a score that is no number")
             yield prediction

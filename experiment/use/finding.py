@@ -12,7 +12,7 @@ from datasets import declared_size
 from datasets.decode import check_pixels
 from detection import TrainedModel, is_anomalous
 from detection.precision import precision_name
-from detection.whole_images import stitched
+from detection.whole_images import predicted
 from errors import DataError
 from experiment.machine.device import allow_tf32
 from experiment.model_config import OF_IMAGES
@@ -119,9 +119,8 @@ class Finder:
             DataError: its score is no number.
         """
         allow_tf32(precision_name(self.model.description.dtype) != "fp32")  # another model may have come before
-        tiling = self.model.tiling
-        tiles = tiling.batches(item.tensor.unsqueeze(0), OF_IMAGES["batch_size"])
-        (prediction,) = stitched(map(self._latency.predict_read, tiles), tiling)
+        image, size = item.tensor.unsqueeze(0), OF_IMAGES["batch_size"]
+        prediction = predicted(self._latency.predict_read, image, self.model.tiling, size)
         (score,) = prediction.scores.tolist()
         embed, scoring = self._latency.taken()
         if not math.isfinite(score):
