@@ -152,6 +152,18 @@ LOCO = {  # columns of datasets that know logical and structural anomalies
 TOLD = {"expected": "expected", "at_most": "at most"}  # columns of what users are told of the false alarms
 
 
+def words_of(setting: str, arguments: argparse.Namespace) -> str:
+    """A setting's command line, with the backbone and the options that are asked for.
+
+    Raises:
+        UsageError: another backbone than EfficientNet-Lite0, which this setting does not read.
+    """
+    words = SETTINGS[setting]
+    if arguments.backbone != BACKBONE and BACKBONE not in words.split():
+        raise UsageError(f"--backbone {arguments.backbone}: '{setting}' does not read {BACKBONE}: leave it out")
+    return f"{words.replace(BACKBONE, arguments.backbone)} {arguments.also}"
+
+
 def parse_setting(words: str, epochs: int | None) -> DetectorConfig:
     """The options of a detector's command; epochs replace those of all that have this option."""
     name, *options = shlex.split(words)
@@ -501,12 +513,7 @@ def run(arguments: argparse.Namespace, measure: Callable[..., Iterable[dict]]) -
         root, classes = find_classes(data)
         device = choose_device((0,))
         precision = choose_precision(arguments.precision, device)
-        configs = {
-            name: parse_setting(
-                f"{SETTINGS[name].replace(BACKBONE, arguments.backbone)} {arguments.also}", arguments.epochs
-            )
-            for name in arguments.settings
-        }
+        configs = {name: parse_setting(words_of(name, arguments), arguments.epochs) for name in arguments.settings}
         for one in classes:
             for row in measure(one, root, data, configs, arguments, device, precision):
                 rows.append(row)

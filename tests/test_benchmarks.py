@@ -53,6 +53,15 @@ def test_accuracys_table(mvtec, monkeypatch):
         assert 0 <= pro <= 1
 
 
+def test_a_backbone_is_refused_where_none_is_read(mvtec, monkeypatch):
+    words = ["mvtec", str(mvtec), "--settings", "PatchCore", "template", "--backbone", "resnet18"]
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *words])
+    with pytest.raises(
+        SystemExit, match="--backbone resnet18: 'template' does not read efficientnet_lite0: leave it out"
+    ):
+        accuracy.run(accuracy.parse(), accuracy.measure_class)
+
+
 @pytest.mark.parametrize("kind", synthetic.DEFECTS)
 def test_synthetic_defects(kind):
     """Nothing changes outside the mask that can be seen, what is inside does, and a seed draws the same again."""
