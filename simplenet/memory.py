@@ -11,7 +11,8 @@ from detection.coreset import coreset, projected, random_rows
 from detection.neighbours import closest, closest_of_first
 from detection.whitening import whitening
 
-CANDIDATES = 30_000  # random patches that the memory is chosen from
+CANDIDATES = 300_000  # random patches that the memory is chosen from: of fewer, few or none show what is rare
+CANDIDATES_MEMORY = 2**29  # bytes that they may take
 
 
 class Memory(nn.Module):
@@ -53,15 +54,17 @@ class Memory(nn.Module):
     def choose(self, embeddings: Iterable[Tensor], seed: int) -> None:
         """Take in N patches of normal images that lie near all others, and so do the first K of them.
 
-        Rare kinds of patches are among them, being far from all others. Of fewer patches than N all are there, the
-        first again for those that are missing.
+        Rare kinds of patches are among them, being far from all others. They are chosen from CANDIDATES, or as many as
+        CANDIDATES_MEMORY holds. Of fewer patches than N all are there, the first again for those that are missing.
 
         Args:
             embeddings: batches of patch features o [..., D]; read once.
             seed: of the candidates, and of the random directions that stand for many dimensions.
         """
-        candidates = self.seen(random_rows(embeddings, CANDIDATES, seed).float())
-        self.patches.copy_(candidates[coreset(projected(candidates, seed), len(self.patches)).rows])
+        size, dimension = self.patches.shape
+        most = max(size, min(CANDIDATES, CANDIDATES_MEMORY // (4 * dimension)))
+        candidates = self.seen(random_rows(embeddings, most, seed).float())
+        self.patches.copy_(candidates[coreset(projected(candidates, seed), size).rows])
 
     @property
     def compared(self) -> Tensor:
