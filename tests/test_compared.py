@@ -15,6 +15,7 @@ from test_simplenet import random_detector
 import main
 import simplenet
 from detection import Normal
+from detection.coreset import random_rows
 from detection.derived import Derived
 from detection.neighbours import closest
 from errors import DataError, UsageError
@@ -226,6 +227,21 @@ def test_fewer_patches_than_the_memory_takes():
     kept, given = ({tuple(row) for row in own.tolist()} for own in (detector.memory.patches, embeddings.view(16, 16)))
     assert kept == given
     assert detector.score(embeddings).scores.isfinite().all()
+
+
+def test_a_rare_patch_is_in_the_memory(monkeypatch):
+    """One of all, wherever it is; of more patches than the candidates' bytes hold, so many are drawn."""
+    embeddings = torch.randn(10, 100, 100, 6)
+    embeddings[7, 3, 4] = 50
+    memory = Memory(5, 6)
+    memory.choose(list(embeddings.split(2)), 0)
+    assert (memory.patches == 50).all(dim=1).any()
+    drawn = []
+    monkeypatch.setattr("simplenet.memory.random_rows", lambda *own: drawn.append(own[1]) or random_rows(*own))
+    for most in (3, 80):
+        monkeypatch.setattr("simplenet.memory.CANDIDATES_MEMORY", 4 * 6 * most)
+        memory.choose(list(embeddings.split(2)), 0)
+    assert drawn == [5, 80]
 
 
 def test_off_has_the_weights_and_state_that_it_always_had():
