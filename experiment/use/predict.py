@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from datasets import reader_count
 from detection import Prediction, TrainedModel, is_anomalous
 from detection.precision import precision_name
-from detection.whole_images import predicted
+from detection.whole_images import stitched
 from errors import DataError, Interrupted
 from experiment.machine.allocator import kept_blocks
 from experiment.machine.device import choose_device, choose_precision
@@ -120,8 +120,8 @@ def _predict_images(config: PredictConfig, model: TrainedModel, inputs: Inputs |
             read = [item.tensor for item in batch if not item.error]
             outside = outside and outside.with_images([item.brightness for item in batch if not item.error])
             start = time.perf_counter()
-            size = config.batch_size
-            prediction = predicted(score, torch.stack(read), model.tiling, size) if read else NOTHING
+            tiles = model.tiling.batches(torch.stack(read), config.batch_size) if read else ()
+            prediction = Prediction.joined([*stitched(map(score, tiles), model.tiling)] or [NOTHING])
             scores = prediction.scores.tolist()
             counts["beyond"] += normal.beyond(scores) if normal else 0
             maps = prediction.maps.cpu().numpy() if model.description.draws_maps else [None] * len(scores)
