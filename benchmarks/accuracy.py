@@ -233,9 +233,8 @@ def predict(name: str, labelled: Labelled, read: Read) -> dict:
     values = {**found.metrics, "ms": 1000 * (time.perf_counter() - start) / len(samples.test)}
     normal = found.scores[[not sample.anomalous for sample in samples.test]]
     thresholds = thresholds_of(samples, read.normal, QUANTILE, None)
-    outside = outside_of(read.test, thresholds)
-    holds = not (outside and outside.is_other_light)  # in another light nothing is said
-    told = thresholds.false_alarms._asdict() if holds and thresholds.false_alarms else {}
+    known = thresholds.false_alarms_among(outside_of(read.test, thresholds))
+    told = known._asdict() if known else {}
     return {**values, "false_alarms": is_anomalous(normal, thresholds.image).mean(), **told}
 
 

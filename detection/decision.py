@@ -64,6 +64,10 @@ class Thresholds:
             return None
         return false_alarms(self.images - 1 - math.ceil(self.quantile * (self.images - 1)), self.images)
 
+    def false_alarms_among(self, images: Outside | None) -> FalseAlarms | None:
+        """What is said of them among images whose brightness was counted: in another light nothing."""
+        return None if images and images.is_other_light else self.false_alarms
+
     @property
     def outside(self) -> Outside | None:
         """Of no image yet, whether it is too dark or too bright for what is said; None where that is not known."""

@@ -103,9 +103,7 @@ def decisions(records: Sequence[RunRecord]) -> Table:
             shares = [own.get(name, record.results_of[job].row.get(name)) for name in DECISION_METRICS]
             shares.append(decided[~anomalous].mean())
             name = [label] * (len(records) > 1) + [job.title] + [f"seed {job.seed}"] * (len(record.seeds) > 1)
-            outside = record.results_of[job].outside
-            holds = not (outside and outside.is_other_light)
-            shares += (holds and thresholds.false_alarms) or (math.nan, math.nan)
+            shares += thresholds.false_alarms_among(record.results_of[job].outside) or (math.nan, math.nan)
             cells = [NONE if pd.isna(share) else f"{100 * share:.1f}" for share in shares]
             source = f"{thresholds.images} {thresholds.source}"
             rows.append([" ".join(name), f"{thresholds.image:.3f}", source, *cells])
