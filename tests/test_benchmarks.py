@@ -16,6 +16,7 @@ import calibration
 import efficientad
 import flows
 import gpu
+import recipes
 import robust
 import synthetic
 
@@ -140,6 +141,22 @@ def test_efficientads_lines(capsys, monkeypatch):
     whats = ["predict, 1 images", "predict, 8 images", "train step, 1 image"]
     assert [line[:28].strip() for line in lines] == [f"{name}, {what}" for name in ("bf16", "fp32") for what in whats]
     assert all(float(one) > 0 for line in lines for one in line[28:].split()[:3])
+
+
+def test_recipes_lines(capsys, monkeypatch):
+    """Recipes in turn: the first is what the others are compared with."""
+    for recipe in recipes.RECIPES:
+        monkeypatch.setitem(recipes.RECIPES[recipe], "meta_epochs", 1)
+    words = "--backbone resnet18 -le layer1 --dims 8 --imagesize 32 --train_images 2 --train_rounds 1 --rounds 1"
+    recipes.main([*words.split(), "--images", "1", "2"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["stable:", "1", "2", "memory:", "1", "2"]
+    assert lines[0].endswith("1.00 x stable's")
+    for line in (*lines[1:3], *lines[4:]):
+        *_, ratio, _, _, _, bare = line.split()
+        ours = line.partition(": ")[2].split()[0]
+        assert float(ours) / float(bare) == pytest.approx(float(ratio), rel=0.2)
+        assert float(bare) > 0
 
 
 def test_scales_table():
