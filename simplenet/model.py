@@ -1,5 +1,7 @@
 """The two trained networks: feature adaptor (2) and discriminator (4) or (12), composed (8); see detector.py."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,15 +99,14 @@ class Member(nn.Module):
         super().__init__()
         self.adaptor = adaptor
         self.discriminator = discriminator
-        self._known: Derived[tuple[Tensor, Tensor]] = Derived()
+        self._known: Derived[Any] = Derived()
 
     def forward(self, features: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
         """D(G(o)) [N, 1] of o [N, D]; where it compares, of u, with patches u_k [K, D], of which k [N]."""
         if memory is not None:
-            weights = memory, *self.adaptor.parameters(), self.discriminator.first.weight
-            adapted, table = self._known.of(weights, lambda: self._met(memory))
+            adapted, table = self._known.of((memory, *self.parameters()), lambda: self._met(memory))
             return self.discriminator(self.adaptor(features), adapted, nearest, table)
-        composed = compose(self.adaptor, self.discriminator)
+        composed = self._known.of(tuple(self.parameters()), lambda: compose(self.adaptor, self.discriminator))
         if composed is None:
             return self.discriminator(self.adaptor(features))
         return self.discriminator.after_first(F.linear(features, *composed))

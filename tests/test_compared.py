@@ -82,12 +82,13 @@ def test_the_nearest_is_found_whatever_the_features_scale_and_mean(block, monkey
     assert (distances[0] / distances[1]).max() < 1.02
 
 
-def test_the_table_of_the_memory_is_made_once_per_weights(monkeypatch):
-    """Single images share it, and see what a step has made of it."""
+@pytest.mark.parametrize(("memory", "name"), [(9, "difference_table"), (0, "compose")])
+def test_what_follows_from_weights_is_made_once_per_weights(memory, name, monkeypatch):
+    """The memory's table, and the composed layer: single images share it, and see what a step has made of it."""
     made = []
-    real = simplenet.model.difference_table
-    monkeypatch.setattr("simplenet.model.difference_table", lambda *own: made.append(1) or real(*own))
-    detector, image = random_detector(memory=9), torch.randn(1, 4, 4, 16)
+    real = getattr(simplenet.model, name)
+    monkeypatch.setattr(simplenet.model, name, lambda *own: made.append(1) or real(*own))
+    detector, image = random_detector(memory=memory), torch.randn(1, 4, 4, 16)
     detector.fit_embeddings([torch.randn(2, 4, 4, 16)])
     made.clear()
     first = detector.score(image).scores
