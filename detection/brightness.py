@@ -76,9 +76,9 @@ class Outside:
         words, bounds = " or ".join(side[0] for side in found), " or ".join(side[1] for side in found)
         return (
             f"{words.capitalize()} than the images that the model's threshold comes from (mean grey value {bounds}): "
-            f"{' and '.join(str(side[-1]) for side in found)} of {self.images} {images}. It promises nothing for them: "
-            "train with --match_light gain, or with normal images in this light too (extend takes them into a memory "
-            "bank)."
+            f"{' and '.join(str(side[-1]) for side in found)} of {self.images} {images}. It promises nothing for them, "
+            "and good ones may all be called anomalous: train with --match_light gain, or with normal images in this "
+            "light too (extend takes them into a memory bank)."
         )
 
     def _side(

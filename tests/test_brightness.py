@@ -98,7 +98,8 @@ def test_images_that_all_lie_at_one_end_are_said():
     assert lowest < 168 and 173.3 < low < 178
     assert told(known, new).startswith(
         "Darker on the whole than the images that the model's threshold comes from (mean grey value below "
-        f"{low:.1f}, where at most 5 % of those lie): 41 of 41 images. It promises nothing for them: train with"
+        f"{low:.1f}, where at most 5 % of those lie): 41 of 41 images. It promises nothing for them, "
+        "and good ones may all be called anomalous: train with"
     )
     assert "Brighter on the whole than" in told(-known, -new) and "(mean grey value above -" in told(-known, -new)
     assert f"below {low:.1f}, where at most 5 % of those lie or above {highest:.1f}): 41 and 1 of 42 images" in told(
@@ -157,7 +158,7 @@ def described(folder, name):
     return json.loads((model_of(folder) / f"{name}.json").read_text())
 
 
-NOTE = "2 of 3 normal test images of mvtec_bolt. It promises nothing for them: train with --match_light"
+NOTE = "2 of 3 normal test images of mvtec_bolt. It promises nothing for them, and good"
 
 
 def test_a_run_keeps_what_is_normal_and_says_what_is_not(darkened, capsys):
