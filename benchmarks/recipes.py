@@ -48,9 +48,7 @@ def trained(detector: Detector, images: int) -> float:
     return time.perf_counter() - start
 
 
-def beside_backbone(
-    detector: Detector, extractor: FeatureExtractor, images: Tensor, rounds: int
-) -> tuple[float, float]:
+def beside_backbone(detector: Detector, extractor: FeatureExtractor, images: Tensor, rounds: int) -> list[float]:
     """Seconds of prediction, and of the backbone alone."""
 
     @torch.no_grad()
@@ -58,8 +56,7 @@ def beside_backbone(
         with autocast(CPU, detector.precision):
             extractor(images, detector.layers)
 
-    predict, bare = medians(rounds, lambda: detector.predict(images), backbone)
-    return predict, bare
+    return medians(rounds, lambda: detector.predict(images), backbone)
 
 
 def main(words: Sequence[str] | None = None) -> None:

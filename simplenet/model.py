@@ -104,7 +104,8 @@ class Member(nn.Module):
     def forward(self, features: Tensor, memory: Tensor | None = None, nearest: Tensor | None = None) -> Tensor:
         """D(G(o)) [N, 1] of o [N, D]; where it compares, of u, with patches u_k [K, D], of which k [N]."""
         if memory is not None:
-            adapted, table = self._known.of((memory, *self.parameters()), lambda: self._met(memory))
+            weights = memory, *self.adaptor.parameters(), self.discriminator.first.weight
+            adapted, table = self._known.of(weights, lambda: self._met(memory))
             return self.discriminator(self.adaptor(features), adapted, nearest, table)
         composed = self._known.of(tuple(self.parameters()), lambda: compose(self.adaptor, self.discriminator))
         if composed is None:

@@ -158,7 +158,10 @@ def described(folder, name):
     return json.loads((model_of(folder) / f"{name}.json").read_text())
 
 
-NOTE = "2 of 3 normal test images of mvtec_bolt. It promises nothing for them, and good"
+NOTE = (
+    "2 of 3 normal test images of mvtec_bolt. It promises nothing for them, and good ones may all be called anomalous: "
+    "train with --match_light"
+)
 
 
 def test_a_run_keeps_what_is_normal_and_says_what_is_not(darkened, capsys):
