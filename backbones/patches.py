@@ -1,5 +1,6 @@
 """Locally aware patch features (SimpleNet, Eqs. 1-3): neighbourhoods of layer maps, pooled to one vector per patch."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -100,13 +101,23 @@ def _average_shifted(layer_map: Tensor, planes: int, patchsize: int) -> Tensor:
     """[B, C, H, W] -> [B, planes, h, w]: means of equal groups of each C*p*p neighbourhood, in whole kernel rows.
 
     The values of a patch stand in the order (channel, row, column). Columns are summed first, by shifting; a group is
-    then a sum of neighbours in the order (channel, row).
+    then a sum of neighbours in the order (channel, row). Channels that a group has as a whole are summed before that.
     """
     height, width = patch_grid((layer_map.shape[-2], layer_map.shape[-1]), patchsize)
     group = layer_map.shape[1] * patchsize**2 // planes
     before = (patchsize - 1) // 2
-    padded = F.pad(layer_map.permute(0, 2, 3, 1), (0, 0, before, before, before, before))  # channels last: contiguous
-    rows = sum(padded[:, :, k : k + width] for k in range(patchsize)) / group
-    in_order = torch.stack([rows[:, k : k + height] for k in range(patchsize)], dim=-1).flatten(3)  # [B, h, w, C*p]
-    groups = in_order.unflatten(3, (planes, group // patchsize))
-    return sum(groups.unbind(dim=-1)).permute(0, 3, 1, 2)
+    channels = layer_map.permute(0, 2, 3, 1)  # last: contiguous
+    whole = group % patchsize**2 == 0
+    if whole:
+        channels = _sum(channels.unflatten(3, (planes, -1)).unbind(dim=-1))  # [B, H, W, planes]
+    padded = F.pad(channels, (0, 0, before, before, before, before))
+    rows = _sum([padded[:, :, k : k + width] for k in range(patchsize)]) / group
+    shifted = [rows[:, k : k + height] for k in range(patchsize)]
+    if whole:
+        return _sum(shifted).permute(0, 3, 1, 2)
+    groups = torch.stack(shifted, dim=-1).flatten(3).unflatten(3, (planes, group // patchsize))
+    return _sum(groups.unbind(dim=-1)).permute(0, 3, 1, 2)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
