@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backbones.devices import is_on_processor
+from detection.precision import product_type
 
 Value = TypeVar("Value")
 
@@ -27,8 +28,15 @@ class Derived(Generic[Value]):
         """
         if torch.is_grad_enabled() or not all(is_on_processor(one) for one in weights):
             return make()
-        computed_in = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-        state = (computed_in, *(one.dtype for one in weights))
-        if self._kept is None or self._kept[0] != state or not all(map(torch.equal, self._kept[1], weights)):
-            self._kept = state, [one.detach().clone() for one in weights], make()
+        state = (product_type(weights[0].device), *((one.dtype, one.shape) for one in weights))
+        bits = [_bits(one) for one in weights]
+        if self._kept is None or self._kept[0] != state or not all(map(torch.equal, self._kept[1], bits)):
+            self._kept = state, [one.clone() for one in bits], make()
         return self._kept[2]
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Numbers as they are stored, eight bytes at a time where they can be: compared so, bfloat16 takes a sixth."""
+    flat = values.detach().flatten()
+    eights = all(place * flat.itemsize % 8 == 0 for place in (flat.numel(), flat.storage_offset()))
+    return flat.view(torch.int64) if eights else flat

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.devices import is_on_processor
+from detection.precision import product_type
 
 BLOCK = 2**24  # distances that are held at once: 64 MiB
 CACHED = 2**20  # by a processor, which reads them again from its cache, and whose allocator need not ask the system
@@ -40,28 +42,52 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
     return torch.cat([search(part) for part in features.split(rows, dim=1)], dim=1)
 
 
-def closest(features: Tensor, centres: Tensor) -> Tensor:
-    """Indices [N] of the centres [K, D] that are nearest to features [N, D], as far as products can tell them apart.
+class SearchTable(NamedTuple):
+    """Centres as closest_of_first meets them: m = (c - middle) / size, without their mean and size.
 
-    As closest_of_first, of all centres.
+    Numbers have so the digits that the differences need.
+
+    Attributes:
+        centres: m [K, D], of the type that products have.
+        half: |m|^2 / 2 [K], float32.
+        middle: [D].
+        size: [], the root of the mean of |c - middle|^2.
     """
-    return closest_of_first(features, centres, [len(centres)])[0]
+
+    centres: Tensor
+    half: Tensor
+    middle: Tensor
+    size: Tensor
 
 
 @torch.no_grad()
-def closest_of_first(features: Tensor, centres: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """For every count, the nearest of so many first centres: indices [N] of centres [K, D], of features [N, D].
-
-    The products are of the type that autocast asks for, of which bfloat16 takes a centre that lies a little farther for
-    the nearest now and then. Without their mean and size, numbers have the digits that the differences need. At most
-    BLOCK distances are held at once; a traced graph takes any N, in one block.
-    """
-    centres = centres[: max(counts)].float()
+def search_table(centres: Tensor) -> SearchTable:
+    """What closest_of_first needs of centres [K, D]."""
+    centres = centres.float()
     middle = centres.sum(dim=0) / len(centres)
     centres = centres - middle
     size = torch.linalg.vector_norm(centres) / len(centres) ** 0.5 + TINY
     centres = centres / size
     half = centres.square().sum(dim=1) / 2
+    return SearchTable(centres.to(product_type(centres.device)), half, middle, size)
+
+
+def closest(features: Tensor, centres: Tensor) -> Tensor:
+    """Indices [N] of the centres [K, D] that are nearest to features [N, D], as far as products can tell them apart.
+
+    As closest_of_first, of all centres.
+    """
+    return closest_of_first(features, search_table(centres), [len(centres)])[0]
+
+
+@torch.no_grad()
+def closest_of_first(features: Tensor, table: SearchTable, counts: Sequence[int]) -> list[Tensor]:
+    """For every count, the nearest of so many first centres: indices [N] of a table's K, of features [N, D].
+
+    The products are of the type that autocast asks for, of which bfloat16 takes a centre that lies a little farther for
+    the nearest now and then. At most BLOCK distances are held at once; a traced graph takes any N, in one block.
+    """
+    centres, half, middle, size = table
 
     def search(part: Tensor) -> Tensor:
         near = F.linear((part - middle) / size, centres).float().sub_(half)  # (|q|^2 - |q - m_k|^2) / 2
@@ -86,7 +112,9 @@ def _highest(values: Tensor) -> Tensor:
     """
     if not is_on_processor(values):
         return values.argmax(dim=1)
-    folded = F.pad(values, (0, -values.shape[1] % FOLD), value=-torch.inf).unflatten(1, (FOLD, -1))
+    if missing := -values.shape[1] % FOLD:
+        values = F.pad(values, (0, missing), value=-torch.inf)
+    folded = values.unflatten(1, (FOLD, -1))
     columns = folded.amax(dim=1).argmax(dim=1)
     own = folded.gather(2, columns.view(-1, 1, 1).expand(-1, FOLD, 1))[:, :, 0]  # [N, FOLD]
     return own.argmax(dim=1) * folded.shape[2] + columns

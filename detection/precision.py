@@ -17,3 +17,8 @@ def precision_name(dtype: torch.dtype) -> str:
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     """Matrix products and convolutions in a precision; of float32 see full_float32."""
     return full_float32(device) if precision == torch.float32 else torch.autocast(device.type, precision)
+
+
+def product_type(device: torch.device) -> torch.dtype:
+    """What products of float32 tensors are computed in here: autocast's type, where it is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from backbones.float32 import full_float32
 from detection.coreset import coreset, projected, random_rows
-from detection.neighbours import closest, closest_of_first
+from detection.derived import Derived
+from detection.neighbours import SearchTable, closest, closest_of_first, search_table
 from detection.whitening import whitening
 
 CANDIDATES = 300_000  # random patches that the memory is chosen from: of fewer, few or none show what is rare
@@ -31,6 +32,7 @@ class Memory(nn.Module):
         self.register_buffer("patches", torch.zeros(max(size, bank_size), dimension))
         self.register_buffer("weight", torch.eye(dimension) if whitens else None)
         self.register_buffer("bias", torch.zeros(dimension) if whitens else None)
+        self._table: Derived[SearchTable] = Derived()
 
     @torch.no_grad()
     def whiten(self, embeddings: Iterable[Tensor], shrinkage: float) -> None:
@@ -84,7 +86,8 @@ class Memory(nn.Module):
     def _nearest(self, seen: Tensor, counts: Sequence[int], own: Tensor | None) -> list[Tensor]:
         """For every count, the nearest of so many first patches; one search finds all where none are own."""
         if own is None:
-            return closest_of_first(seen, self.patches, counts)
+            patches = self.patches[: max(counts)]
+            return closest_of_first(seen, self._table.of([patches], lambda: search_table(patches)), counts)
         return [_nearest_other(seen, self.patches[:count], own[:count]) for count in counts]
 
 

@@ -58,7 +58,7 @@ def test_the_closest_of_all_and_of_the_first_are_found_together(centres, count, 
     count = min(count, centres)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "BLOCK", block)
-        found = neighbours.closest_of_first(features, table, [count, centres])
+        found = neighbours.closest_of_first(features, neighbours.search_table(table), [count, centres])
     for n, own in zip((count, centres), found, strict=True):
         squares = torch.cdist(features, table[:n], compute_mode="donot_use_mm_for_euclid_dist")
         torch.testing.assert_close(squares.gather(1, own.unsqueeze(1))[:, 0], squares.amin(1), rtol=1e-4, atol=1e-4)

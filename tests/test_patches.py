@@ -72,7 +72,7 @@ def test_equals_unfold_and_pooling(batch, shapes, pretrain, target, p, seed):
     sizes=st.lists(st.tuples(st.integers(3, 8), st.integers(3, 8)), min_size=3, max_size=3),
 )
 def test_tiled_dimensions_equal_unfold_and_pooling(layers, per_layer, rows, pooled, p, sizes):
-    """Channels so that every group is whole kernel rows of one layer, or whole channels; nothing may be unfolded then."""
+    """Channels so that every group is whole kernel rows of one layer, or more; nothing may be unfolded then."""
     pretrain, target = per_layer * pooled * p, layers * per_layer * p
     channels = [per_layer * pooled * r for r in rows[:layers]]
     maps = [torch.randn(2, c, *size) for c, size in zip(channels, sizes, strict=False)]
