@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.alignment import Alignment
+from backbones.devices import kept_on_device
+from backbones.float32 import full_float32
 from backbones.resizing import resized
+
+CONVOLVED = 2500  # values of a neighbourhood, above which it is unfolded
 
 
 def embed_patches(
@@ -25,7 +29,8 @@ def embed_patches(
     first layer's grid (bilinear, align_corners=False), and the stacked layers are averaged adaptively to
     target_embed_dimension (f_cat, Eq. 3). Resizing acts on space and pooling on channels, so the pooled planes are
     resized, which is the same and cheaper than resizing all C*p*p of them. Where the averaging groups tile the patches
-    (the paper's dimensions do), both averages become one of shifted maps and nothing is unfolded.
+    (the paper's dimensions do), both averages become one of shifted maps, and of few channels a convolution: nothing is
+    unfolded then.
 
     Args:
         maps: one float tensor [B, C_l, H_l, W_l] per layer; the first gives the grid H1 x W1.
@@ -53,6 +58,8 @@ def embed_patches(
         per_layer = target_embed_dimension // len(maps)
         averaged = [_average_shifted(layer_map, per_layer, patchsize) for layer_map in maps]
         return _stack_on_first_grid(averaged, alignment)
+    if max(channels) * patchsize**2 <= CONVOLVED:
+        return _convolved(maps, pretrain_embed_dimension, target_embed_dimension, patchsize, alignment)
     pooled = [_pool_neighbourhoods(layer_map, pretrain_embed_dimension, patchsize) for layer_map in maps]
     return F.adaptive_avg_pool1d(_stack_on_first_grid(pooled, alignment), target_embed_dimension)
 
@@ -82,6 +89,41 @@ def _pool_neighbourhoods(layer_map: Tensor, dimension: int, patchsize: int) -> T
     pooled = F.adaptive_avg_pool1d(patches.transpose(1, 2), dimension)  # [B, h*w, dimension]
     grid = patch_grid((layer_map.shape[-2], layer_map.shape[-1]), patchsize)
     return pooled.transpose(1, 2).unflatten(2, grid)
+
+
+def _convolved(
+    maps: Sequence[Tensor], pretrain: int, target: int, patchsize: int, alignment: Alignment | None
+) -> Tensor:
+    """As embed_patches, by a convolution of each layer: [B, h*w, target].
+
+    Of few channels it takes a fraction of the time of unfolding and pooling; of many, most of its products are by zero.
+    """
+    planes = []
+    with full_float32(maps[0].device):
+        for layer, own in enumerate(maps):
+            values = own.to(torch.promote_types(own.dtype, torch.float32))
+            shares = _shares(own.device, own.shape[1], pretrain, target, patchsize, layer, len(maps))
+            planes.append(F.conv2d(values, shares.to(values.dtype), padding=(patchsize - 1) // 2))
+    averages = []
+    for layer, own in enumerate(resize_to_first(planes, alignment)):
+        first, end = _places(target, layer, len(maps))
+        averages.append(F.pad(own.permute(0, 2, 3, 1), (first, target - end)))  # [B, h, w, target]
+    return _sum(averages).flatten(1, 2).to(maps[0].dtype)
+
+
+@kept_on_device
+def _shares(channels: int, pretrain: int, target: int, patchsize: int, layer: int, layers: int) -> Tensor:
+    """What share every value of a layer's neighbourhood has in the averages that it is part of: [n, C, p, p]."""
+    values = torch.eye(channels * patchsize**2).unsqueeze(0)
+    pooled = F.pad(F.adaptive_avg_pool1d(values, pretrain), (layer * pretrain, (layers - 1 - layer) * pretrain))
+    first, end = _places(target, layer, layers)
+    averages = F.adaptive_avg_pool1d(pooled, target)[0, :, first:end]  # [C*p*p, n]
+    return averages.T.reshape(end - first, channels, patchsize, patchsize)
+
+
+def _places(target: int, layer: int, layers: int) -> tuple[int, int]:
+    """The first of the averages that a layer is part of, and the one behind its last."""
+    return layer * target // layers, -(-(layer + 1) * target // layers)
 
 
 def _tiles(channels: Sequence[int], pretrain: int, target: int, patchsize: int) -> bool:

@@ -27,7 +27,7 @@ STABLE: dict[str, Any] = {
 MEMORY: dict[str, Any] = {
     **STABLE,
     "memory": 1000,
-    "bank_size": 2000,
+    "bank_size": 4000,
     "distance": 0.25,
     "ensemble": 3,
     "noise_std": 0.5,

@@ -53,12 +53,17 @@ def plain_embedding(maps, pretrain, target, p):
     pretrain=st.integers(1, 40),
     target=st.integers(1, 40),
     p=st.integers(1, 5),
+    few=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_equals_unfold_and_pooling(batch, shapes, pretrain, target, p, seed):
+def test_equals_unfold_and_pooling(batch, shapes, pretrain, target, p, few, seed):
+    """Few channels, which are convolved, and many, which are unfolded."""
     generator = torch.Generator().manual_seed(seed)
     maps = [torch.randn(batch, *shape, generator=generator) for shape in shapes]
-    found = embed_patches(maps, pretrain, target, p).flatten(0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "CONVOLVED", 9 * 5**2 if few else 0)
+        patch.setattr(patches, "_pool_neighbourhoods" if few else "_convolved", None)
+        found = embed_patches(maps, pretrain, target, p).flatten(0, 1)
     torch.testing.assert_close(found, plain_embedding(maps, pretrain, target, p), atol=1e-5, rtol=0)
 
 
@@ -78,6 +83,7 @@ def test_tiled_dimensions_equal_unfold_and_pooling(layers, per_layer, rows, pool
     maps = [torch.randn(2, c, *size) for c, size in zip(channels, sizes, strict=False)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patches, "_pool_neighbourhoods", None)
+        patch.setattr(patches, "_convolved", None)
         found = embed_patches(maps, pretrain, target, p).flatten(0, 1)
     torch.testing.assert_close(found, plain_embedding(maps, pretrain, target, p), atol=1e-5, rtol=0)
 
