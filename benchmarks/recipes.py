@@ -24,7 +24,7 @@ from torch import Tensor
 
 import backbones
 from backbones import FeatureExtractor
-from benchmarks.accuracy import build, parse_setting
+from benchmarks.accuracy import BACKBONE, build, parse_setting
 from benchmarks.speed import instructions, medians
 from detection import Detector, Normal, autocast
 from detection.precision import PRECISIONS
@@ -62,8 +62,10 @@ def beside_backbone(detector: Detector, extractor: FeatureExtractor, images: Ten
 def main(words: Sequence[str] | None = None) -> None:
     """A line for every recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("-le", dest="layers", action="append", help="layer; none: blocks.2 and blocks.4")
+    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument(
+        "-le", dest="layers", action="append", help="layer; none: EfficientNet-Lite0's blocks.2, blocks.4"
+    )
     parser.add_argument("--dims", type=int, default=256, help="of the features")
     parser.add_argument("--imagesize", type=int, default=256)
     parser.add_argument("--train_images", type=int, default=160)
@@ -72,6 +74,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of prediction")
     parser.add_argument("--precision", choices=PRECISIONS, default=best_precision(CPU))
     own = parser.parse_args(words)
+    if own.backbone != BACKBONE and not own.layers:
+        parser.error(f"--backbone {own.backbone} needs its layers: give each by -le")
     layers = " ".join(f"-le {layer}" for layer in own.layers or ["blocks.2", "blocks.4"])
     size, precision = (own.imagesize, own.imagesize), PRECISIONS[own.precision]
     extractor = backbones.load(own.backbone, "random")
