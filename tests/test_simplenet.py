@@ -484,9 +484,18 @@ def test_trained_backbone_is_a_copy_that_learns_and_is_saved():
 def test_frozen_backbone_stays_in_eval_mode():
     detector = random_detector()
     detector.fit([torch.randn(2, 3, 64, 64)])
+    detector.backbone.train()  # by whoever else has it
     detector.train()
     assert detector.members.training
     assert not any(module.training for module in detector.backbone.modules())
+    assert not any(module.training for module in detector.eval().modules())
+
+
+def test_trained_backbone_follows():
+    detector = random_detector(train_backbone=True)
+    detector.fit([torch.randn(2, 3, 64, 64)])
+    for mode in (True, False):
+        assert all(module.training is mode for module in detector.train(mode).modules())
 
 
 def test_the_loss_that_is_read_is_trained(monkeypatch):
