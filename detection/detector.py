@@ -323,7 +323,7 @@ class Detector(nn.Module):
         self.training = mode
         for child in self.children():
             learns = child is not self.backbone or self.train_backbone
-            if learns or child.training:  # to set again what is set takes a millisecond of every prediction
+            if learns or any(own.training for own in child.modules()):  # asked, as to set it takes five times as long
                 child.train(mode and learns)
         return self
 
