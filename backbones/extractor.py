@@ -95,6 +95,10 @@ class FeatureExtractor(nn.Module):
         outputs = network(images.contiguous(memory_format=torch.channels_last))
         return [own.fold(outputs[layer]) for layer, own in zip(layers, self._look(layers, size).layouts, strict=True)]
 
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """As in nn.Module. Predictions ask for eval mode, and hundreds of modules take five times as long to set."""
+        return self if all(own.training == mode for own in self.modules()) else super().train(mode)
+
     @torch.inference_mode(False)  # where a first image is in inference, what is built must still be as others
     def build(
         self, layers: Sequence[str], image_size: tuple[int, int], device: torch.device | str = "cpu"

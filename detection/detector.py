@@ -300,9 +300,11 @@ class Detector(nn.Module):
         """As embed, of what readers give: pixels uint8 [B, 3 or 4, H, W], normalised here; rows as they are."""
         return self.embed(*unpacked(to_device(read, self.device)))
 
+    @torch.no_grad()
     def predict_read(self, read: Tensor) -> Prediction:
         """As predict, of what embed_read takes."""
-        return self.predict(*unpacked(to_device(read, self.device)))
+        self.eval()
+        return self.score(self.embed_read(read))
 
     @torch.no_grad()
     def predict(self, images: Tensor, interest: Tensor | None = None) -> Prediction:
@@ -320,11 +322,9 @@ class Detector(nn.Module):
 
     def train(self, mode: bool = True) -> "Detector":
         """As in nn.Module, but a frozen backbone stays in eval mode: its BatchNorm statistics must not move."""
-        self.training = mode
-        for child in self.children():
-            learns = child is not self.backbone or self.train_backbone
-            if learns or any(own.training for own in child.modules()):  # asked, as to set it takes five times as long
-                child.train(mode and learns)
+        super().train(mode)
+        if mode and not self.train_backbone:
+            self.backbone.eval()
         return self
 
     def learned(self) -> dict[str, nn.Parameter]:
