@@ -57,7 +57,10 @@ class Alignment(nn.Module):
             interpolation_on(planes.device, own[axis], planes.shape[2 + axis], first[axis], grid[axis])
             for axis in (0, 1)
         )
-        return resampled(planes, rows, columns).to(planes.dtype)
+        with full_float32(planes.device):  # channels last, as networks leave them: a product per row, not per channel
+            cells = planes.permute(0, 2, 3, 1).float()  # [B, h, w, P]
+            by_rows = (rows @ cells.flatten(2)).unflatten(2, cells.shape[2:])  # [B, H, w, P]
+            return (columns @ by_rows).permute(0, 3, 1, 2).to(planes.dtype)
 
 
 def interpolation(own: Centres, cells: int, wanted: Centres, count: int) -> Tensor:

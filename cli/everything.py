@@ -12,7 +12,7 @@ PAPER = "dataset --batch_size 8 --resize 329 --imagesize 288"
 MVTEC = {  # of MVTec AD, and what has its layout
     "net": f"{NET} --meta_epochs 40 --gan_epochs 4 --noise_std 0.015 --dsc_hidden 1024 --dsc_margin .5 --pre_proj 1 "
     f"{PAPER}",
-    "net_memory": f"net {NET} --recipe memory {PAPER}",
+    "net_memory": f"net {WIDE} {TWO} --recipe memory {PAPER}",
     "patchcore": f"{WIDE} {TWO}",
     "reconpatch": f"{WIDE} {TWO}",
     "gaussian": f"{WIDE} {THREE} --dimensions 550",
@@ -36,8 +36,7 @@ FINE, ALL = "-le blocks.2 -le blocks.4", "-le blocks.1 -le blocks.2 -le blocks.4
 ELPV = {  # of the solar cells, small: all together 20 minutes on two cores
     "net": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 --gan_epochs 10 "
     f"--auto_noise 0.5 --dsc_lr 0.0001 --dsc_hidden 512 --dsc_margin .5 --pre_proj 1 {CELLS}",
-    "net_memory": f"net {LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 "
-    f"--meta_epochs 1 --gan_epochs 20 --recipe memory {CELLS}",
+    "net_memory": f"net {LITE} {FINE} --meta_epochs 1 --gan_epochs 20 --recipe memory {CELLS}",
     "patchcore": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 -p 0.01 {CELLS}",
     "reconpatch": f"{LITE} {FINE} --pretrain_embed_dimension 256 --target_embed_dimension 256 --modulated_dim 256 "
     f"--lr 0.001 --epochs 2 {CELLS}",

@@ -26,6 +26,8 @@ STABLE: dict[str, Any] = {
 # For parts in changing light and for sharper maps; chosen on solar cells, drawn parts and two classes of assembly.
 MEMORY: dict[str, Any] = {
     **STABLE,
+    "pretrain_embed_dimension": 256,  # with the paper's 1,536 all that follows takes twice the backbone's time
+    "target_embed_dimension": 256,
     "memory": 1000,
     "bank_size": 4000,
     "distance": 0.25,

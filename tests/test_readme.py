@@ -86,10 +86,11 @@ def test_an_unknown_option_is_nets_to_refuse():
     assert line[line.index("dataset") - 2 : line.index("dataset")] == ["--bachsize", "4"]
 
 
-@pytest.mark.parametrize("recipe", [["--recipe", "stable"], ["--recipe=stable"]])
+@pytest.mark.parametrize("recipe", [["--recipe", "stable"], ["--recipe=stable"], ["--recipe", "memory"]])
 def test_a_recipe_sets_its_own_options(recipe):
-    line = run_sh(*recipe, "--ema", "0.9")
-    assert not {f"--{name}" for name in RECIPES["stable"] if name != "ema"} & set(line)
+    line, name = run_sh(*recipe, "--ema", "0.9"), recipe[-1].removeprefix("--recipe=")
+    assert not {f"--{own}" for own in RECIPES[name] if own != "ema"} & set(line)
+    assert ("--target_embed_dimension" in line) == (name == "stable")  # memory has fewer than the paper
     assert "wideresnet50" in line and "--noise_std" in run_sh("--recipe", "paper")
 
 
