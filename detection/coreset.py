@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backbones.float32 import full_float32
-from detection.neighbours import BLOCK
+from detection.neighbours import BLOCK, held_at_once
 
 DIMENSIONS = 128  # that rows of many more are chosen in, as in PatchCore (Roth et al., CVPR 2022)
 WINDOW = 4096  # rows that a round of picks is made from: they stay in a processor's cache
@@ -47,7 +47,7 @@ def coreset(features: Tensor, size: int, start: Tensor | None = None) -> Picks:
     while missing > 0:
         new = _picks_of_window(features, norms, distances, missing)
         centres, own = -2 * features[new], norms[new].unsqueeze(1)
-        rows = max(1, BLOCK // len(new))
+        rows = max(1, held_at_once(features) // len(new))
         blocks = zip(*(whole.split(rows) for whole in (features, norms, distances, covered)), strict=True)
         for part, length, left, true in blocks:
             to_picks = torch.addmm(own, centres, part.T).amin(dim=0) + length

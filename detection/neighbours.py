@@ -29,7 +29,7 @@ def nearest(features: Tensor, centres: Tensor, k: int) -> Tensor:
     norms = F.pad(centres.square().sum(dim=1), (0, padding), value=torch.inf)
     table = (-2 * F.pad(centres, (0, 0, 0, padding))).T
     images = 1 if torch.compiler.is_compiling() else len(features)  # a traced graph takes any number
-    rows = max(1, _held_at_once(features) // (images * len(norms)))
+    rows = max(1, held_at_once(features) // (images * len(norms)))
 
     def search(part: Tensor) -> Tensor:
         distances = torch.addmm(norms, part.flatten(0, 1), table)  # squared, but for |features|^2
@@ -95,11 +95,11 @@ def closest_of_first(features: Tensor, table: SearchTable, counts: Sequence[int]
 
     if torch.compiler.is_compiling():
         return list(search(features))
-    rows = max(1, _held_at_once(features) // len(centres))
+    rows = max(1, held_at_once(features) // len(centres))
     return list(torch.cat([search(part) for part in features.split(rows)], dim=1))
 
 
-def _held_at_once(features: Tensor) -> int:
+def held_at_once(features: Tensor) -> int:
     """How many distances of features are held at once."""
     return min(BLOCK, CACHED) if is_on_processor(features) else BLOCK
 
